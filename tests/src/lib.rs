@@ -1,2 +1,45 @@
-#![no_std]
-//! (to be written)
+//! In-kernel tests: how they register, run and report, and the suites themselves.
+//!
+//! A test is written with [`ktest!`] beside its fellows in `suites/<storey>.rs` and is found through
+//! the link section `linkme_TESTS`; there is no list to keep. `xtask` reads the same section from the
+//! kernel's ELF file, so tests can be listed without booting.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`case`] | [`TestCase`], the registry, [`ktest!`] |
+//! | [`outcome`] | [`Failure`], [`ensure!`], [`ensure_eq!`], [`skip!`] |
+//! | [`filter`] | `kunit.filter_glob` |
+//! | [`run`] | [`Test`], the order, one test after the other |
+//! | [`report`] | KTAP version 1 |
+//! | [`frame`] | frames with a number and a CRC around each line |
+//! | [`com2`] | the frames on the second serial port; the heartbeat; tests that take too long |
+//!
+//! A test that fails returns; a test that panics takes the machine with it, and whoever booted it
+//! boots again and goes on with `grange.test_start=`.
+//!
+//! These suites link against the storeys as any user would. Linux: `lib/kunit/` (6.12), whose output
+//! format and filter parameter these are.
+#![cfg_attr(not(test), no_std)]
+
+extern crate alloc;
+
+/// What the macros need; not an interface.
+#[doc(hidden)]
+pub mod private {
+    pub use alloc::format;
+    pub use linkme;
+}
+
+pub mod case;
+pub mod com2;
+pub mod filter;
+pub mod frame;
+pub mod outcome;
+pub mod report;
+pub mod run;
+mod suites;
+
+pub use case::{TESTS, TestCase};
+pub use filter::Filter;
+pub use outcome::Failure;
+pub use run::{Plan, Summary, Test, run};

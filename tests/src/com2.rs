@@ -1,0 +1,169 @@
+//! The report as frames on the second serial port, and the proof that time goes on.
+//!
+//! While a run is on, [`heartbeat`] (called from the tick) sends a frame now and then, so that
+//! whoever watches can tell a slow guest from a stuck one. It also watches the test that is running:
+//! one that takes several times its budget is stuck, and the kernel is told so.
+
+use core::fmt;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use sync::{ATOMIC, Once, SpinLock, lock_class};
+
+use crate::case::TestCase;
+use crate::frame::{FrameWriter, Kind};
+use crate::report::{Output, Start};
+use crate::run::Summary;
+
+/// Time between two heartbeats, in nanoseconds of guest time.
+const HEARTBEAT_NS: u64 = 250_000_000;
+
+/// A test is stuck when it takes this many times its budget: an emulated machine on a busy host may
+/// well be several times slower than on a quiet one.
+const STUCK_FACTOR: u64 = 4;
+
+/// The stream, and whether a run is on (then the first frame is out and the last is not).
+struct Stream {
+    frames: FrameWriter,
+    open: bool,
+}
+
+/// Protects the port and the frame numbers. Taken in any context but NMI, with interrupts off; the
+/// heartbeat only tries. Nests in nothing, and nothing in it.
+static STREAM: SpinLock<Stream> = SpinLock::new(
+    Stream {
+        frames: FrameWriter::new(),
+        open: false,
+    },
+    lock_class!("tests.com2"),
+);
+
+/// Calls of [`heartbeat`]. Written by it, read by nobody else.
+static TICKS: AtomicU64 = AtomicU64::new(0);
+
+/// When the next heartbeat is due. Several CPUs may call [`heartbeat`]; one of them moves this on.
+static NEXT_BEAT_NS: AtomicU64 = AtomicU64::new(0);
+
+/// When the running test is stuck, `u64::MAX` while none runs. Written by the runner, read by the
+/// heartbeat; a stale value only shifts the verdict by a tick.
+static DEADLINE_NS: AtomicU64 = AtomicU64::new(u64::MAX);
+
+/// What to do about a stuck test.
+static ON_STUCK: Once<fn()> = Once::new();
+
+/// Frames on COM2.
+pub struct Com2;
+
+impl Com2 {
+    fn frame(&mut self, kind: Kind, payload: fmt::Arguments<'_>) {
+        let mut stream = STREAM.lock_irqsave(ATOMIC);
+        // From the first frame on heartbeats may join in.
+        stream.open = true;
+        stream
+            .frames
+            .write(kind, payload, &mut arch::console::write_com2);
+    }
+}
+
+impl Output for Com2 {
+    fn start(&mut self, start: &Start) {
+        let Start {
+            seed,
+            cpus,
+            nodes,
+            build,
+        } = start;
+        self.frame(
+            Kind::Start,
+            format_args!(
+                r#"{{"v":1,"seed":{seed},"cpus":{cpus},"nodes":{nodes},"build":"{build}"}}"#
+            ),
+        );
+    }
+
+    fn begin(&mut self, case: &TestCase) {
+        let TestCase {
+            suite,
+            name,
+            budget_ms,
+            ..
+        } = case;
+        self.frame(
+            Kind::Begin,
+            format_args!(r#"{{"suite":"{suite}","name":"{name}","budget_ms":{budget_ms}}}"#),
+        );
+    }
+
+    fn ktap(&mut self, line: fmt::Arguments<'_>) {
+        self.frame(Kind::Ktap, line);
+    }
+
+    fn figure(&mut self, object: fmt::Arguments<'_>) {
+        self.frame(Kind::Json, object);
+    }
+
+    fn end(&mut self, summary: &Summary) {
+        let Summary {
+            planned,
+            passed,
+            failed,
+            skipped,
+        } = summary;
+        // One hold of the lock: no heartbeat may come between the count and the last frame.
+        let mut stream = STREAM.lock_irqsave(ATOMIC);
+        stream.open = false;
+        let frames = stream.frames.count();
+        let payload = format_args!(
+            r#"{{"planned":{planned},"passed":{passed},"failed":{failed},"skipped":{skipped},"frames":{frames}}}"#
+        );
+        stream
+            .frames
+            .write(Kind::End, payload, &mut arch::console::write_com2);
+    }
+}
+
+/// Says what to do when a test is stuck. Called from the tick; does not return if it can help it.
+///
+/// Context: boot, once; a second call changes nothing.
+pub fn on_stuck(func: fn()) {
+    ON_STUCK.call_once(|| func);
+}
+
+/// Sets when the running test is stuck, or that none runs. Context: the runner.
+pub(crate) fn set_deadline(budget_ms: Option<u32>) {
+    let deadline = budget_ms.map_or(u64::MAX, |ms| {
+        arch::clock::now_ns() + u64::from(ms) * 1_000_000 * STUCK_FACTOR
+    });
+    DEADLINE_NS.store(deadline, Ordering::Relaxed);
+}
+
+/// Sends a heartbeat if one is due, and looks after the running test.
+///
+/// Context: the tick of any CPU. Takes the stream's lock only if it is free.
+pub fn heartbeat() {
+    let ticks = TICKS.fetch_add(1, Ordering::Relaxed);
+    let now = arch::clock::now_ns();
+    if now > DEADLINE_NS.load(Ordering::Relaxed) {
+        // Once: the next tick must not come in between.
+        DEADLINE_NS.store(u64::MAX, Ordering::Relaxed);
+        if let Some(stuck) = ON_STUCK.get() {
+            stuck();
+        }
+    }
+    let due = NEXT_BEAT_NS.load(Ordering::Relaxed);
+    let next = now + HEARTBEAT_NS;
+    if now < due
+        || NEXT_BEAT_NS
+            .compare_exchange(due, next, Ordering::Relaxed, Ordering::Relaxed)
+            .is_err()
+    {
+        return;
+    }
+    if let Some(mut stream) = STREAM.try_lock_irqsave(ATOMIC)
+        && stream.open
+    {
+        let payload = format_args!(r#"{{"ticks":{ticks},"ns":{now}}}"#);
+        stream
+            .frames
+            .write(Kind::Heartbeat, payload, &mut arch::console::write_com2);
+    }
+}
