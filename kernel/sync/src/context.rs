@@ -1,0 +1,401 @@
+//! The one `preempt_count` of each CPU, and the guards that move it.
+//!
+//! | bits | mask | what |
+//! |---|---|---|
+//! | 0–7 | `0x0000_00ff` | depth of [`PreemptGuard`]s, spin locks included |
+//! | 8 | `0x0000_0100` | this CPU runs soft interrupts |
+//! | 9–15 | `0x0000_fe00` | depth of [`SoftirqGuard`]s |
+//! | 16–19 | `0x000f_0000` | hard interrupt depth |
+//! | 20–23 | `0x00f0_0000` | NMI depth |
+//! | 31 | `0x8000_0000` | **no** reschedule is wanted |
+//!
+//! Initial value `0x8000_0000`. Bit 31 is inverted so that "no guard left, and a reschedule is
+//! wanted" is the value zero, which the subtraction that ends a guard reports for free: a
+//! preempt-disable and enable pair is five instructions at most. Linux folds the same bit
+//! (6.12, arch/x86/include/asm/preempt.h; include/linux/preempt.h).
+//!
+//! # Invariants
+//!
+//! - `PC-1` Only its own CPU touches the count, each time with one gs-relative instruction:
+//!   nothing on this CPU can come in between, and no other CPU looks. Another CPU that wants a
+//!   reschedule here sends an IPI whose handler sets the bit.
+//! - `PC-2` A guard is dropped on the CPU that made it. Enforced by `!Send`, and by the guard's
+//!   own effect; checked at drop in checking builds.
+//! - `PC-3` An interrupt leaves the count as it found it. Checked at its exit in checking builds.
+//! - `PC-4` The count travels with the CPU, not with the thread: a context switch happens at a
+//!   fixed depth, so what one thread leaves the next one takes over.
+//! - `PC-5` `preempt_schedule` is called only with the count at zero (so neither in an interrupt
+//!   nor under a guard) and with interrupts on.
+//!
+//! Context of everything here: any, unless said otherwise.
+
+use core::{
+    marker::PhantomData,
+    panic::Location,
+    sync::atomic::{Ordering, compiler_fence},
+};
+
+use arch::irq;
+
+use crate::{cx::Cx, hooks::HOOKS};
+
+/// One [`PreemptGuard`].
+pub const PREEMPT_OFFSET: u32 = 1;
+/// One [`SoftirqGuard`].
+pub const SOFTIRQ_DISABLE_OFFSET: u32 = 2 * SOFTIRQ_OFFSET;
+/// Running soft interrupts.
+pub const SOFTIRQ_OFFSET: u32 = 1 << 8;
+/// One hard interrupt.
+pub const HARDIRQ_OFFSET: u32 = 1 << 16;
+/// One NMI.
+pub const NMI_OFFSET: u32 = 1 << 20;
+
+const PREEMPT_MASK: u32 = 0x0000_00ff;
+const SOFTIRQ_MASK: u32 = 0x0000_ff00;
+const HARDIRQ_MASK: u32 = 0x000f_0000;
+const NMI_MASK: u32 = 0x00f0_0000;
+const NO_RESCHED: u32 = 1 << 31;
+
+arch::per_cpu! {
+    /// The count of this CPU; see the table above.
+    static PREEMPT_COUNT: u32 = NO_RESCHED;
+}
+
+/// The count, without the reschedule bit.
+#[inline(always)]
+pub fn preempt_count() -> u32 {
+    PREEMPT_COUNT.get() & !NO_RESCHED
+}
+
+/// In a non-maskable interrupt?
+#[inline(always)]
+pub fn in_nmi() -> bool {
+    PREEMPT_COUNT.get() & NMI_MASK != 0
+}
+
+/// In a hard interrupt handler? (An NMI does not count as one.)
+#[inline(always)]
+pub fn in_hardirq() -> bool {
+    PREEMPT_COUNT.get() & HARDIRQ_MASK != 0
+}
+
+/// Running soft interrupts? (Merely holding them off is not it.)
+#[inline(always)]
+pub fn in_softirq() -> bool {
+    PREEMPT_COUNT.get() & SOFTIRQ_OFFSET != 0
+}
+
+/// Running soft interrupts, or holding them off?
+#[inline(always)]
+pub fn softirq_count() -> u32 {
+    PREEMPT_COUNT.get() & SOFTIRQ_MASK
+}
+
+/// In NMI, hard or soft interrupt, or with soft interrupts held off?
+#[inline(always)]
+pub fn in_interrupt() -> bool {
+    PREEMPT_COUNT.get() & (NMI_MASK | HARDIRQ_MASK | SOFTIRQ_MASK) != 0
+}
+
+/// In a thread (perhaps under guards), not in any interrupt?
+#[inline(always)]
+pub fn in_task() -> bool {
+    PREEMPT_COUNT.get() & (NMI_MASK | HARDIRQ_MASK | SOFTIRQ_OFFSET) == 0
+}
+
+/// Could this thread be switched away from right now?
+#[inline(always)]
+pub fn preemptible() -> bool {
+    preempt_count() == 0 && irq::enabled()
+}
+
+/// Asks for a reschedule of this CPU, at the next point where it may happen.
+#[inline(always)]
+pub fn set_need_resched() {
+    PREEMPT_COUNT.and(!NO_RESCHED);
+}
+
+/// Takes the request back; the scheduler does so when it picks a thread.
+#[inline(always)]
+pub fn clear_need_resched() {
+    PREEMPT_COUNT.or(NO_RESCHED);
+}
+
+/// Is a reschedule of this CPU wanted?
+#[inline(always)]
+pub fn need_resched() -> bool {
+    PREEMPT_COUNT.get() & NO_RESCHED == 0
+}
+
+/// True if the whole word is zero: no guard, no interrupt, and a reschedule is wanted.
+#[inline(always)]
+pub(crate) fn should_resched() -> bool {
+    PREEMPT_COUNT.get() == 0
+}
+
+/// Adds to the count without a guard: interrupt entry, and the scheduler's own hand-over.
+///
+/// Context: any. The caller subtracts the same on the same CPU.
+#[inline(always)]
+pub fn count_add(offset: u32) {
+    PREEMPT_COUNT.add(offset);
+    compiler_fence(Ordering::SeqCst);
+}
+
+/// Takes back what [`count_add`] added, without looking whether a reschedule is due.
+#[inline(always)]
+pub fn count_sub(offset: u32) {
+    compiler_fence(Ordering::SeqCst);
+    PREEMPT_COUNT.sub(offset);
+}
+
+/// Ends one level of "no preemption" and reschedules if that is due and possible.
+///
+/// Guards do this by themselves; the scheduler calls it at the start of a new thread, which takes
+/// over the level that the switch left (`PC-4`).
+#[inline(always)]
+pub fn preempt_enable() {
+    // The compiler must not move the protected accesses out; the CPU needs no telling (`PC-1`).
+    compiler_fence(Ordering::SeqCst);
+    if PREEMPT_COUNT.dec_and_is_zero() {
+        preempt_enable_slow();
+    }
+}
+
+/// The count fell to zero with the reschedule bit clear.
+#[cold]
+#[inline(never)]
+fn preempt_enable_slow() {
+    // `PC-5`: the count is zero here. With interrupts off the reschedule waits for the next
+    // interrupt exit or guard end after they are on again.
+    if irq::enabled() {
+        HOOKS.preempt_schedule.call();
+    }
+}
+
+/// Runs `f` as the soft-interrupt handler of this CPU: [`in_softirq`] is true inside.
+///
+/// Context: task or interrupt exit, preemption off or interrupts off, not nested.
+pub fn serving_softirq<R>(f: impl FnOnce() -> R) -> R {
+    debug_assert!(!in_softirq(), "soft interrupts do not nest");
+    count_add(SOFTIRQ_OFFSET);
+    let result = f();
+    count_sub(SOFTIRQ_OFFSET);
+    result
+}
+
+/// What a guard remembers in checking builds in order to check `PC-2`; nothing in others.
+#[derive(Clone, Copy, Debug)]
+struct MadeOn {
+    #[cfg(debug_assertions)]
+    cpu: arch::cpu::CpuId,
+}
+
+impl MadeOn {
+    #[inline(always)]
+    fn here() -> Self {
+        Self {
+            #[cfg(debug_assertions)]
+            cpu: arch::cpu::current(),
+        }
+    }
+
+    #[inline(always)]
+    fn check(self) {
+        #[cfg(debug_assertions)]
+        {
+            let now = arch::cpu::current();
+            assert!(
+                self.cpu == now,
+                "PC-2: guard of CPU {} dropped on CPU {now}",
+                self.cpu
+            );
+        }
+    }
+}
+
+/// Preemption is off while it lives: this thread stays on this CPU.
+///
+/// Interrupts go on. Nests. Two instructions to make, three to drop.
+#[derive(Debug)]
+#[must_use = "preemption is on again as soon as the guard is dropped"]
+pub struct PreemptGuard<'c> {
+    made_on: MadeOn,
+    _cx: PhantomData<(&'c (), *mut ())>,
+}
+
+impl<'c> PreemptGuard<'c> {
+    /// Switches preemption off.
+    ///
+    /// Context: any. Wait-free.
+    #[inline(always)]
+    #[track_caller]
+    pub fn new(_cx: &'c (impl Cx + ?Sized)) -> Self {
+        PREEMPT_COUNT.inc();
+        compiler_fence(Ordering::SeqCst);
+        if cfg!(debug_assertions) {
+            note_place(PREEMPT_MASK, PREEMPT_OFFSET, Location::caller());
+        }
+        Self {
+            made_on: MadeOn::here(),
+            _cx: PhantomData,
+        }
+    }
+
+    /// Stands for one level of "no preemption" that somebody else began with [`count_add`] or
+    /// with a guard that was forgotten.
+    ///
+    /// # Safety
+    /// That level exists, and nobody else will end it.
+    #[inline(always)]
+    pub unsafe fn adopt() -> Self {
+        Self {
+            made_on: MadeOn::here(),
+            _cx: PhantomData,
+        }
+    }
+}
+
+impl Drop for PreemptGuard<'_> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        self.made_on.check();
+        debug_assert!(
+            PREEMPT_COUNT.get() & PREEMPT_MASK != 0,
+            "PC-3: unbalanced preempt count: a guard ends and the count is at zero"
+        );
+        preempt_enable();
+    }
+}
+
+/// Interrupts are off on this CPU while it lives; then they are again what they were.
+///
+/// NMIs still come. Nests. Implies no preemption, without touching the count.
+#[derive(Debug)]
+#[must_use = "interrupts are restored as soon as the guard is dropped"]
+pub struct IrqGuard<'c> {
+    flags: irq::Flags,
+    made_on: MadeOn,
+    _cx: PhantomData<(&'c (), *mut ())>,
+}
+
+impl<'c> IrqGuard<'c> {
+    /// Switches interrupts off and remembers how they were.
+    ///
+    /// Context: any. Wait-free.
+    #[inline(always)]
+    pub fn new(_cx: &'c (impl Cx + ?Sized)) -> Self {
+        let flags = irq::save();
+        compiler_fence(Ordering::SeqCst);
+        Self {
+            flags,
+            made_on: MadeOn::here(),
+            _cx: PhantomData,
+        }
+    }
+}
+
+impl Drop for IrqGuard<'_> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        self.made_on.check();
+        debug_assert!(
+            !irq::enabled(),
+            "PC-3: interrupts were switched on under an IrqGuard"
+        );
+        compiler_fence(Ordering::SeqCst);
+        irq::restore(self.flags);
+    }
+}
+
+/// Soft interrupts do not run on this CPU while it lives; implies no preemption. Nests.
+///
+/// At its end, soft interrupts that became pending meanwhile are run.
+#[derive(Debug)]
+#[must_use = "soft interrupts run again as soon as the guard is dropped"]
+pub struct SoftirqGuard<'c> {
+    made_on: MadeOn,
+    _cx: PhantomData<(&'c (), *mut ())>,
+}
+
+impl<'c> SoftirqGuard<'c> {
+    /// Holds soft interrupts off.
+    ///
+    /// Context: task, softirq. Wait-free.
+    #[inline]
+    #[track_caller]
+    pub fn new(_cx: &'c (impl Cx + ?Sized)) -> Self {
+        count_add(SOFTIRQ_DISABLE_OFFSET);
+        if cfg!(debug_assertions) {
+            debug_assert!(
+                !in_hardirq() && !in_nmi(),
+                "SoftirqGuard in a hard interrupt or NMI"
+            );
+            note_place(SOFTIRQ_MASK, SOFTIRQ_DISABLE_OFFSET, Location::caller());
+        }
+        Self {
+            made_on: MadeOn::here(),
+            _cx: PhantomData,
+        }
+    }
+}
+
+impl Drop for SoftirqGuard<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        self.made_on.check();
+        debug_assert!(
+            PREEMPT_COUNT.get() & (SOFTIRQ_MASK & !SOFTIRQ_OFFSET) != 0,
+            "PC-3: unbalanced preempt count: a SoftirqGuard ends and none is counted"
+        );
+        // Keep one level of "no preemption" over the run, so that it stays on this CPU.
+        count_sub(SOFTIRQ_DISABLE_OFFSET - PREEMPT_OFFSET);
+        if !in_interrupt() {
+            HOOKS.irq_exit_softirq.call();
+        }
+        preempt_enable();
+    }
+}
+
+impl Cx for PreemptGuard<'_> {}
+impl Cx for IrqGuard<'_> {}
+impl Cx for SoftirqGuard<'_> {}
+
+arch::per_cpu! {
+    /// Checking builds: where the count last left zero (a `&'static Location`, or null).
+    static LEFT_ZERO_AT: *mut Location<'static> = core::ptr::null_mut();
+}
+
+/// Remembers `place` if this was the outermost guard of its kind and nothing else is held.
+#[inline]
+fn note_place(mask: u32, offset: u32, place: &'static Location<'static>) {
+    if preempt_count() & (PREEMPT_MASK | SOFTIRQ_MASK) & mask == offset {
+        LEFT_ZERO_AT.set(core::ptr::from_ref(place).cast_mut());
+    }
+}
+
+/// The run-time half of [`MaySleep`](crate::MaySleep).
+pub(crate) fn check_may_sleep(caller: &'static Location<'static>) {
+    if preemptible() || crate::lock_order::checks_off() {
+        return;
+    }
+    blocked_in_atomic_context(caller);
+}
+
+#[cold]
+#[inline(never)]
+fn blocked_in_atomic_context(caller: &'static Location<'static>) -> ! {
+    let count = preempt_count();
+    let irqs = if irq::enabled() { "on" } else { "off" };
+    let place = LEFT_ZERO_AT.get();
+    crate::lock_order::switch_off();
+    if count != 0 && !place.is_null() {
+        // SAFETY: a non-null value is a `&'static Location` (see `note_place`).
+        let place = unsafe { &*place };
+        panic!(
+            "blocking in atomic context at {caller}: preempt_count {count:#x}, interrupts {irqs}; \
+             preemption was switched off at {place}"
+        );
+    }
+    panic!("blocking in atomic context at {caller}: preempt_count {count:#x}, interrupts {irqs}");
+}
