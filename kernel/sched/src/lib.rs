@@ -1,2 +1,100 @@
+//! Kernel threads: run queues, waiting, timers, deferred work, idle.
+//!
+//! Uses `arch`, `sync` and `mm`; knows nothing of RCU but the hooks it offers ([`hooks::Hooks`]).
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`thread`], [`spawn`](mod@spawn) | threads, [`current`], making, ending and joining them |
+//! | [`state`], [`wake`](mod@wake) | the wake-up protocol and why no wake-up is lost |
+//! | `rq`, `switch`, [`idle`] | run queues, giving the CPU to another thread, what a CPU does without one |
+//! | [`tick`], [`timer`] | the tick of busy CPUs, timers of any CPU |
+//! | [`wait`], [`mutex`] | wait queues, completions, sleeping; the mutex |
+//! | [`work`], [`softirq`] | deferred work in threads and at interrupt exit |
+//! | [`hooks`] | where RCU plugs in |
+//!
+//! # Contexts
+//!
+//! A function that may sleep takes `&mut MaySleep`. Waking, arming timers, queueing work and raising softirqs work from
+//! any context but NMI, with interrupts on or off, and neither allocate nor sleep; [`softirq::raise`] works from NMI too.
+//! Everything else that an NMI handler wants goes through an `IrqWork`.
+//!
+//! # Lock order
+//!
+//! Outermost first; a lock may be taken while any lock of a line above it is held.
+//!
+//! | lock | class | protects |
+//! |---|---|---|
+//! | work pool | `sched.work` | a CPU's queued items |
+//! | mutex | `sched.mutex` | a mutex's waiters |
+//! | wait queue, completion | `sched.wait` | the waiters |
+//! | timer base | `sched.timer` | a CPU's timers and its clock event |
+//! | run queue | `sched.rq` | a CPU's queued threads, and the scheduling part of each thread that belongs to it |
+//! | thread pool | `sched.pool` | dead threads; nests in nothing, and nothing in it |
+//!
+//! All of them are taken with interrupts off. Two locks of one class are never held together: a thread or a timer that
+//! moves belongs to nobody in between.
+//!
+//! # Order of bring-up
+//!
+//! [`init`] on the boot CPU, after `sync::init`, per-CPU areas and `mm`; then RCU sets its hooks; then the other CPUs
+//! come up through [`start_secondary`].
 #![no_std]
-//! (to be written)
+
+#[cfg(not(loom))]
+extern crate alloc;
+
+pub mod state;
+
+#[cfg(not(loom))]
+pub mod config;
+#[cfg(not(loom))]
+mod heap;
+#[cfg(not(loom))]
+pub mod hooks;
+#[cfg(not(loom))]
+pub mod idle;
+#[cfg(not(loom))]
+mod init;
+#[cfg(not(loom))]
+pub mod mutex;
+#[cfg(not(loom))]
+mod rq;
+#[cfg(not(loom))]
+pub mod softirq;
+#[cfg(not(loom))]
+pub mod spawn;
+#[cfg(not(loom))]
+mod switch;
+#[cfg(all(test, not(loom)))]
+mod tests;
+#[cfg(not(loom))]
+pub mod thread;
+#[cfg(not(loom))]
+pub mod tick;
+#[cfg(not(loom))]
+pub mod timer;
+#[cfg(not(loom))]
+pub mod wait;
+#[cfg(not(loom))]
+pub mod wake;
+#[cfg(not(loom))]
+pub mod work;
+
+#[cfg(not(loom))]
+pub use self::{
+    hooks::{Hooks, TickFrom, set_hooks},
+    init::{init, start_secondary},
+    mutex::{Mutex, MutexGuard},
+    rq::{prio_of, set_prio},
+    softirq::Softirq,
+    spawn::{JoinHandle, SpawnError, spawn},
+    state::State,
+    switch::{cond_resched, yield_now},
+    thread::{Prio, Thread, ThreadRcu, current},
+    timer::Timer,
+    wait::{Completion, WaitQueue, sleep_ns, sleep_until},
+    wake::wake,
+    work::{DelayedWork, WorkItem, queue_work, queue_work_on},
+};
+#[cfg(not(loom))]
+use self::init::NumberedName;

@@ -1,0 +1,40 @@
+//! Constants of the scheduler, each with its unit and its reason, and the boot parameters it reads.
+
+use sync::param;
+
+/// Usable bytes of a thread's stack: what the machine asks for, times two, so that checking builds can format a long log
+/// line inside a nested interrupt. Mapped page by page, and reused.
+pub const STACK_BYTES: usize = 2 * arch::task::STACK_SIZE;
+
+/// Nanoseconds a thread may run before an equal of its priority gets its turn. Longer than a tick at the default
+/// rate, short enough that a test sees preemption within a few ticks.
+pub const SLICE_NS: u64 = 8_000_000;
+
+/// Rounds of pending softirqs that one interrupt exit runs before it leaves the rest to `ksoftirqd`. Linux uses 10.
+pub const SOFTIRQ_MAX_ROUNDS: u32 = 10;
+
+/// Nanoseconds that one interrupt exit spends in softirqs before it leaves the rest to `ksoftirqd`. Linux: 2 ms.
+pub const SOFTIRQ_MAX_NS: u64 = 2_000_000;
+
+/// Dead threads whose stacks are kept for the next `spawn`; more are unmapped when a new thread is made.
+pub const STACKS_KEPT: usize = 32;
+
+param! {
+    /// Ticks a second on a CPU that is busy.
+    pub static HZ: u32 = "grange.hz", default 250, in 1..=10000, unit "ticks a second";
+}
+
+param! {
+    /// What an idle CPU does: `halt` until an interrupt, or `poll` (PAUSE in a loop, for runs that must repeat).
+    pub static IDLE: choice = "idle", default "halt", one of ["halt", "poll"];
+}
+
+/// Nanoseconds from tick to tick.
+pub fn tick_ns() -> u64 {
+    1_000_000_000 / u64::from(HZ.get())
+}
+
+/// Ticks in a slice, at least one.
+pub(crate) fn slice_ticks() -> u32 {
+    u32::try_from(SLICE_NS.div_ceil(tick_ns())).unwrap_or(u32::MAX)
+}

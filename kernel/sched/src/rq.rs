@@ -1,0 +1,395 @@
+//! Run queues: one per CPU, a list for each priority level.
+//!
+//! Key types: [`RunQueue`], [`RqEntry`] (the part of a thread that belongs to its run queue).
+//!
+//! Invariants:
+//!
+//! * `SCHED-6`: a thread is `Queued` exactly while it is linked into `lists[prio]` of the run queue that
+//!   `Thread::cpu` names; `Current` exactly while that run queue's `current` is it; else `Off`.
+//! * `SCHED-7`: bit `n` of `levels` is set exactly when `lists[n]` is not empty.
+//! * `SCHED-8`: the idle thread is never `Queued`; it is what is left when no list holds anything.
+//!
+//! Contexts: everything here is called with the run-queue lock held, from task, softirq or hardirq context, never
+//! from NMI. Picking, queueing and unlinking take constant time.
+//!
+//! Linux: the real-time class, `kernel/sched/rt.c`, without its bandwidth limits: strict levels, turns within one.
+
+use core::ptr;
+use core::sync::atomic::{AtomicUsize, Ordering};
+
+use arch::{AtomicCpuMask, CpuId, cpu, ipi, irq, vector};
+use sync::{ATOMIC, IrqGuard, LockClass, PreemptGuard, SpinGuard, SpinLock, context};
+
+use crate::config;
+use crate::thread::{Prio, Thread, cpu_number};
+
+/// Innermost lock of the storey: nothing is taken inside it. Outside it may be: wait-queue, mutex, work pool and
+/// timer base locks. It protects everything in [`Inner`] and the [`RqEntry`] of each thread that belongs to the
+/// run queue. Taken with interrupts off, never held across a context switch.
+static RQ_CLASS: LockClass = LockClass::new("sched.rq");
+
+/// Where a thread is, seen from its run queue.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Place {
+    /// Neither queued nor running: asleep, dead, not started, or on its way from one run queue to another.
+    Off,
+    /// Linked into a list.
+    Queued,
+    /// The run queue's current thread.
+    Current,
+}
+
+/// The part of a thread that its run queue's lock guards.
+pub(crate) struct RqEntry {
+    /// Next in the list of the level, null at the end.
+    next: *const Thread,
+    /// Previous in the list of the level, null at the front.
+    prev: *const Thread,
+    /// See [`Place`].
+    pub(crate) place: Place,
+    /// The level that counts now.
+    pub(crate) prio: Prio,
+    /// Ticks left until an equal gets its turn; 0 asks for a new slice and the back of the queue.
+    pub(crate) slice: u32,
+}
+
+impl RqEntry {
+    pub(crate) const fn new() -> RqEntry {
+        RqEntry { next: ptr::null(), prev: ptr::null(), place: Place::Off, prio: Prio::NORMAL, slice: 0 }
+    }
+}
+
+/// Threads of one level, first come first.
+#[derive(Copy, Clone)]
+struct List {
+    first: *const Thread,
+    last: *const Thread,
+}
+
+/// What the run-queue lock protects.
+pub(crate) struct Inner {
+    /// Bit `n`: `lists[n]` has threads (`SCHED-7`).
+    levels: u32,
+    lists: [List; Prio::LEVELS],
+    /// Threads in all lists.
+    queued: usize,
+    /// The thread this CPU runs; null until the CPU has entered the scheduler.
+    current: *const Thread,
+    /// The CPU takes part: a queued thread deserves an IPI.
+    pub(crate) online: bool,
+    /// Where this run queue belongs.
+    cpu: u16,
+}
+
+/// A CPU's run queue.
+pub(crate) struct RunQueue {
+    inner: SpinLock<Inner>,
+    /// Length as a hint for CPUs that look for work or for a place to put some; written under the lock.
+    queued: AtomicUsize,
+}
+
+arch::per_cpu! {
+    /// This CPU's run queue; other CPUs reach it through `ptr_on`.
+    static RUN_QUEUE: RunQueue = RunQueue::new();
+}
+
+/// CPUs that run their idle thread with nothing queued. A hint: set by the idle loop, cleared when it leaves or when
+/// a waker claims the CPU.
+pub(crate) static IDLE_CPUS: AtomicCpuMask = AtomicCpuMask::new();
+
+impl RunQueue {
+    const fn new() -> RunQueue {
+        RunQueue {
+            inner: SpinLock::new(
+                Inner {
+                    levels: 0,
+                    lists: [List { first: ptr::null(), last: ptr::null() }; Prio::LEVELS],
+                    queued: 0,
+                    current: ptr::null(),
+                    online: false,
+                    cpu: 0,
+                },
+                &RQ_CLASS,
+            ),
+            queued: AtomicUsize::new(0),
+        }
+    }
+
+    /// The run queue of a CPU.
+    pub(crate) fn of(cpu: CpuId) -> &'static RunQueue {
+        // SAFETY: per-CPU areas of present CPUs live for ever; the shared parts of a RunQueue are Sync by its lock
+        // and its atomics.
+        unsafe { &*RUN_QUEUE.ptr_on(cpu) }
+    }
+
+    /// This CPU's run queue. The caller is pinned.
+    pub(crate) fn this() -> &'static RunQueue {
+        // SAFETY: as in `of`.
+        unsafe { &*RUN_QUEUE.this_ptr() }
+    }
+
+    /// Locks it. The caller has interrupts off.
+    #[inline]
+    pub(crate) fn lock(&self) -> SpinGuard<'_, Inner> {
+        debug_assert!(!irq::enabled(), "run-queue lock with interrupts on");
+        self.inner.lock(ATOMIC)
+    }
+
+    /// Threads that wait here for the CPU; a hint.
+    pub(crate) fn queued(&self) -> usize {
+        self.queued.load(Ordering::Relaxed)
+    }
+
+    /// Publishes the length; called with the lock held.
+    fn publish_len(&self, inner: &Inner) {
+        self.queued.store(inner.queued, Ordering::Relaxed);
+    }
+}
+
+/// Locks the run queue that `thread` belongs to. The caller has interrupts off.
+pub(crate) fn lock_of(thread: &Thread) -> (&'static RunQueue, SpinGuard<'static, Inner>) {
+    loop {
+        let cpu = thread.cpu();
+        let rq = RunQueue::of(cpu);
+        let inner = rq.lock();
+        // `cpu` changes only under this lock (SCHED-4), so once they agree they stay so.
+        if thread.cpu() == cpu {
+            return (rq, inner);
+        }
+    }
+}
+
+impl Inner {
+    /// The thread's entry, whose owner is this lock.
+    #[allow(clippy::mut_from_ref, reason = "the lock, of which `self` is the proof, is what makes it unique")]
+    fn entry<'a>(&'a mut self, thread: &'a Thread) -> &'a mut RqEntry {
+        debug_assert_eq!(thread.cpu.load(Ordering::Relaxed), self.cpu, "SCHED-4: another CPU's thread");
+        // SAFETY: SCHED-4: this lock guards the entry, and `&mut self` proves that we hold it and look at no other.
+        unsafe { &mut *thread.rq.get() }
+    }
+
+    /// Where `thread` is.
+    pub(crate) fn place(&mut self, thread: &Thread) -> Place {
+        self.entry(thread).place
+    }
+
+    /// The thread's level.
+    pub(crate) fn prio(&mut self, thread: &Thread) -> Prio {
+        self.entry(thread).prio
+    }
+
+    /// Is the current thread the idle thread, or is there none yet?
+    pub(crate) fn is_idle(&self) -> bool {
+        // SAFETY: null, or a type-stable thread (SCHED-3).
+        unsafe { self.current.as_ref() }.is_none_or(Thread::is_idle)
+    }
+
+    /// Links an `Off` thread in, at the back of its level or at the front.
+    pub(crate) fn enqueue(&mut self, rq: &RunQueue, thread: &'static Thread, at_front: bool) {
+        let entry = self.entry(thread);
+        assert!(entry.place != Place::Queued, "SCHED-6: {thread:?} is queued twice");
+        entry.place = Place::Queued;
+        let level = entry.prio.level();
+        let List { first, last } = self.lists[level];
+        let this = ptr::from_ref(thread);
+        let (prev, next) = if at_front { (ptr::null(), first) } else { (last, ptr::null()) };
+        let entry = self.entry(thread);
+        entry.prev = prev;
+        entry.next = next;
+        self.set_next(prev, level, this);
+        self.set_prev(next, level, this);
+        self.levels |= 1 << level;
+        self.queued += 1;
+        rq.publish_len(self);
+    }
+
+    /// Unlinks a `Queued` thread and leaves it `Off`.
+    pub(crate) fn dequeue(&mut self, rq: &RunQueue, thread: &Thread) {
+        let entry = self.entry(thread);
+        assert!(entry.place == Place::Queued, "SCHED-6: {thread:?} is not queued");
+        entry.place = Place::Off;
+        let level = entry.prio.level();
+        let (prev, next) = (entry.prev, entry.next);
+        self.set_next(prev, level, next);
+        self.set_prev(next, level, prev);
+        if self.lists[level].first.is_null() {
+            self.levels &= !(1 << level);
+        }
+        self.queued -= 1;
+        rq.publish_len(self);
+    }
+
+    /// What follows `at` (the head of the list when null) becomes `next`.
+    fn set_next(&mut self, at: *const Thread, level: usize, next: *const Thread) {
+        // SAFETY: null, or a thread on this queue (SCHED-6), whose entry this lock guards.
+        match unsafe { at.as_ref() } {
+            None => self.lists[level].first = next,
+            Some(at) => self.entry(at).next = next,
+        }
+    }
+
+    /// What precedes `at` (the tail of the list when null) becomes `prev`.
+    fn set_prev(&mut self, at: *const Thread, level: usize, prev: *const Thread) {
+        // SAFETY: as in `set_next`.
+        match unsafe { at.as_ref() } {
+            None => self.lists[level].last = prev,
+            Some(at) => self.entry(at).prev = prev,
+        }
+    }
+
+    /// The level of the most urgent thread that waits.
+    pub(crate) fn best_level(&self) -> Option<usize> {
+        self.levels.checked_ilog2().map(|level| level as usize)
+    }
+
+    /// Takes the most urgent thread off its list.
+    pub(crate) fn pop_best(&mut self, rq: &RunQueue) -> Option<&'static Thread> {
+        let level = self.best_level()?;
+        // SAFETY: SCHED-7: the list has a first thread, which is type-stable (SCHED-3).
+        let thread: &'static Thread = unsafe { &*self.lists[level].first };
+        self.dequeue(rq, thread);
+        Some(thread)
+    }
+
+    /// The current thread stops being it: its place becomes `Off`.
+    pub(crate) fn put_current(&mut self, thread: &Thread) {
+        debug_assert!(ptr::eq(self.current, thread), "SCHED-6: {thread:?} is not current");
+        self.entry(thread).place = Place::Off;
+    }
+
+    /// `thread` becomes current, with a fresh slice if it has none left.
+    pub(crate) fn set_current(&mut self, thread: &'static Thread) {
+        let entry = self.entry(thread);
+        entry.place = Place::Current;
+        if entry.slice == 0 {
+            entry.slice = config::slice_ticks();
+        }
+        self.current = ptr::from_ref(thread);
+        // Relaxed: this lock publishes it. Whoever moves threads looks at it under the lock.
+        thread.on_cpu.store(true, Ordering::Relaxed);
+    }
+
+    /// Has the thread used up its slice? Then the next one is due.
+    pub(crate) fn slice_is_over(&mut self, thread: &Thread) -> bool {
+        self.entry(thread).slice == 0
+    }
+
+    /// Gives up the rest of the slice.
+    pub(crate) fn end_slice(&mut self, thread: &Thread) {
+        self.entry(thread).slice = 0;
+    }
+
+    /// A tick while `thread` runs; true if somebody else's turn has come.
+    pub(crate) fn charge_tick(&mut self, thread: &Thread) -> bool {
+        let best = self.best_level();
+        let entry = self.entry(thread);
+        entry.slice = entry.slice.saturating_sub(1);
+        if entry.slice > 0 {
+            return false;
+        }
+        let due = best.is_some_and(|level| level >= entry.prio.level());
+        if !due {
+            entry.slice = config::slice_ticks();
+        }
+        due
+    }
+
+    /// Is `thread`, just queued, more urgent than what runs?
+    pub(crate) fn should_preempt(&mut self, thread: &Thread) -> bool {
+        let prio = self.prio(thread);
+        // SAFETY: null, or a type-stable thread (SCHED-3).
+        match unsafe { self.current.as_ref() } {
+            None => true,
+            Some(current) if current.is_idle() => true,
+            Some(current) => prio > self.prio(current),
+        }
+    }
+
+    /// Changes the level of a thread of this run queue, wherever it is; true if the CPU should think again.
+    pub(crate) fn set_prio(&mut self, rq: &RunQueue, thread: &'static Thread, prio: Prio) -> bool {
+        let old = self.prio(thread);
+        match self.place(thread) {
+            Place::Off => {
+                self.entry(thread).prio = prio;
+                false
+            }
+            Place::Current => {
+                self.entry(thread).prio = prio;
+                prio < old && self.best_level().is_some_and(|best| best > prio.level())
+            }
+            Place::Queued => {
+                self.dequeue(rq, thread);
+                self.entry(thread).prio = prio;
+                self.enqueue(rq, thread, false);
+                self.should_preempt(thread)
+            }
+        }
+    }
+
+    /// A queued thread that may leave for `to`: not bound, and its stack free (`SCHED-5`). The most urgent level
+    /// first. Takes time in the number of queued threads; only idle CPUs ask.
+    pub(crate) fn find_movable(&mut self) -> Option<&'static Thread> {
+        for level in (0..Prio::LEVELS).rev() {
+            let mut at = self.lists[level].first;
+            // SAFETY: null, or a thread on this queue (SCHED-6).
+            while let Some(thread) = unsafe { at.as_ref::<'static>() } {
+                // Acquire: pairs with the Release in `finish_switch`; its saved context is complete.
+                if thread.affinity().is_none() && !thread.on_cpu.load(Ordering::Acquire) {
+                    return Some(thread);
+                }
+                at = self.entry(thread).next;
+            }
+        }
+        None
+    }
+
+    /// The CPU enters the scheduler with `thread` as its current one.
+    pub(crate) fn bring_online(&mut self, cpu: CpuId, thread: &'static Thread) {
+        self.cpu = cpu_number(cpu);
+        self.online = true;
+        self.set_current(thread);
+    }
+
+    /// Tells a run queue of a CPU that is not up yet where it belongs.
+    pub(crate) fn assign_cpu(&mut self, cpu: CpuId) {
+        self.cpu = cpu_number(cpu);
+    }
+}
+
+/// Makes a CPU look at its run queue soon. The caller holds that run queue's lock, with interrupts off.
+pub(crate) fn kick(inner: &Inner, cpu: CpuId) {
+    if !inner.online {
+        return;
+    }
+    IDLE_CPUS.clear(cpu);
+    if cpu == cpu::current() {
+        context::set_need_resched();
+        return;
+    }
+    // Its handler sets `need_resched` there; equal ones merge on the way.
+    ipi::send(cpu, vector::RESCHEDULE);
+}
+
+/// Sets a thread's priority; `RCU` uses it to boost readers and to let them go again.
+///
+/// Context: task, softirq, hardirq; takes the run-queue lock. Not NMI. Does not sleep, does not allocate.
+pub fn set_prio(thread: &'static Thread, prio: Prio) {
+    // In this order: the reschedule that `kick` may ask for is looked at when interrupts are on again.
+    let _pin = PreemptGuard::new(ATOMIC);
+    let _irqs = IrqGuard::new(ATOMIC);
+    let (rq, mut inner) = lock_of(thread);
+    if inner.set_prio(rq, thread, prio) {
+        kick(&inner, thread.cpu());
+    }
+}
+
+/// A thread's present priority; another CPU may change it at once.
+///
+/// Context: task, softirq, hardirq; takes the run-queue lock.
+pub fn prio_of(thread: &'static Thread) -> Prio {
+    // In this order: the reschedule that `kick` may ask for is looked at when interrupts are on again.
+    let _pin = PreemptGuard::new(ATOMIC);
+    let _irqs = IrqGuard::new(ATOMIC);
+    let (_, mut inner) = lock_of(thread);
+    inner.prio(thread)
+}

@@ -1,0 +1,160 @@
+//! Deferred work at interrupt exit: short functions that run with interrupts on, on the CPU that asked for them.
+//!
+//! Key types: [`Softirq`] (what there is), [`raise`], [`register`].
+//!
+//! Invariants:
+//!
+//! * `SCHED-14`: a raised softirq runs on the CPU that raised it, after the raise; raises before it runs are merged.
+//! * `SCHED-15`: softirqs do not nest. They run with preemption off.
+//! * `SCHED-16`: an interrupt's exit runs at most [`SOFTIRQ_MAX_ROUNDS`] rounds and about [`SOFTIRQ_MAX_NS`]; the rest
+//!   is `ksoftirqd/N`'s, a thread of normal priority, so that a flood of them cannot starve threads.
+//!
+//! Contexts: [`raise`] from any context, NMI included, under any lock: it takes none, wakes nobody and allocates nothing.
+//!
+//! Linux: `kernel/softirq.c`. There a raise in task context wakes `ksoftirqd`; here it sends a self-IPI, which needs no
+//! run-queue lock, and so is allowed under one.
+
+use arch::{CpuId, clock, ipi, irq, vector};
+use sync::context::{self, PREEMPT_OFFSET};
+use sync::hooks::Slot;
+use sync::{ATOMIC, MaySleep, PreemptGuard};
+
+use crate::config::{SOFTIRQ_MAX_NS, SOFTIRQ_MAX_ROUNDS};
+use crate::spawn::{SpawnError, spawn};
+use crate::switch::{cond_resched, schedule};
+use crate::thread::{Prio, Thread, current};
+use crate::wake::wake;
+
+/// What can be raised; the order is the order in which they run.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Softirq {
+    /// Grace-period requests and callbacks.
+    Rcu = 0,
+    /// Deferred frees.
+    Free = 1,
+    /// The in-kernel tests' own.
+    Test = 2,
+}
+
+const KINDS: usize = 3;
+
+/// What runs for each; set once at boot.
+static HANDLERS: [Slot<fn()>; KINDS] = [const { Slot::new() }; KINDS];
+
+arch::per_cpu! {
+    /// Bit `n`: softirq `n` wants to run here. Set in any context by one instruction, taken with interrupts off.
+    static PENDING: u32 = 0;
+}
+
+arch::per_cpu! {
+    /// This CPU's `ksoftirqd`; null until it exists.
+    static DAEMON: *mut Thread = core::ptr::null_mut();
+}
+
+/// Says what runs when `softirq` is raised. `handler` runs in softirq context: interrupts on, preemption off.
+///
+/// Context: boot.
+///
+/// # Panics
+///
+/// When it has a handler already.
+pub fn register(softirq: Softirq, handler: fn()) {
+    HANDLERS[softirq as usize].set(handler);
+}
+
+/// Has `softirq`'s handler run on this CPU soon: at the exit of the interrupt we are in, at the end of the section
+/// that holds softirqs off, else by a self-IPI at once, or as soon as interrupts are on.
+///
+/// Context: any, NMI included. Wait-free; takes no lock.
+pub fn raise(softirq: Softirq) {
+    let _pin = PreemptGuard::new(ATOMIC);
+    PENDING.or(1 << softirq as u32);
+    // In an interrupt the exit looks at the bit. An NMI may have come after that look, so it always sends the IPI.
+    if context::in_nmi() || !context::in_interrupt() {
+        ipi::send_self(vector::IRQ_WORK);
+    }
+}
+
+/// As [`raise`] without the self-IPI in task context: it runs at the next interrupt exit or before the CPU idles, a
+/// tick later at most.
+///
+/// Context: any but NMI. One instruction.
+pub fn raise_lazy(softirq: Softirq) {
+    let _pin = PreemptGuard::new(ATOMIC);
+    PENDING.or(1 << softirq as u32);
+}
+
+/// Does any softirq want to run here? The caller is pinned.
+pub(crate) fn pending() -> bool {
+    PENDING.get() != 0
+}
+
+/// Hook: runs what is pending, within the budget. Preemption or interrupts are off; not nested.
+pub(crate) fn run_pending() {
+    if !pending() {
+        return;
+    }
+    let flags = irq::save();
+    let overload = context::serving_softirq(serve);
+    if overload {
+        // SAFETY: null, or a type-stable thread (SCHED-3).
+        if let Some(daemon) = unsafe { DAEMON.get().as_ref::<'static>() } {
+            wake(daemon);
+        }
+    }
+    irq::restore(flags);
+}
+
+/// The rounds. Interrupts are off before and after. True if something is left to do.
+fn serve() -> bool {
+    let until = clock::now_ns() + SOFTIRQ_MAX_NS;
+    for _ in 0..SOFTIRQ_MAX_ROUNDS {
+        let pending = PENDING.xchg(0);
+        if pending == 0 {
+            return false;
+        }
+        irq::enable();
+        for (bit, handler) in HANDLERS.iter().enumerate() {
+            if pending & 1 << bit != 0 {
+                handler.call();
+            }
+        }
+        irq::disable();
+        if context::need_resched() || clock::now_ns() > until {
+            break;
+        }
+    }
+    pending()
+}
+
+/// The life of `ksoftirqd/N`.
+fn daemon(cx: &mut MaySleep) {
+    DAEMON.set(core::ptr::from_ref(current()).cast_mut());
+    loop {
+        current().state.announce_sleep();
+        if !pending() {
+            schedule();
+        }
+        current().state.set_running();
+        context::count_add(PREEMPT_OFFSET);
+        run_pending();
+        context::preempt_enable();
+        cond_resched(cx);
+    }
+}
+
+/// Makes the `ksoftirqd` of a CPU.
+pub(crate) fn start_daemon(cx: &mut MaySleep, cpu: CpuId) -> Result<(), SpawnError> {
+    let name = crate::NumberedName::new("ksoftirqd/", cpu);
+    spawn(cx, name.as_str(), Prio::NORMAL, Some(cpu), daemon)?.detach();
+    Ok(())
+}
+
+/// For reports: the bits that are pending on `cpu`.
+///
+/// Context: any.
+pub fn pending_on(cpu: CpuId) -> u32 {
+    // SAFETY: areas of present CPUs live for ever; one aligned word that others change by single instructions.
+    unsafe { PENDING.ptr_on(cpu).read_volatile() }
+}

@@ -1,0 +1,124 @@
+//! Waking threads, and finding them a CPU.
+//!
+//! The protocol and the reason why no wake-up is lost stand in [`crate::state`]; this is its locked half.
+//!
+//! Contexts: [`wake`] from task, softirq and hardirq context, with interrupts on or off, under any lock but a run-queue
+//! lock. It takes one run-queue lock at a time, never sleeps and never allocates. From NMI context it is a bug: an NMI handler
+//! queues an `IrqWork` that wakes.
+//!
+//! Linux: `try_to_wake_up`, `select_task_rq`, in `kernel/sched/core.c`.
+
+use core::sync::atomic::Ordering;
+
+use arch::{CpuId, cpu};
+use sync::{ATOMIC, IrqGuard, PreemptGuard, SpinGuard, context};
+
+use crate::rq::{IDLE_CPUS, Inner, Place, RunQueue, kick, lock_of};
+use crate::thread::{Thread, cpu_number};
+
+/// Wakes `thread` if it sleeps or is about to. True if this call did it.
+///
+/// A full barrier, whatever it returns: what the caller wrote before is seen by the thread when it looks at its
+/// condition (`SCHED-1`). May be spurious for the thread, which looks at its condition in a loop.
+///
+/// Context: any but NMI; takes run-queue locks.
+///
+/// # Panics
+///
+/// In checking builds, when called from NMI context.
+#[inline]
+pub fn wake(thread: &'static Thread) -> bool {
+    debug_assert!(!context::in_nmi(), "a wake-up in NMI context must go through irq_work");
+    thread.state.seen_sleeping() && wake_sleeping(thread)
+}
+
+fn wake_sleeping(thread: &'static Thread) -> bool {
+    // In this order: the reschedule that `kick` may ask for is looked at when interrupts are on again.
+    let _pin = PreemptGuard::new(ATOMIC);
+    let _irqs = IrqGuard::new(ATOMIC);
+    let (rq, mut inner) = lock_of(thread);
+    if !thread.state.wake_under_lock() {
+        return false;
+    }
+    if inner.place(thread) != Place::Off {
+        // It has not got round to giving up its CPU, or was preempted on the way: it finds itself `Running`.
+        return true;
+    }
+    let home = thread.cpu();
+    // Acquire: pairs with the Release in `finish_switch` (SCHED-5). While its last CPU is still leaving its stack,
+    // the thread stays there.
+    let target = if thread.on_cpu.load(Ordering::Acquire) { home } else { select_cpu(thread) };
+    if target == home {
+        place_on(rq, inner, thread, home);
+    } else {
+        // `Off` and `Running`: no other waker touches it and no CPU looks for it while it is between two queues.
+        thread.cpu.store(cpu_number(target), Ordering::Relaxed);
+        drop(inner);
+        let rq = RunQueue::of(target);
+        place_on(rq, rq.lock(), thread, target);
+    }
+    true
+}
+
+/// Queues an `Off` thread that belongs to `rq` and has the CPU look at it if it is more urgent.
+fn place_on(rq: &'static RunQueue, mut inner: SpinGuard<'_, Inner>, thread: &'static Thread, cpu: CpuId) {
+    inner.enqueue(rq, thread, false);
+    if inner.should_preempt(thread) {
+        kick(&inner, cpu);
+    }
+}
+
+/// Puts a thread that has never run on a CPU's queue. The caller owns the thread and has set its identity and priority.
+pub(crate) fn place_new(thread: &'static Thread) {
+    // In this order: the reschedule that `kick` may ask for is looked at when interrupts are on again.
+    let _pin = PreemptGuard::new(ATOMIC);
+    let _irqs = IrqGuard::new(ATOMIC);
+    let target = select_cpu(thread);
+    thread.cpu.store(cpu_number(target), Ordering::Relaxed);
+    let rq = RunQueue::of(target);
+    place_on(rq, rq.lock(), thread, target);
+}
+
+/// Where a thread should run next: where it is bound; where it was, if that CPU idles; an idle CPU, one of the same
+/// node first; else where it was.
+fn select_cpu(thread: &Thread) -> CpuId {
+    if let Some(bound) = thread.affinity() {
+        return bound;
+    }
+    let home = thread.cpu();
+    let idle = IDLE_CPUS.load();
+    if idle.contains(home) {
+        return home;
+    }
+    let node = cpu::node_of(home);
+    let mut anywhere = None;
+    for cpu in idle.iter() {
+        if cpu::node_of(cpu) == node {
+            return cpu;
+        }
+        anywhere.get_or_insert(cpu);
+    }
+    anywhere.unwrap_or(home)
+}
+
+/// Fetches a thread that waits on another CPU's queue to this one, which is idle. True if one came.
+///
+/// Context: idle thread, interrupts off.
+pub(crate) fn pull_to_idle(here: CpuId) -> bool {
+    let busiest = cpu::online().iter().filter(|cpu| *cpu != here).max_by_key(|cpu| RunQueue::of(*cpu).queued());
+    let Some(from) = busiest.map(RunQueue::of).filter(|rq| rq.queued() > 0) else {
+        return false;
+    };
+    let thread = {
+        let mut inner = from.lock();
+        let Some(thread) = inner.find_movable() else {
+            return false;
+        };
+        inner.dequeue(from, thread);
+        thread.cpu.store(cpu_number(here), Ordering::Relaxed);
+        thread
+    };
+    let rq = RunQueue::this();
+    place_on(rq, rq.lock(), thread, here);
+    true
+}
