@@ -1,2 +1,67 @@
 #![no_std]
-//! (to be written)
+//! Pages: nodes, the buddy allocator, page descriptors, vmalloc.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`page`] | [`Page`], the descriptor of a frame, and [`page_of`], the way to it from an address |
+//! | `memmap` | the table behind that: sections of 4 MiB |
+//! | [`init`](mod@init) | boot: from memory regions to descriptors and free lists |
+//! | `buddy` | the free lists of a node, without locks |
+//! | `zone` | the same behind a lock, with watermarks and a list for frees from NMI |
+//! | `pcp` | per-CPU lists of small blocks |
+//! | `alloc` | [`alloc_pages`] and the other calls for blocks of pages |
+//! | [`vmalloc`](mod@vmalloc), [`stack`] | memory mapped page by page; thread stacks |
+//! | [`shrinker`], [`oom`] | reclaim, and the report when it was not enough |
+//! | [`stats`], [`inject`] | figures; allocations that fail on purpose |
+//!
+//! # Contexts
+//!
+//! | may | task | softirq | hardirq | NMI |
+//! |---|---|---|---|---|
+//! | [`alloc_pages_sleep`], [`vmalloc()`], [`vfree`] | yes | | | |
+//! | [`alloc_pages`], [`free_pages`] | yes | yes | yes | |
+//! | [`alloc_pages_nolock`], [`free_pages_nolock`], [`vfree_deferred`], [`page_of`] | yes | yes | yes | yes |
+//!
+//! # Lock order
+//!
+//! Outermost first; checking builds check it by rank.
+//!
+//! 1. `mm.vmalloc` (rank 800): address ranges and page tables of the vmalloc window. Interrupts off.
+//! 2. a CPU's page lists: a `LocalTryLock`, which nobody waits for.
+//! 3. `mm.zone` (rank 900): the free lists of one node. Innermost; of two nodes never both. Interrupts off.
+//!
+//! Nothing inside the zone lock allocates, logs or calls out. Reclaim (shrinkers, shoot-downs) runs with no lock of this
+//! storey held.
+//!
+//! # Before and after
+//!
+//! Below: `arch` (direct map, page tables), `sync` (locks, lock-less lists, calls to other CPUs). Above, everybody.
+//! [`init()`] gives memory to the boot CPU; [`init_percpu`] switches the per-CPU lists on once per-CPU areas exist.
+
+#[cfg(test)]
+extern crate std;
+
+mod alloc;
+mod buddy;
+mod flags;
+pub mod init;
+pub mod inject;
+mod memmap;
+pub mod oom;
+pub mod page;
+mod pcp;
+pub mod shrinker;
+pub mod stack;
+pub mod stats;
+pub mod vmalloc;
+mod zone;
+
+pub use alloc::{
+    alloc_pages, alloc_pages_nolock, alloc_pages_sleep, check, drain_all, drain_local, free_pages, free_pages_nolock,
+};
+pub use buddy::MAX_ORDER;
+pub use flags::{AllocError, AllocFlags};
+pub use init::{Region, init, init_percpu};
+pub use page::{Page, PageKind, SlabView, page_of, page_of_unchecked};
+pub use shrinker::Shrinker;
+pub use vmalloc::{is_vmalloc, vfree, vfree_deferred, vmalloc, vmalloc_size, vzalloc};
