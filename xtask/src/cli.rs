@@ -1,0 +1,397 @@
+//! The command line. The doc comments here are the help text.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Build, boot, test and measure Grange.
+///
+/// Every command first makes sure of QEMU and of a Rust core library for the bare machine, and installs what is
+/// missing where it may. `cargo xtask doctor` says what this machine has.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", version, after_help = EXIT_HELP, propagate_version = true)]
+pub struct Cli {
+    /// What holds for every command.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const EXIT_HELP: &str = "\
+Examples:
+  cargo xtask run                       boot to the shell, 4 CPUs on 2 nodes; Ctrl-A X leaves
+  cargo xtask test                      all tests, on the host and in the kernel
+
+Exit status (the first that applies wins):
+  130 interrupted   7 build failed   2 usage   6 host or QEMU trouble   3 panic
+  4 hang or time-out   5 output incomplete   1 tests failed   0 passed";
+
+/// Options of every command.
+#[derive(Args, Clone, Debug, Default)]
+pub struct Global {
+    /// Install nothing: stop with the commands to type instead
+    #[arg(long, global = true)]
+    pub no_install: bool,
+    /// How to get a core library for the bare machine
+    #[arg(long, global = true, value_enum, default_value_t)]
+    pub core: CoreRoute,
+    /// Print each child process that is started
+    #[arg(long, short, global = true)]
+    pub verbose: bool,
+}
+
+/// Ways to a core library for x86_64-unknown-none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum CoreRoute {
+    /// The installed target, else rustup adds it, else build-std
+    #[default]
+    Auto,
+    /// Only the target that comes with the toolchain
+    Target,
+    /// Compile core and alloc from the toolchain's own source
+    BuildStd,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Boot in QEMU, with this terminal as the kernel's serial console
+    Run(RunArgs),
+    /// Run the tests: on the host, then in the kernel on a matrix of machines
+    Test(TestArgs),
+    /// Check format, clippy, the order of the storeys, and the requirements' tests
+    Lint,
+    /// What the project's CI runs: lint, then test
+    Ci(CiArgs),
+    /// Say what this machine has and lacks, and with --fix install it
+    Doctor(DoctorArgs),
+    /// Build the loader and the kernel
+    Build(BuildArgs),
+}
+
+/// A CPU and memory shape, and how QEMU is to run it.
+#[derive(Args, Clone, Debug, Default)]
+pub struct MachineArgs {
+    /// CPUs, 1 to 255
+    #[arg(long, value_name = "N")]
+    pub cpus: Option<u32>,
+    /// NUMA nodes; the CPUs are dealt out as evenly as they go
+    #[arg(long, value_name = "N")]
+    pub nodes: Option<u32>,
+    /// CPUs of each node, for uneven machines: 4,2,1
+    #[arg(long, value_name = "N,N,…", value_delimiter = ',')]
+    pub node_cpus: Option<Vec<u32>>,
+    /// Memory of the whole machine: 512M, 2G
+    #[arg(long, value_name = "SIZE")]
+    pub memory: Option<String>,
+    /// Memory of each node, for uneven machines: 256M,64M,0
+    #[arg(
+        long,
+        value_name = "SIZE,SIZE,…",
+        value_delimiter = ',',
+        conflicts_with = "memory"
+    )]
+    pub node_memory: Option<Vec<String>>,
+    /// Distances between nodes in the SLIT
+    #[arg(long, value_enum, default_value_t)]
+    pub distance: Distance,
+    /// KVM or emulation; auto takes KVM only where /dev/kvm opens and the CPU has vmx or svm
+    #[arg(long, value_enum, default_value_t)]
+    pub accel: Accel,
+    /// Host threads of the emulator; auto gives one a CPU up to the host's cores, else one for all
+    #[arg(long, value_enum, default_value_t)]
+    pub thread: Thread,
+    /// Bit-for-bit repeatable runs: one host thread, instruction counting, CPUs that never halt
+    #[arg(long)]
+    pub deterministic: bool,
+    /// The QEMU program
+    #[arg(long, value_name = "PATH", default_value = "qemu-system-x86_64")]
+    pub qemu: PathBuf,
+    /// Kernel command line, as `key=value key=value`
+    #[arg(
+        long,
+        value_name = "LINE",
+        default_value = "",
+        allow_hyphen_values = true
+    )]
+    pub append: String,
+    /// Print the QEMU line as a runnable script and stop
+    #[arg(long)]
+    pub print_qemu: bool,
+}
+
+/// Node distances.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Distance {
+    /// Nodes stand in a ring: 10 to oneself, 10 more a hop
+    #[default]
+    Ring,
+    /// Nodes stand in a row
+    Line,
+    /// No SLIT at all
+    None,
+}
+
+/// Accelerators.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Accel {
+    /// KVM where it is real, else TCG
+    #[default]
+    Auto,
+    /// The emulator
+    Tcg,
+    /// Hardware virtualisation
+    Kvm,
+}
+
+/// TCG's host threads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Thread {
+    /// Multi up to the host's cores, single above
+    #[default]
+    Auto,
+    /// One host thread a CPU: real concurrency
+    Multi,
+    /// One host thread for all CPUs: faster and fairer with many of them
+    Single,
+}
+
+/// Build profiles of the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Profile {
+    /// What figures are taken from
+    Release,
+    /// Optimised, with assertions: what tests run
+    Checking,
+    /// Not optimised
+    Dev,
+}
+
+/// Which kernel.
+#[derive(Args, Clone, Debug, Default)]
+pub struct KernelArgs {
+    /// Build profile of the kernel
+    #[arg(long, value_enum)]
+    pub profile: Option<Profile>,
+    /// Short for --profile release
+    #[arg(long, conflicts_with_all = ["profile", "debug"])]
+    pub release: bool,
+    /// Short for --profile dev
+    #[arg(long, conflicts_with = "profile")]
+    pub debug: bool,
+    /// Boot this kernel ELF instead of building one
+    #[arg(long, value_name = "ELF", conflicts_with_all = ["profile", "release", "debug"])]
+    pub kernel: Option<PathBuf>,
+    /// Boot with this loader ELF instead of building one
+    #[arg(long, value_name = "ELF")]
+    pub loader: Option<PathBuf>,
+}
+
+impl KernelArgs {
+    /// The profile asked for, or `default`.
+    #[must_use]
+    pub fn profile_or(&self, default: Profile) -> Profile {
+        match (self.release, self.debug) {
+            (true, _) => Profile::Release,
+            (_, true) => Profile::Dev,
+            _ => self.profile.unwrap_or(default),
+        }
+    }
+}
+
+/// Arguments of `run`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  cargo xtask run --cpus 8 --nodes 4
+  cargo xtask run --exec \"cpus; mem\" --timeout 30s")]
+pub struct RunArgs {
+    /// The machine.
+    #[command(flatten)]
+    pub machine: MachineArgs,
+    /// The kernel.
+    #[command(flatten)]
+    pub kernel: KernelArgs,
+    /// Run these shell commands, separated by `;`, and leave with their status
+    #[arg(long, value_name = "CMD; CMD")]
+    pub exec: Option<String>,
+    /// Give up after this time: 30, 30s, 5m
+    #[arg(long, value_name = "TIME", value_parser = seconds)]
+    pub timeout: Option<Duration>,
+    /// More arguments for QEMU, as they are
+    #[arg(last = true, value_name = "QEMU ARGS")]
+    pub qemu_args: Vec<String>,
+}
+
+/// Arguments of `test`.
+#[derive(Args, Clone, Debug, Default)]
+#[command(after_help = "\
+Examples:
+  cargo xtask test 'percpu.*' --cpus 8 --nodes 4
+  cargo xtask test --kernel-only --repeat 100 --until-fail --seed 0x5eed
+
+A filter is a glob over `suite.test`; one without a dot means a whole suite or a test of any suite. Host tests are
+chosen by the same words, with `::` for the dot. Without filters everything runs.")]
+pub struct TestArgs {
+    /// Tests to run: globs over `suite.test`
+    #[arg(value_name = "FILTER")]
+    pub filters: Vec<String>,
+    /// List the in-kernel tests, read from the kernel's ELF, and stop
+    #[arg(long)]
+    pub list: bool,
+    /// The machine; a shape given here takes the place of the matrix.
+    #[command(flatten)]
+    pub machine: MachineArgs,
+    /// The kernel.
+    #[command(flatten)]
+    pub kernel: KernelArgs,
+    /// Go through the in-kernel tests so many times, each time with the next seed
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub repeat: u32,
+    /// Stop after the first repetition with a failure; without --repeat, repeat until there is one
+    #[arg(long)]
+    pub until_fail: bool,
+    /// Seed of the tests' random numbers: 24301, 0x5eed
+    #[arg(long, value_name = "S", value_parser = number)]
+    pub seed: Option<u64>,
+    /// Multiply every time limit by this
+    #[arg(long, value_name = "X", default_value_t = 1.0)]
+    pub timeout_scale: f64,
+    /// Also write the results as JUnit XML
+    #[arg(long, value_name = "FILE")]
+    pub junit: Option<PathBuf>,
+    /// Also write the results as JSON
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Only the unit tests on the host
+    #[arg(long, conflicts_with = "kernel_only")]
+    pub host_only: bool,
+    /// Only the tests in the kernel
+    #[arg(long)]
+    pub kernel_only: bool,
+    /// More arguments for QEMU, as they are
+    #[arg(last = true, value_name = "QEMU ARGS")]
+    pub qemu_args: Vec<String>,
+}
+
+/// Arguments of `ci`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  cargo xtask ci
+  cargo xtask ci lint")]
+pub struct CiArgs {
+    /// Only this step
+    #[arg(value_enum)]
+    pub step: Option<CiStep>,
+}
+
+/// The steps of CI, in their order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CiStep {
+    /// `cargo xtask lint`
+    Lint,
+    /// `cargo xtask test`
+    Test,
+}
+
+/// Arguments of `doctor`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  cargo xtask doctor
+  cargo xtask doctor --fix")]
+pub struct DoctorArgs {
+    /// Install what is missing
+    #[arg(long)]
+    pub fix: bool,
+    /// One JSON object instead of lines
+    #[arg(long)]
+    pub json: bool,
+    /// The QEMU program
+    #[arg(long, value_name = "PATH", default_value = "qemu-system-x86_64")]
+    pub qemu: PathBuf,
+}
+
+/// Arguments of `build`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  cargo xtask build
+  cargo xtask build --profile checking")]
+pub struct BuildArgs {
+    /// The kernel.
+    #[command(flatten)]
+    pub kernel: KernelArgs,
+}
+
+/// A time: bare numbers are seconds.
+fn seconds(text: &str) -> Result<Duration, String> {
+    let parsed = text
+        .parse::<f64>()
+        .ok()
+        .and_then(|s| Duration::try_from_secs_f64(s).ok());
+    parsed
+        .or_else(|| humantime::parse_duration(text).ok())
+        .ok_or_else(|| "a time such as 30, 30s or 5m".to_owned())
+}
+
+/// A number, decimal or with 0x.
+fn number(text: &str) -> Result<u64, String> {
+    let parsed = match text.strip_prefix("0x") {
+        Some(hex) => u64::from_str_radix(hex, 16),
+        None => text.parse(),
+    };
+    parsed.map_err(|_| "a number below 2^64 such as 24301 or 0x5eed".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_with_options_shows_two_examples() {
+        for command in Cli::command()
+            .get_subcommands()
+            .filter(|command| command.get_arguments().count() > 0)
+        {
+            let help = command
+                .get_after_help()
+                .map(ToString::to_string)
+                .unwrap_or_default();
+            let examples = help
+                .lines()
+                .filter(|line| line.starts_with("  cargo xtask"))
+                .count();
+            assert_eq!(examples, 2, "{}", command.get_name());
+        }
+    }
+
+    #[test]
+    fn times_and_seeds_are_read_in_their_usual_forms() {
+        assert_eq!(seconds("30"), Ok(Duration::from_secs(30)));
+        assert_eq!(seconds("5m"), Ok(Duration::from_secs(300)));
+        assert!(seconds("-1").is_err());
+        assert_eq!(number("0x5eed"), Ok(0x5eed));
+        assert!(number("seed").is_err());
+    }
+
+    #[test]
+    fn everything_after_two_dashes_goes_to_qemu() {
+        let cli = Cli::try_parse_from(["xtask", "run", "--cpus", "2", "--", "-d", "int"]).unwrap();
+        let Command::Run(args) = cli.command else {
+            panic!("not run")
+        };
+        assert_eq!(args.qemu_args, ["-d", "int"]);
+        assert_eq!(args.machine.cpus, Some(2));
+    }
+}

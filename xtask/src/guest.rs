@@ -1,0 +1,192 @@
+//! One boot under watch: QEMU is started, COM2 is read while it is written, and a guest that hangs is made to say where.
+//!
+//! COM1 and COM2 go into files of the boot's folder, so that nothing is lost whatever becomes of this process.
+
+use std::fs::File;
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+
+use crate::artifact::Artifacts;
+use crate::frames::{Frame, FrameReader};
+use crate::process::{Owned, POLL, interrupted};
+use crate::pulse::{Limits, Pulse};
+use crate::qemu::{Machine, Wiring, script};
+use crate::qmp::Qmp;
+use crate::rundir::{write, write_script};
+use crate::verdict::{Ending, Stream};
+
+/// How long a kernel that was sent an NMI may take to print where its CPUs are.
+const LAST_WORDS: Duration = Duration::from_secs(3);
+
+/// What to boot.
+#[derive(Debug)]
+pub struct Boot<'a> {
+    /// The machine.
+    pub machine: &'a Machine,
+    /// Loader and kernel.
+    pub artifacts: &'a Artifacts,
+    /// The finished kernel command line.
+    pub kernel_line: &'a str,
+    /// Seed, for QEMU's own random numbers in deterministic runs.
+    pub seed: u64,
+    /// Folder of this boot.
+    pub dir: &'a Path,
+    /// When it counts as hung.
+    pub limits: Limits,
+}
+
+/// What a boot left.
+#[derive(Debug)]
+pub struct Left {
+    /// The frames.
+    pub stream: Stream,
+    /// How QEMU ended.
+    pub ending: Ending,
+    /// What COM1 said.
+    pub console: Vec<u8>,
+    /// What QEMU itself said.
+    pub stderr: String,
+    /// From QEMU's start to its end.
+    pub took: Duration,
+}
+
+impl Boot<'_> {
+    fn file(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// Boots, and watches until the machine is gone. `on_frame` is called for each frame as it comes, with the length
+    /// that the console's log had just before.
+    ///
+    /// # Errors
+    /// `Host` when QEMU cannot be started or the disk does not let files be written.
+    pub fn watch(&self, on_frame: &mut dyn FnMut(&Frame, usize)) -> anyhow::Result<Left> {
+        // The path of a socket is short by nature; that of a run folder is not.
+        let socket_dir = tempfile::tempdir().context("temporary folder")?;
+        let wiring = Wiring {
+            terminal: false,
+            console: Some(self.file("console.log")),
+            frames: self.file("com2.log"),
+            qmp: Some(socket_dir.path().join("qmp")),
+            reboots: false,
+        };
+        let mut command =
+            self.machine
+                .command(self.artifacts, self.kernel_line, self.seed, &wiring);
+        let without_socket = Wiring {
+            qmp: None,
+            ..wiring.clone()
+        };
+        let to_keep =
+            self.machine
+                .command(self.artifacts, self.kernel_line, self.seed, &without_socket);
+        write_script(&self.file("qemu-cmd"), &script(&to_keep))?;
+        for name in ["console.log", "com2.log"] {
+            write(&self.file(name), "")?;
+        }
+        let stderr = File::create(self.file("qemu-stderr.log")).context("qemu-stderr.log")?;
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(stderr);
+        let started = Instant::now();
+        let mut child = Owned::start(&mut command)?;
+        let mut tail = Tail::open(&self.file("com2.log"), &self.file("console.log"))?;
+        let mut pulse = Pulse::new(self.limits, started);
+        let ending = loop {
+            // First whether it has ended, then what it wrote: so nothing that it wrote is missed.
+            let status = child.0.try_wait().context("waiting for QEMU")?;
+            tail.read(&mut |frame, at| {
+                pulse.frame(frame, Instant::now());
+                on_frame(frame, at);
+            })?;
+            if let Some(status) = status {
+                break ending_of(status);
+            }
+            if interrupted() {
+                break Ending::Interrupted;
+            }
+            if let Some(why) = pulse.hang(Instant::now()) {
+                break self.last_words(why, &mut child, socket_dir.path());
+            }
+            std::thread::sleep(POLL);
+        };
+        child.kill();
+        tail.read(on_frame)?;
+        let stderr = std::fs::read_to_string(self.file("qemu-stderr.log")).unwrap_or_default();
+        let console = std::fs::read(self.file("console.log")).unwrap_or_default();
+        Ok(Left {
+            stream: tail.finish(),
+            ending,
+            console,
+            stderr,
+            took: started.elapsed(),
+        })
+    }
+
+    /// The guest hangs: an NMI to every CPU makes the kernel print where each is.
+    fn last_words(&self, why: String, child: &mut Owned, sockets: &Path) -> Ending {
+        let mut qmp = Qmp::connect(&sockets.join("qmp"), Duration::from_millis(200));
+        if qmp.as_mut().and_then(Qmp::inject_nmi).is_some() {
+            // Whether it ends by itself or not, it hung.
+            let _ = child.wait_for(Some(LAST_WORDS));
+        }
+        Ending::Hung(why)
+    }
+}
+
+fn ending_of(status: ExitStatus) -> Ending {
+    match (status.code(), status.signal()) {
+        _ if interrupted() => Ending::Interrupted,
+        (Some(code), _) => Ending::Status(code),
+        (None, signal) => Ending::Signal(signal.unwrap_or_default()),
+    }
+}
+
+/// Reads a file of frames behind its writer.
+struct Tail {
+    file: File,
+    console: PathBuf,
+    reader: FrameReader,
+    stream: Stream,
+}
+
+impl Tail {
+    fn open(frames: &Path, console: &Path) -> anyhow::Result<Tail> {
+        let file = File::open(frames).with_context(|| frames.display().to_string())?;
+        Ok(Tail {
+            file,
+            console: console.to_path_buf(),
+            reader: FrameReader::default(),
+            stream: Stream::default(),
+        })
+    }
+
+    fn read(&mut self, on_frame: &mut dyn FnMut(&Frame, usize)) -> anyhow::Result<()> {
+        let console = std::fs::metadata(&self.console).map_or(0, |meta| meta.len() as usize);
+        // QEMU truncates the file when it opens it: a position behind the end means that this has just happened.
+        if self.file.metadata()?.len() < self.file.stream_position()? {
+            self.file.seek(SeekFrom::Start(0))?;
+        }
+        let mut bytes = Vec::new();
+        self.file.read_to_end(&mut bytes).context("reading COM2")?;
+        for frame in self.reader.push(&bytes) {
+            if let Ok(frame) = &frame {
+                on_frame(frame, console);
+            }
+            self.stream.take(frame);
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Stream {
+        let mut stream = self.stream;
+        stream.errors.extend(self.reader.finish());
+        stream
+    }
+}

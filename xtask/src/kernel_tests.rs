@@ -1,0 +1,286 @@
+//! The in-kernel tests, read from the kernel's ELF without booting it, and the filters that choose among them.
+//!
+//! The kernel's suites register themselves in the section `linkme_TESTS`, an array of
+//! `#[repr(C)] TestCase { suite: &str, name: &str, file: &str, line: u32, tags: u32, budget_ms: u32, run: fn }`.
+//! The kernel is linked at a fixed address, so the pointers in it can be followed in the file.
+
+use std::path::Path;
+
+use globset::{Glob, GlobMatcher};
+use object::{Object as _, ObjectSection as _, ObjectSegment as _, ObjectSymbol as _};
+
+use crate::exit::{Exit, stop, usage};
+use crate::verdict::TestId;
+
+/// Bytes of a `TestCase`: three `&str`, three `u32` with their padding, one function pointer.
+const CASE_SIZE: usize = 3 * 16 + 3 * 4 + 4 + 8;
+/// Where its fields lie.
+const STRINGS: [usize; 3] = [0, 16, 32];
+const LINE: usize = 48;
+const TAGS: usize = 52;
+const BUDGET: usize = 56;
+/// Names and paths are short; a longer length means that this is no `TestCase`.
+const MAX_STRING: usize = 512;
+
+/// The tags of a test, as bits of its `tags`.
+pub const TAG_NAMES: [(&str, u32); 2] = [("race", 1), ("slow", 2)];
+
+/// One in-kernel test.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KernelTest {
+    /// Suite and name.
+    pub id: TestId,
+    /// Source file.
+    pub file: String,
+    /// Line in it.
+    pub line: u32,
+    /// Bits of [`TAG_NAMES`].
+    pub tags: u32,
+    /// How long it may take, in the guest's milliseconds; 0 means the default.
+    pub budget_ms: u32,
+}
+
+impl KernelTest {
+    /// Whether the test is tagged `race`: it needs real concurrency.
+    #[must_use]
+    pub fn is_race(&self) -> bool {
+        self.tags & 1 != 0
+    }
+
+    /// The names of its tags.
+    pub fn tag_names(&self) -> impl Iterator<Item = &'static str> {
+        TAG_NAMES
+            .iter()
+            .filter(|(_, bit)| self.tags & bit != 0)
+            .map(|(name, _)| *name)
+    }
+}
+
+/// Reads the tests of a kernel, sorted as the kernel runs them: by suite, then by name.
+///
+/// # Errors
+/// `Host` when the file cannot be read or its test section does not have the layout above.
+pub fn list(kernel: &Path) -> anyhow::Result<Vec<KernelTest>> {
+    let bad = |what: &str| stop(Exit::Host, format!("{}: {what}", kernel.display()));
+    let bytes = std::fs::read(kernel).map_err(|error| bad(&error.to_string()))?;
+    let elf = object::File::parse(&*bytes).map_err(|error| bad(&error.to_string()))?;
+    let mut tests = Vec::new();
+    for case in section(&elf).chunks(CASE_SIZE) {
+        tests.push(
+            decode(&elf, case)
+                .ok_or_else(|| bad("the section linkme_TESTS is not an array of TestCase"))?,
+        );
+    }
+    tests.sort_by(|a, b| a.id.cmp(&b.id));
+    if let Some(pair) = tests.windows(2).find(|pair| pair[0].id == pair[1].id) {
+        return Err(bad(&format!("two tests are called {}", pair[0].id)));
+    }
+    Ok(tests)
+}
+
+/// The array: the section by its name, or what lies between linkme's two symbols where the linker merged it.
+fn section<'data>(elf: &object::File<'data>) -> &'data [u8] {
+    if let Some(section) = elf.section_by_name("linkme_TESTS") {
+        return section.data().unwrap_or_default();
+    }
+    let address = |name: &str| {
+        elf.symbols()
+            .find(|symbol| symbol.name() == Ok(name))
+            .map(|symbol| symbol.address())
+    };
+    match (
+        address("__start_linkme_TESTS"),
+        address("__stop_linkme_TESTS"),
+    ) {
+        (Some(start), Some(stop)) if start < stop => {
+            at(elf, start, (stop - start) as usize).unwrap_or_default()
+        }
+        _ => &[],
+    }
+}
+
+/// The file's bytes that are loaded at an address.
+fn at<'data>(elf: &object::File<'data>, address: u64, length: usize) -> Option<&'data [u8]> {
+    elf.segments()
+        .find_map(|segment| segment.data_range(address, length as u64).ok().flatten())
+}
+
+fn decode(elf: &object::File<'_>, case: &[u8]) -> Option<KernelTest> {
+    let word = |offset: usize| {
+        Some(u64::from_le_bytes(
+            case.get(offset..offset + 8)?.try_into().ok()?,
+        ))
+    };
+    let half = |offset: usize| {
+        Some(u32::from_le_bytes(
+            case.get(offset..offset + 4)?.try_into().ok()?,
+        ))
+    };
+    let string = |offset: usize| {
+        let length = usize::try_from(word(offset + 8)?)
+            .ok()
+            .filter(|&length| length <= MAX_STRING)?;
+        std::str::from_utf8(at(elf, word(offset)?, length)?)
+            .ok()
+            .map(str::to_owned)
+    };
+    let [suite, name, file] = STRINGS.map(string);
+    Some(KernelTest {
+        id: TestId {
+            suite: suite?,
+            name: name?,
+        },
+        file: file?,
+        line: half(LINE)?,
+        tags: half(TAGS)?,
+        budget_ms: half(BUDGET)?,
+    })
+}
+
+/// Which tests the user wants.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
+    globs: Vec<(String, GlobMatcher)>,
+}
+
+impl Filter {
+    /// Reads the user's words.
+    ///
+    /// # Errors
+    /// `Usage` for a word that is no glob.
+    pub fn new(words: &[String]) -> anyhow::Result<Filter> {
+        let mut globs = Vec::new();
+        for word in words {
+            let patterns = if word.contains('.') {
+                vec![word.clone()]
+            } else {
+                vec![format!("{word}.*"), format!("*.{word}")]
+            };
+            for pattern in patterns {
+                let glob = Glob::new(&pattern)
+                    .map_err(|error| usage(format!("filter {word}: {error}")))?;
+                globs.push((word.clone(), glob.compile_matcher()));
+            }
+        }
+        Ok(Filter { globs })
+    }
+
+    /// Whether the user gave no words.
+    #[must_use]
+    pub fn is_all(&self) -> bool {
+        self.globs.is_empty()
+    }
+
+    /// Whether the test is wanted.
+    #[must_use]
+    pub fn wants(&self, id: &TestId) -> bool {
+        let text = id.to_string();
+        self.is_all() || self.globs.iter().any(|(_, glob)| glob.is_match(&text))
+    }
+}
+
+/// The value of `kunit.filter_glob` that chooses exactly `chosen` out of `all`: whole suites as `suite.*`.
+#[must_use]
+pub fn filter_glob(all: &[KernelTest], chosen: &[TestId]) -> Option<String> {
+    if all.iter().all(|test| chosen.contains(&test.id)) {
+        return None;
+    }
+    let mut words: Vec<String> = Vec::new();
+    for id in chosen {
+        let whole = all
+            .iter()
+            .filter(|test| test.id.suite == id.suite)
+            .all(|test| chosen.contains(&test.id));
+        let word = if whole {
+            format!("{}.*", id.suite)
+        } else {
+            id.to_string()
+        };
+        if words.last() != Some(&word) {
+            words.push(word);
+        }
+    }
+    Some(words.join(","))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn test(suite: &str, name: &str) -> KernelTest {
+        let id = TestId {
+            suite: suite.into(),
+            name: name.into(),
+        };
+        KernelTest {
+            id,
+            file: String::new(),
+            line: 1,
+            tags: 0,
+            budget_ms: 0,
+        }
+    }
+
+    fn chosen(words: &[&str]) -> Vec<String> {
+        let filter = Filter::new(
+            &words
+                .iter()
+                .map(|&word| word.to_owned())
+                .collect::<Vec<_>>(),
+        )
+        .unwrap();
+        let all = [
+            test("nmi", "nested"),
+            test("percpu", "isolated"),
+            test("percpu", "sum"),
+            test("sum", "percpu2"),
+        ];
+        all.iter()
+            .filter(|test| filter.wants(&test.id))
+            .map(|test| test.id.to_string())
+            .collect()
+    }
+
+    #[test]
+    fn a_word_without_a_dot_is_a_suite_or_a_test_of_any_suite() {
+        assert_eq!(chosen(&["sum"]), ["percpu.sum", "sum.percpu2"]);
+        assert_eq!(chosen(&["percpu"]), ["percpu.isolated", "percpu.sum"]);
+        assert_eq!(
+            chosen(&["per*.is*", "nmi"]),
+            ["nmi.nested", "percpu.isolated"]
+        );
+        assert_eq!(chosen(&[]).len(), 4);
+        assert!(chosen(&["nothing"]).is_empty());
+    }
+
+    #[test]
+    fn a_broken_glob_is_named() {
+        let error = Filter::new(&["a.[".to_owned()]).unwrap_err();
+        assert_eq!(crate::exit::of(&error), Exit::Usage);
+        assert!(error.to_string().contains("filter a.["));
+    }
+
+    #[test]
+    fn whole_suites_are_written_short_and_everything_needs_no_filter() {
+        let all = [
+            test("nmi", "nested"),
+            test("percpu", "isolated"),
+            test("percpu", "sum"),
+        ];
+        let ids: Vec<TestId> = all.iter().map(|test| test.id.clone()).collect();
+        assert_eq!(filter_glob(&all, &ids), None);
+        assert_eq!(filter_glob(&all, &ids[1..]).as_deref(), Some("percpu.*"));
+        assert_eq!(
+            filter_glob(&all, &ids[..2]).as_deref(),
+            Some("nmi.*,percpu.isolated")
+        );
+    }
+
+    #[test]
+    fn a_file_that_is_no_elf_is_the_hosts_trouble() {
+        let error = list(Path::new(file!()))
+            .or_else(|_| list(Path::new("/proc/version")))
+            .unwrap_err();
+        assert_eq!(crate::exit::of(&error), Exit::Host);
+    }
+}

@@ -1,0 +1,78 @@
+//! The tool of the project: builds the kernel, boots it in QEMU, tests it, and judges what came out.
+//!
+//! | module | does |
+//! |---|---|
+//! | [`cli`], [`exit`], [`workspace`], [`process`] | arguments, exit status, where things lie, child processes |
+//! | [`toolchain`], [`artifact`] | makes sure of a bare-metal core and of QEMU; builds loader and kernel |
+//! | [`shape`], [`kernel_args`], [`qemu`], [`qmp`] | a machine's shape and the QEMU line that gives it |
+//! | [`frames`], [`ktap`], [`verdict`] | what a guest said on COM2, and whether that is a pass: pure functions |
+//! | [`kernel_tests`], [`symbols`], [`console`] | what is read from the kernel's ELF, and its addresses made readable |
+//! | [`guest`], [`pulse`], [`rundir`] | one boot under watch, and the folder that keeps what it left |
+//! | [`run`], [`test`], [`lint`], [`ci`], [`doctor`] | the commands |
+//!
+//! It is a library so that the tests in `tests/` can use the parsers and the writer of frames.
+
+pub mod artifact;
+pub mod ci;
+pub mod cli;
+pub mod console;
+pub mod doctor;
+pub mod exit;
+pub mod frames;
+pub mod guest;
+pub mod kernel_args;
+pub mod kernel_tests;
+pub mod ktap;
+pub mod lint;
+pub mod process;
+pub mod pulse;
+pub mod qemu;
+pub mod qmp;
+pub mod run;
+pub mod rundir;
+pub mod shape;
+pub mod symbols;
+pub mod test;
+pub mod toolchain;
+pub mod verdict;
+pub mod workspace;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::cli::{Cli, Command};
+use crate::exit::Exit;
+use crate::workspace::Workspace;
+
+/// Parses the arguments, runs the command and turns its end into the exit status of [`Exit`].
+#[must_use]
+pub fn main() -> ExitCode {
+    process::watch_for_interrupts();
+    let cli = Cli::parse();
+    let end = match dispatch(cli) {
+        Ok(end) => end,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            exit::of(&error)
+        }
+    };
+    let end = if process::interrupted() {
+        Exit::Interrupted
+    } else {
+        end
+    };
+    ExitCode::from(end.code())
+}
+
+fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
+    let workspace = Workspace::find(&cli.global)?;
+    match cli.command {
+        Command::Run(args) => run::run(&workspace, &args),
+        Command::Test(args) => test::test(&workspace, &args),
+        Command::Lint => lint::lint(&workspace),
+        Command::Ci(args) => ci::ci(&workspace, &args),
+        Command::Doctor(args) => doctor::doctor(&workspace, &args),
+        Command::Build(args) => artifact::command(&workspace, &args),
+    }
+}

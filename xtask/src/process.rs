@@ -1,0 +1,162 @@
+//! Child processes: printed before they run, and ended when the user presses Ctrl-C.
+
+use std::ffi::OsStr;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+
+use crate::exit::{Exit, stop};
+
+/// Set by the signal handler, read by every loop that waits. Relaxed: the flag carries no data with it.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// How often a waiting loop looks around.
+pub const POLL: Duration = Duration::from_millis(10);
+
+/// From here on Ctrl-C (and SIGTERM) sets a flag instead of ending this process, so that QEMU never outlives it.
+pub fn watch_for_interrupts() {
+    // Fails only when a handler is set already: then somebody else watches, and that is as good.
+    let _ = ctrlc::set_handler(|| INTERRUPTED.store(true, Ordering::Relaxed));
+}
+
+/// Whether the user asked to stop.
+#[must_use]
+pub fn interrupted() -> bool {
+    INTERRUPTED.load(Ordering::Relaxed)
+}
+
+/// A word as one types it in a POSIX shell.
+#[must_use]
+pub fn quoted(word: &OsStr) -> String {
+    let word = word.to_string_lossy();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_=./,:+@%^".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.into_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
+/// The command as one types it in a POSIX shell.
+#[must_use]
+pub fn shell_line(command: &Command) -> String {
+    std::iter::once(command.get_program())
+        .chain(command.get_args())
+        .map(quoted)
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+/// Prints the command, runs it with this terminal, and waits for it.
+///
+/// # Errors
+/// When it cannot be started.
+pub fn run_shown(command: &mut Command) -> anyhow::Result<ExitStatus> {
+    eprintln!("$ {}", shell_line(command));
+    command
+        .status()
+        .with_context(|| format!("cannot start {}", command.get_program().to_string_lossy()))
+}
+
+/// Runs the command and returns what it printed, or `None` when it cannot be started or fails.
+#[must_use]
+pub fn output_of(command: &mut Command) -> Option<String> {
+    let output = command
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .output()
+        .ok()?;
+    output
+        .status
+        .success()
+        .then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+/// A child that is killed when this value goes away.
+#[derive(Debug)]
+pub struct Owned(pub Child);
+
+impl Owned {
+    /// Starts the command.
+    ///
+    /// # Errors
+    /// When it cannot be started: the host's trouble.
+    pub fn start(command: &mut Command) -> anyhow::Result<Self> {
+        let child = command.spawn();
+        child.map(Owned).map_err(|error| {
+            stop(
+                Exit::Host,
+                format!(
+                    "cannot start {}: {error}",
+                    command.get_program().to_string_lossy()
+                ),
+            )
+        })
+    }
+
+    /// Waits until the child ends, the time is over or the user interrupts; `None` in the last two cases.
+    ///
+    /// # Errors
+    /// When the child cannot be waited for.
+    pub fn wait_for(&mut self, time: Option<Duration>) -> anyhow::Result<Option<ExitStatus>> {
+        let end = time.map(|time| Instant::now() + time);
+        loop {
+            if let Some(status) = self.0.try_wait()? {
+                return Ok(Some(status));
+            }
+            if interrupted() || end.is_some_and(|end| Instant::now() >= end) {
+                return Ok(None);
+            }
+            std::thread::sleep(POLL);
+        }
+    }
+
+    /// Ends the child and reaps it.
+    pub fn kill(&mut self) {
+        // Both fail only when the child is gone already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shell_line_quotes_only_what_needs_it() {
+        let mut command = Command::new("qemu");
+        command.args(["-m", "512M", "-append", "grange.exec=\"cpus; it's\"", ""]);
+        assert_eq!(
+            shell_line(&command),
+            r#"qemu -m 512M -append 'grange.exec="cpus; it'\''s"' ''"#
+        );
+    }
+
+    #[test]
+    fn a_child_that_outlives_its_time_is_not_waited_for() {
+        let mut child = Owned::start(Command::new("sleep").arg("30")).unwrap();
+        assert!(
+            child
+                .wait_for(Some(Duration::from_millis(30)))
+                .unwrap()
+                .is_none()
+        );
+        child.kill();
+    }
+
+    #[test]
+    fn a_program_that_is_not_there_is_the_hosts_trouble() {
+        let error = Owned::start(&mut Command::new("/no/such/qemu")).unwrap_err();
+        assert_eq!(crate::exit::of(&error), Exit::Host);
+        assert!(error.to_string().contains("/no/such/qemu"));
+    }
+}

@@ -1,0 +1,433 @@
+//! From a shape to the QEMU line.
+
+use std::ffi::OsString;
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::artifact::Artifacts;
+use crate::cli::{Accel, Distance, MachineArgs, Thread};
+use crate::exit::usage;
+use crate::process::quoted;
+use crate::shape::{Defaults, Shape};
+use crate::toolchain::emulator;
+use crate::workspace::Workspace;
+
+/// How the emulator is to run the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Engine {
+    /// Hardware virtualisation.
+    Kvm,
+    /// TCG with one host thread a CPU.
+    Multi,
+    /// TCG with one host thread for all CPUs.
+    Single,
+    /// One host thread, and instructions counted: repeatable bit for bit.
+    Deterministic,
+}
+
+impl Engine {
+    /// What the options mean for so many CPUs on this host.
+    ///
+    /// # Errors
+    /// `Usage` for options that exclude each other, and for a KVM that is not there.
+    pub fn choose(
+        accel: Accel,
+        thread: Thread,
+        deterministic: bool,
+        cpus: u32,
+    ) -> anyhow::Result<Engine> {
+        if deterministic {
+            return match (accel, thread) {
+                (Accel::Kvm, _) => Err(usage(
+                    "--deterministic with --accel kvm: only the emulator is repeatable",
+                )),
+                (_, Thread::Multi) => Err(usage(
+                    "--deterministic with --thread multi: it needs one host thread",
+                )),
+                _ => Ok(Engine::Deterministic),
+            };
+        }
+        if accel == Accel::Kvm && !Path::new("/dev/kvm").exists() {
+            return Err(usage(
+                "--accel kvm: there is no /dev/kvm here; auto and tcg are allowed",
+            ));
+        }
+        if accel == Accel::Kvm
+            || (accel == Accel::Auto && thread == Thread::Auto && emulator::kvm_is_real())
+        {
+            return Ok(Engine::Kvm);
+        }
+        let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
+        Ok(match thread {
+            Thread::Multi => Engine::Multi,
+            Thread::Single => Engine::Single,
+            Thread::Auto if cpus <= cores => Engine::Multi,
+            Thread::Auto => Engine::Single,
+        })
+    }
+
+    /// One word for reports.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Engine::Kvm => "kvm",
+            Engine::Multi => "tcg,thread=multi",
+            Engine::Single => "tcg,thread=single",
+            Engine::Deterministic => "tcg,deterministic",
+        }
+    }
+
+    /// The options that give this engine again.
+    #[must_use]
+    pub fn options(self) -> &'static str {
+        match self {
+            Engine::Kvm => "--accel kvm",
+            Engine::Multi => "--thread multi",
+            Engine::Single => "--thread single",
+            Engine::Deterministic => "--deterministic",
+        }
+    }
+}
+
+/// A machine as QEMU is asked for it.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    /// The QEMU program.
+    pub program: PathBuf,
+    /// CPUs, nodes, memory.
+    pub shape: Shape,
+    /// How it is run.
+    pub engine: Engine,
+    /// The user's part of the kernel command line.
+    pub append: String,
+    /// The user's part of the QEMU line.
+    pub extra: Vec<String>,
+}
+
+impl Machine {
+    /// The machine the arguments describe, with a QEMU that is there.
+    ///
+    /// # Errors
+    /// `Usage` for a bad shape, `Host` when there is no QEMU.
+    pub fn from_args(
+        workspace: &Workspace,
+        args: &MachineArgs,
+        extra: &[String],
+        defaults: Defaults,
+    ) -> anyhow::Result<Machine> {
+        let shape = Shape::from_args(args, defaults)?;
+        let engine = Engine::choose(args.accel, args.thread, args.deterministic, shape.cpus())?;
+        crate::kernel_args::KernelLine::new(&args.append).finish()?;
+        let program = emulator::ensure(workspace, &args.qemu)?;
+        Ok(Machine {
+            program,
+            shape,
+            engine,
+            append: args.append.clone(),
+            extra: extra.to_vec(),
+        })
+    }
+
+    /// The words the kernel needs because of the engine: in deterministic runs no CPU may halt.
+    #[must_use]
+    pub fn kernel_words(&self) -> Option<(&'static str, &'static str)> {
+        (self.engine == Engine::Deterministic).then_some(("idle", "poll"))
+    }
+
+    /// The QEMU line.
+    #[must_use]
+    pub fn command(
+        &self,
+        artifacts: &Artifacts,
+        kernel_line: &str,
+        seed: u64,
+        wiring: &Wiring,
+    ) -> Command {
+        let mut command = Command::new(&self.program);
+        command.args([
+            "-nodefaults",
+            "-machine",
+            "q35",
+            "-cpu",
+            "max",
+            "-display",
+            "none",
+        ]);
+        command.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);
+        match self.engine {
+            Engine::Kvm => command.args(["-accel", "kvm"]),
+            Engine::Multi => command.args(["-accel", "tcg,thread=multi"]),
+            Engine::Single => command.args(["-accel", "tcg,thread=single"]),
+            Engine::Deterministic => {
+                command.args([
+                    "-accel",
+                    "tcg,thread=single",
+                    "-icount",
+                    "shift=4,sleep=off",
+                ]);
+                command.args([
+                    "-rtc",
+                    "base=2026-01-01,clock=vm",
+                    "-seed",
+                    &(seed as u32).to_string(),
+                ])
+            }
+        };
+        self.add_shape(&mut command);
+        wiring.add_to(&mut command);
+        command
+            .arg("-kernel")
+            .arg(&artifacts.loader)
+            .arg("-initrd")
+            .arg(&artifacts.kernel);
+        command.args(["-append", kernel_line]).args(&self.extra);
+        command
+    }
+
+    fn add_shape(&self, command: &mut Command) {
+        let shape = &self.shape;
+        let (sockets, cores) = shape.sockets_and_cores();
+        command.arg("-m").arg(format!("{}M", shape.memory() >> 20));
+        command.arg("-smp").arg(format!(
+            "{},sockets={sockets},cores={cores},threads=1",
+            shape.cpus()
+        ));
+        // Without -numa there is no SRAT: one node is what the kernel then makes of it.
+        if shape.nodes() == 1 {
+            return;
+        }
+        let mut first_cpu = 0;
+        for node in 0..shape.nodes() {
+            let (cpus, memory) = (
+                shape.node_cpus[node as usize],
+                shape.node_memory[node as usize] >> 20,
+            );
+            let mut numa = format!("node,nodeid={node}");
+            if memory > 0 {
+                command
+                    .arg("-object")
+                    .arg(format!("memory-backend-ram,id=m{node},size={memory}M"));
+                let _ = write!(numa, ",memdev=m{node}");
+            }
+            match cpus {
+                0 => {}
+                1 => _ = write!(numa, ",cpus={first_cpu}"),
+                _ => _ = write!(numa, ",cpus={first_cpu}-{}", first_cpu + cpus - 1),
+            }
+            first_cpu += cpus;
+            command.args(["-numa", &numa]);
+        }
+        if shape.distance != Distance::None {
+            for a in 0..shape.nodes() {
+                for b in a + 1..shape.nodes() {
+                    command.arg("-numa").arg(format!(
+                        "dist,src={a},dst={b},val={}",
+                        shape.distance_between(a, b)
+                    ));
+                }
+            }
+        }
+    }
+}
+
+/// Where the two serial lines and the control socket go.
+#[derive(Clone, Debug)]
+pub struct Wiring {
+    /// COM1 and QEMU's monitor on this terminal (Ctrl-A X leaves), else only into the log.
+    pub terminal: bool,
+    /// What COM1 said, raw.
+    pub console: Option<PathBuf>,
+    /// What COM2 said, raw.
+    pub frames: PathBuf,
+    /// Socket of the machine protocol.
+    pub qmp: Option<PathBuf>,
+    /// Whether a guest that resets is started again.
+    pub reboots: bool,
+}
+
+impl Wiring {
+    fn add_to(&self, command: &mut Command) {
+        let console = self.console.as_deref().map(escaped);
+        if self.terminal {
+            let mut chardev = OsString::from("stdio,id=com1,mux=on,signal=off");
+            if let Some(console) = console {
+                chardev.push(",logfile=");
+                chardev.push(console);
+            }
+            command.arg("-chardev").arg(chardev).args([
+                "-serial",
+                "chardev:com1",
+                "-mon",
+                "chardev=com1",
+            ]);
+        } else {
+            let mut chardev = OsString::from("file,id=com1,path=");
+            chardev.push(console.unwrap_or_else(|| "/dev/null".into()));
+            command.arg("-chardev").arg(chardev).args([
+                "-serial",
+                "chardev:com1",
+                "-monitor",
+                "none",
+            ]);
+        }
+        let mut chardev = OsString::from("file,id=com2,path=");
+        chardev.push(escaped(&self.frames));
+        command
+            .arg("-chardev")
+            .arg(chardev)
+            .args(["-serial", "chardev:com2"]);
+        if let Some(socket) = &self.qmp {
+            let mut qmp = OsString::from("unix:");
+            qmp.push(escaped(socket));
+            qmp.push(",server=on,wait=off");
+            command.arg("-qmp").arg(qmp);
+        }
+        if !self.reboots {
+            command.arg("-no-reboot");
+        }
+    }
+}
+
+/// A path inside a QEMU option list: commas are doubled.
+fn escaped(path: &Path) -> OsString {
+    path.to_string_lossy().replace(',', ",,").into()
+}
+
+/// The command as a script that anyone can run, one option a line.
+#[must_use]
+pub fn script(command: &Command) -> String {
+    let mut text = String::from("#!/bin/sh\nexec ");
+    text.push_str(&quoted(command.get_program()));
+    for word in command.get_args() {
+        let option = word.to_string_lossy().starts_with('-');
+        text.push_str(if option { " \\\n  " } else { " " });
+        text.push_str(&quoted(word));
+    }
+    text.push('\n');
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::process::shell_line;
+
+    fn machine(shape: Shape, engine: Engine) -> Machine {
+        Machine {
+            program: "qemu".into(),
+            shape,
+            engine,
+            append: String::new(),
+            extra: vec!["-d".into(), "int".into()],
+        }
+    }
+
+    fn artifacts() -> Artifacts {
+        Artifacts {
+            loader: "/t/boot".into(),
+            kernel: "/t/grange".into(),
+            profile: "release",
+        }
+    }
+
+    fn wiring(terminal: bool) -> Wiring {
+        Wiring {
+            terminal,
+            console: Some("/r/a,b/console.log".into()),
+            frames: "/r/com2.log".into(),
+            qmp: Some("/tmp/q".into()),
+            reboots: false,
+        }
+    }
+
+    #[test]
+    fn nodes_get_their_memory_their_cpus_and_all_distances() {
+        let line = shell_line(
+            &machine(Shape::even(7, 3).unwrap(), Engine::Single).command(
+                &artifacts(),
+                "a=1 b=2",
+                0,
+                &wiring(false),
+            ),
+        );
+        for part in [
+            "-accel tcg,thread=single",
+            "-m 512M -smp 7,sockets=7,cores=1,threads=1",
+            "-object memory-backend-ram,id=m0,size=171M -numa node,nodeid=0,memdev=m0,cpus=0-2",
+            "-numa node,nodeid=2,memdev=m2,cpus=5-6",
+            "-numa dist,src=0,dst=1,val=20 -numa dist,src=0,dst=2,val=20 -numa dist,src=1,dst=2,val=20",
+            "-append 'a=1 b=2' -d int",
+            "-no-reboot",
+        ] {
+            assert!(line.contains(part), "{line}\nlacks {part}");
+        }
+    }
+
+    #[test]
+    fn a_node_may_lack_memory_or_cpus_and_one_node_needs_no_numa() {
+        let shape = Shape {
+            node_cpus: vec![1, 0, 2],
+            node_memory: vec![64 << 20, 64 << 20, 0],
+            distance: Distance::None,
+        };
+        let line = shell_line(&machine(shape, Engine::Single).command(
+            &artifacts(),
+            "",
+            0,
+            &wiring(false),
+        ));
+        assert!(
+            line.contains("-numa node,nodeid=0,memdev=m0,cpus=0 "),
+            "{line}"
+        );
+        assert!(line.contains("-numa node,nodeid=1,memdev=m1 "), "{line}");
+        assert!(line.contains("-numa node,nodeid=2,cpus=1-2 "), "{line}");
+        assert!(!line.contains("dist,"), "{line}");
+        let one = shell_line(&machine(Shape::even(2, 1).unwrap(), Engine::Multi).command(
+            &artifacts(),
+            "",
+            0,
+            &wiring(false),
+        ));
+        assert!(!one.contains("-numa"), "{one}");
+    }
+
+    #[test]
+    fn commas_in_paths_are_doubled() {
+        let line = shell_line(&machine(Shape::even(1, 1).unwrap(), Engine::Multi).command(
+            &artifacts(),
+            "",
+            0,
+            &wiring(true),
+        ));
+        assert!(
+            line.contains("stdio,id=com1,mux=on,signal=off,logfile=/r/a,,b/console.log"),
+            "{line}"
+        );
+    }
+
+    #[test]
+    fn the_engine_follows_the_options_and_the_hosts_cores() {
+        let choose = |thread, cpus| Engine::choose(Accel::Tcg, thread, false, cpus).unwrap();
+        assert_eq!(choose(Thread::Auto, 1), Engine::Multi);
+        assert_eq!(choose(Thread::Auto, 255), Engine::Single);
+        assert_eq!(choose(Thread::Multi, 255), Engine::Multi);
+        assert_eq!(
+            Engine::choose(Accel::Auto, Thread::Auto, true, 4).unwrap(),
+            Engine::Deterministic
+        );
+        assert!(Engine::choose(Accel::Auto, Thread::Multi, true, 4).is_err());
+        assert!(Engine::choose(Accel::Kvm, Thread::Auto, true, 4).is_err());
+    }
+
+    #[test]
+    fn the_script_is_one_option_a_line_and_quotes_what_a_shell_would_split() {
+        let mut command = Command::new("qemu");
+        command.args(["-m", "512M", "-append", "a b"]);
+        assert_eq!(
+            script(&command),
+            "#!/bin/sh\nexec qemu \\\n  -m 512M \\\n  -append 'a b'\n"
+        );
+    }
+}

@@ -1,0 +1,179 @@
+//! The folder that keeps what a run left: `target/grange/runs/<utc>-<command>-<id>/`, with the symlink `latest`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+use std::time::{Instant, SystemTime};
+
+use anyhow::Context as _;
+use serde_json::{Value, json};
+
+use crate::process::output_of;
+use crate::workspace::Workspace;
+
+/// One run's folder.
+#[derive(Debug)]
+pub struct RunDir {
+    path: PathBuf,
+    started: Instant,
+    /// `events.jsonl`, appended to line by line. Protects the file's order; nests in nothing.
+    events: Mutex<fs::File>,
+}
+
+impl RunDir {
+    /// Makes the folder, points `latest` at it and writes `run.json`.
+    ///
+    /// # Errors
+    /// When the disk does not let it: the host's trouble.
+    pub fn create(workspace: &Workspace, command: &str) -> anyhow::Result<RunDir> {
+        let runs = workspace.runs();
+        let path = fresh(&runs, command)?;
+        let link = runs.join("latest");
+        let temporary = runs.join(format!(".latest-{}", std::process::id()));
+        // A link that cannot be set (another run sets it at this moment) is no reason not to run.
+        let _ = fs::remove_file(&temporary);
+        if std::os::unix::fs::symlink(path.file_name().unwrap_or_default(), &temporary).is_ok() {
+            let _ = fs::rename(&temporary, &link);
+        }
+        let events = fs::File::create(path.join("events.jsonl"))
+            .with_context(|| path.display().to_string())?;
+        Ok(RunDir {
+            path,
+            started: Instant::now(),
+            events: Mutex::new(events),
+        })
+    }
+
+    /// The folder.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A folder inside for one boot.
+    ///
+    /// # Errors
+    /// When the disk does not let it.
+    pub fn sub(&self, name: &str) -> anyhow::Result<PathBuf> {
+        let path = self.path.join(name);
+        fs::create_dir_all(&path).with_context(|| path.display().to_string())?;
+        Ok(path)
+    }
+
+    /// Writes a file of the folder.
+    ///
+    /// # Errors
+    /// When the disk does not let it.
+    pub fn write(&self, name: &str, content: &str) -> anyhow::Result<()> {
+        write(&self.path.join(name), content)
+    }
+
+    /// Writes `run.json`: all that is needed to know what ran, on what.
+    ///
+    /// # Errors
+    /// When the disk does not let it.
+    pub fn describe(
+        &self,
+        workspace: &Workspace,
+        command: &str,
+        more: &Value,
+    ) -> anyhow::Result<()> {
+        let git =
+            |args: &[&str]| output_of(Command::new("git").args(args).current_dir(&workspace.root));
+        let mut about = json!({
+            "v": 1,
+            "command": command,
+            "argv": std::env::args().collect::<Vec<_>>(),
+            "utc": humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
+            "commit": git(&["rev-parse", "HEAD"]),
+            "changed": git(&["status", "--porcelain", "--untracked-files=no"]).map(|text| !text.is_empty()),
+            "rustc": output_of(Command::new("rustc").arg("--version").current_dir(&workspace.root)),
+            "host_cores": std::thread::available_parallelism().map_or(0, usize::from),
+        });
+        if let (Some(about), Some(more)) = (about.as_object_mut(), more.as_object()) {
+            about.extend(more.clone());
+        }
+        self.write("run.json", &format!("{about:#}\n"))
+    }
+
+    /// Adds a line to `events.jsonl`. One that cannot be written is left out: the results do not depend on it.
+    pub fn event(&self, kind: &str, more: &Value) {
+        use std::io::Write as _;
+        let mut event = json!({ "t": (self.started.elapsed().as_secs_f64() * 1e3).round() / 1e3, "event": kind });
+        if let (Some(event), Some(more)) = (event.as_object_mut(), more.as_object()) {
+            event.extend(more.clone());
+        }
+        if let Ok(mut file) = self.events.lock() {
+            let _ = writeln!(file, "{event}");
+        }
+    }
+}
+
+/// Writes a file and names it when that fails.
+///
+/// # Errors
+/// When the disk does not let it.
+pub fn write(path: &Path, content: &str) -> anyhow::Result<()> {
+    fs::write(path, content).with_context(|| path.display().to_string())
+}
+
+/// Writes a script and makes it executable.
+///
+/// # Errors
+/// When the disk does not let it.
+pub fn write_script(path: &Path, content: &str) -> anyhow::Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    write(path, content)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755))
+        .with_context(|| path.display().to_string())
+}
+
+/// A folder that was not there before.
+fn fresh(runs: &Path, command: &str) -> anyhow::Result<PathBuf> {
+    fs::create_dir_all(runs).with_context(|| runs.display().to_string())?;
+    let utc = humantime::format_rfc3339_seconds(SystemTime::now())
+        .to_string()
+        .replace(':', "");
+    for id in 0..u32::MAX {
+        let id = id.wrapping_mul(0x9e37).wrapping_add(std::process::id()) & 0xffff;
+        let path = runs.join(format!("{utc}-{command}-{id:04x}"));
+        match fs::create_dir(&path) {
+            Ok(()) => return Ok(path),
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error).with_context(|| path.display().to_string()),
+        }
+    }
+    anyhow::bail!("no free name in {}", runs.display())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_runs_in_one_second_get_two_folders_and_latest_is_the_second() {
+        let target = tempfile::tempdir().unwrap();
+        let workspace = Workspace {
+            root: target.path().to_path_buf(),
+            target: target.path().to_path_buf(),
+            no_install: true,
+            core: crate::cli::CoreRoute::Auto,
+            verbose: false,
+        };
+        let first = RunDir::create(&workspace, "test").unwrap();
+        let second = RunDir::create(&workspace, "test").unwrap();
+        assert_ne!(first.path(), second.path());
+        assert_eq!(
+            fs::canonicalize(workspace.runs().join("latest")).unwrap(),
+            fs::canonicalize(second.path()).unwrap()
+        );
+        second.event("boot", &json!({ "cpus": 4 }));
+        let line = fs::read_to_string(second.path().join("events.jsonl")).unwrap();
+        let event: Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(
+            (&event["event"], &event["cpus"]),
+            (&json!("boot"), &json!(4))
+        );
+    }
+}

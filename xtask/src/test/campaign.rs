@@ -1,0 +1,392 @@
+//! Boots one machine until each of its tests has a result.
+//!
+//! A test that panics, faults or hangs takes the kernel with it. It gets its verdict, and the kernel is booted again
+//! with the test after it as the first. What the tests before it said stays valid: each of their lines had its CRC and
+//! its place in the stream.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use crate::artifact::Artifacts;
+use crate::console;
+use crate::exit::Exit;
+use crate::frames::{Frame, Kind};
+use crate::guest::{Boot, Left};
+use crate::kernel_args::KernelLine;
+use crate::kernel_tests::{KernelTest, filter_glob};
+use crate::ktap::{Outcome, Parser, TestLine};
+use crate::process::interrupted;
+use crate::pulse::Limits;
+use crate::rundir::write;
+use crate::symbols::Symbols;
+use crate::verdict::{Asked, TestId, Verdict, begun, id_of, judge};
+
+use super::matrix::Leg;
+use super::{Record, Session};
+
+/// Lines of log shown with a failure.
+const LOG_LINES: usize = 40;
+/// Lines of log shown with a crash: the backtraces of all CPUs are in it.
+const CRASH_LINES: usize = 160;
+
+/// The tests of one machine, once.
+pub struct Campaign<'a> {
+    /// What is shared.
+    pub session: &'a Session<'a>,
+    /// Loader and kernel.
+    pub artifacts: &'a Artifacts,
+    /// All tests of the kernel.
+    pub all: &'a [KernelTest],
+    /// For backtraces.
+    pub symbols: Option<&'a Symbols>,
+    /// The machine and its tests.
+    pub leg: &'a Leg,
+    /// Seed of the tests.
+    pub seed: u64,
+    /// Which repetition this is, from 0.
+    pub round: u32,
+}
+
+/// The kernel command line for a boot that runs `tests`, beginning with `start`.
+///
+/// # Errors
+/// `Usage` when it becomes too long.
+pub fn kernel_line(
+    leg: &Leg,
+    all: &[KernelTest],
+    tests: &[TestId],
+    start: Option<&TestId>,
+    seed: u64,
+) -> anyhow::Result<String> {
+    let mut line = KernelLine::new(&leg.machine.append);
+    line.set("grange.run", "test")?;
+    if let Some(glob) = filter_glob(all, tests) {
+        line.set("kunit.filter_glob", &glob)?;
+    }
+    line.set("grange.seed", &seed.to_string())?;
+    if let Some(start) = start {
+        line.set("grange.test_start", &start.to_string())?;
+    }
+    if let Some((key, value)) = leg.machine.kernel_words() {
+        line.set(key, value)?;
+    }
+    Ok(line.finish()?.to_owned())
+}
+
+impl Campaign<'_> {
+    /// Boots as often as it takes. Returns a record for each test and the worst end of all boots.
+    ///
+    /// # Errors
+    /// `Host` when QEMU cannot be started or the disk does not let files be written.
+    pub fn run(&self) -> anyhow::Result<(Vec<Record>, Exit)> {
+        let ids = self.leg.ids();
+        self.session.progress.place(&self.leg.place(), ids.len());
+        let (mut records, mut worst, mut next, mut boots) = (Vec::new(), Exit::Passed, 0, 0);
+        while next < ids.len() && !interrupted() {
+            let (boot_records, exit) = self.boot(&ids, next, boots)?;
+            worst = worst.worst(exit);
+            boots += 1;
+            // At least one test gets its result from each boot, so this ends.
+            next += boot_records
+                .iter()
+                .filter(|record| !record.suite.is_empty())
+                .count()
+                .max(1);
+            records.extend(boot_records);
+        }
+        Ok((records, worst))
+    }
+
+    fn boot(
+        &self,
+        ids: &[TestId],
+        first: usize,
+        boots: usize,
+    ) -> anyhow::Result<(Vec<Record>, Exit)> {
+        let mut name = self.leg.slug();
+        if self.round > 0 {
+            name = format!("{name}-round{}", self.round + 1);
+        }
+        if boots > 0 {
+            name = format!("{name}-again{boots}");
+        }
+        let dir = self.session.dir.sub(&name)?;
+        let start = (first > 0).then(|| &ids[first]);
+        let line = kernel_line(self.leg, self.all, ids, start, self.seed)?;
+        let due = &ids[first..];
+        let boot = Boot {
+            machine: &self.leg.machine,
+            artifacts: self.artifacts,
+            kernel_line: &line,
+            seed: self.seed,
+            dir: &dir,
+            limits: Limits::scaled(self.session.args.timeout_scale),
+        };
+        self.session
+            .dir
+            .event("boot", &json!({ "dir": name, "line": line }));
+        let mut watch = Watch::default();
+        let left = boot.watch(&mut |frame, console| {
+            if let Some(test) = watch.frame(frame, console) {
+                self.session
+                    .progress
+                    .test(&id_of(test).to_string(), test.outcome);
+                self.session.dir.event(
+                    "test",
+                    &json!({ "test": id_of(test), "outcome": format!("{:?}", test.outcome) }),
+                );
+            }
+        })?;
+        let shape = &self.leg.machine.shape;
+        let asked = Asked {
+            seed: self.seed,
+            cpus: shape.cpus(),
+            nodes: shape.nodes(),
+            tests: due.to_vec(),
+        };
+        let verdict = judge(&left.stream, &left.ending, &asked);
+        self.keep(&dir, &left, &verdict)?;
+        self.session.dir.event("verdict", &json!({ "dir": name, "verdict": verdict.exit.word(), "took": left.took.as_secs_f64() }));
+        let records = self.records(due, &left, &verdict, &watch, &dir);
+        Ok((records, verdict.exit))
+    }
+
+    /// Writes what TOOLS' users look for in a boot's folder.
+    fn keep(&self, dir: &Path, left: &Left, verdict: &Verdict) -> anyhow::Result<()> {
+        let ktap = left
+            .stream
+            .frames
+            .iter()
+            .filter(|frame| frame.kind == Kind::Ktap);
+        let ktap: String = ktap.map(|frame| format!("{}\n", frame.payload)).collect();
+        write(&dir.join("results.ktap"), &ktap)?;
+        let log = String::from_utf8_lossy(&left.console).replace('\r', "");
+        write(
+            &dir.join("console.sym.log"),
+            &console::symbolized(&log, self.symbols),
+        )?;
+        let told = json!({
+            "v": 1,
+            "verdict": verdict.exit.word(),
+            "ending": format!("{:?}", left.ending),
+            "took_s": left.took.as_secs_f64(),
+            "seed": self.seed,
+            "witnesses": verdict.witnesses,
+            "tests": verdict.tests.len(),
+        });
+        write(&dir.join("verdict.json"), &format!("{told:#}\n"))
+    }
+
+    /// One record for each test that has a result now, or for the one that took the kernel with it.
+    fn records(
+        &self,
+        due: &[TestId],
+        left: &Left,
+        verdict: &Verdict,
+        watch: &Watch,
+        dir: &Path,
+    ) -> Vec<Record> {
+        let mut records: Vec<Record> = verdict
+            .tests
+            .iter()
+            .filter(|test| due.contains(&id_of(test)))
+            .map(|test| self.record_of_line(test, left, watch))
+            .collect();
+        if matches!(
+            verdict.exit,
+            Exit::Passed | Exit::TestsFailed | Exit::Interrupted
+        ) {
+            return records;
+        }
+        let mut reasons: Vec<String> = verdict.complaints().cloned().collect();
+        let log = String::from_utf8_lossy(&left.console).replace('\r', "");
+        reasons.extend(console::crash_line(&log).map(str::to_owned));
+        reasons.extend(
+            left.stderr
+                .lines()
+                .take(3)
+                .map(|line| format!("QEMU: {line}")),
+        );
+        reasons.push(format!(
+            "see {}",
+            self.session.workspace.short(dir).display()
+        ));
+        let without: Vec<&TestId> = due
+            .iter()
+            .filter(|id| !records.iter().any(|record| record.id() == id.to_string()))
+            .collect();
+        let culprit = verdict
+            .unfinished
+            .as_ref()
+            .filter(|id| without.contains(id));
+        match culprit {
+            Some(id) => {
+                let from = watch.marks.get(id).map_or(0, |mark| mark.from);
+                records.push(self.failure(
+                    id,
+                    verdict.exit,
+                    reasons,
+                    self.readable(&left.console, from, CRASH_LINES),
+                ));
+            }
+            None if verdict.any_began && !without.is_empty() => {
+                // It died between two tests: the next one due has to answer for it.
+                records.push(self.failure(
+                    without[0],
+                    verdict.exit,
+                    reasons,
+                    self.readable(&left.console, 0, CRASH_LINES),
+                ));
+            }
+            None => {
+                // It died before the first test or after the last: no test is to blame, and booting again would not help.
+                let nobody = TestId {
+                    suite: String::new(),
+                    name: format!("boot of {}", self.leg.place()),
+                };
+                records.push(self.failure(
+                    &nobody,
+                    verdict.exit,
+                    reasons,
+                    self.readable(&left.console, 0, CRASH_LINES),
+                ));
+                let unrun = without.iter().map(|id| {
+                    self.failure(
+                        id,
+                        verdict.exit,
+                        vec!["did not run: the boot failed".to_owned()],
+                        String::new(),
+                    )
+                });
+                records.extend(unrun.collect::<Vec<_>>());
+            }
+        }
+        records
+    }
+
+    fn record_of_line(&self, test: &TestLine, left: &Left, watch: &Watch) -> Record {
+        let id = id_of(test);
+        let mark = watch.marks.get(&id).copied().unwrap_or_default();
+        let failed = test.outcome == Outcome::Failed;
+        let log = if failed {
+            self.readable(
+                &left.console[..mark.to.min(left.console.len())],
+                mark.from,
+                LOG_LINES,
+            )
+        } else {
+            String::new()
+        };
+        let mut record = self.failure(
+            &id,
+            if failed {
+                Exit::TestsFailed
+            } else {
+                Exit::Passed
+            },
+            test.detail.clone(),
+            log,
+        );
+        record.outcome = test.outcome;
+        record.took = mark.took;
+        record
+    }
+
+    fn failure(&self, id: &TestId, exit: Exit, detail: Vec<String>, log: String) -> Record {
+        let machine = &self.leg.machine;
+        let filter = if id.suite.is_empty() {
+            String::new()
+        } else {
+            format!(" {id}")
+        };
+        let record = Record {
+            place: self.leg.place(),
+            slug: self.leg.slug(),
+            suite: id.suite.clone(),
+            name: id.name.clone(),
+            outcome: Outcome::Failed,
+            exit,
+            took: Duration::ZERO,
+            detail,
+            log,
+            rerun: format!(
+                "cargo xtask test --kernel-only{filter} {} {} --seed {:#x}",
+                machine.shape.options(),
+                machine.engine.options(),
+                self.seed
+            ),
+        };
+        if !matches!(exit, Exit::Passed | Exit::TestsFailed) {
+            self.session
+                .progress
+                .test(&format!("{id}"), Outcome::Failed);
+        }
+        record
+    }
+
+    fn readable(&self, console: &[u8], from: usize, limit: usize) -> String {
+        console::symbolized(
+            &console::around(console, from, console.len(), limit),
+            self.symbols,
+        )
+    }
+}
+
+/// Where a test's lines are in the console's log, and how long it took.
+#[derive(Clone, Copy, Debug, Default)]
+struct Mark {
+    from: usize,
+    to: usize,
+    took: Duration,
+}
+
+/// Follows a boot's frames to know where each test is.
+#[derive(Default)]
+struct Watch {
+    parser: Parser,
+    broken: bool,
+    running: Option<(TestId, Instant)>,
+    /// Length of the console's log when the frame before came.
+    before: usize,
+    marks: HashMap<TestId, Mark>,
+}
+
+impl Watch {
+    /// Takes a frame; returns the test whose result it is.
+    fn frame(&mut self, frame: &Frame, console: usize) -> Option<&TestLine> {
+        let before = std::mem::replace(&mut self.before, console);
+        match frame.kind {
+            Kind::Begin => {
+                let id = begun(&frame.payload)?;
+                self.marks.insert(
+                    id.clone(),
+                    Mark {
+                        from: before,
+                        to: usize::MAX,
+                        took: Duration::ZERO,
+                    },
+                );
+                self.running = Some((id, Instant::now()));
+                None
+            }
+            Kind::Ktap if !self.broken => {
+                let Ok(test) = self.parser.line(&frame.payload) else {
+                    self.broken = true;
+                    return None;
+                };
+                let test = test?;
+                if let Some((id, since)) = self.running.take()
+                    && let Some(mark) = self.marks.get_mut(&id)
+                {
+                    mark.took = since.elapsed();
+                    mark.to = console;
+                }
+                Some(test)
+            }
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! Which tests run on which machines.
+//!
+//! Without a shape from the user: one CPU; two on two nodes with real concurrency; four on two nodes; seven on three
+//! nodes of unequal size. Tests tagged `race` also run on four CPUs with a host thread each, because one host thread for
+//! all of them would hide what they look for.
+
+use crate::cli::{MachineArgs, TestArgs, Thread};
+use crate::kernel_tests::{Filter, KernelTest};
+use crate::qemu::{Engine, Machine};
+use crate::shape::Defaults;
+use crate::verdict::TestId;
+use crate::workspace::Workspace;
+
+/// A machine of the matrix before it is known which tests there are.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// The machine.
+    pub machine: Machine,
+    /// Only tests tagged `race`.
+    pub race_only: bool,
+}
+
+/// A machine and its tests.
+#[derive(Clone, Debug)]
+pub struct Leg {
+    /// The machine.
+    pub machine: Machine,
+    /// The tests, sorted as the kernel runs them.
+    pub tests: Vec<KernelTest>,
+    /// Only tests tagged `race`.
+    pub race_only: bool,
+}
+
+impl Leg {
+    /// The machine in words.
+    #[must_use]
+    pub fn place(&self) -> String {
+        format!("{} ({})", self.machine.shape, self.machine.engine.name())
+    }
+
+    /// The machine in a word, for folders.
+    #[must_use]
+    pub fn slug(&self) -> String {
+        format!(
+            "{}{}",
+            self.machine.shape.slug(),
+            if self.race_only { "-race" } else { "" }
+        )
+    }
+
+    /// The names of its tests.
+    #[must_use]
+    pub fn ids(&self) -> Vec<TestId> {
+        self.tests.iter().map(|test| test.id.clone()).collect()
+    }
+}
+
+/// The machines: the one the user describes, or the matrix.
+///
+/// # Errors
+/// `Usage` for a bad shape, `Host` when there is no QEMU.
+pub fn machines(workspace: &Workspace, args: &TestArgs) -> anyhow::Result<Vec<Place>> {
+    let asked = &args.machine;
+    let one = asked.cpus.is_some()
+        || asked.nodes.is_some()
+        || asked.node_cpus.is_some()
+        || asked.node_memory.is_some();
+    let make = |args_of: &MachineArgs, race_only| {
+        let machine = Machine::from_args(
+            workspace,
+            args_of,
+            &args.qemu_args,
+            Defaults { cpus: 4, nodes: 2 },
+        )?;
+        Ok::<_, anyhow::Error>(Place { machine, race_only })
+    };
+    if one {
+        return Ok(vec![make(asked, false)?]);
+    }
+    let shape = |node_cpus: &[u32], thread: Thread| MachineArgs {
+        node_cpus: Some(node_cpus.to_vec()),
+        thread: if asked.thread == Thread::Auto && !asked.deterministic {
+            thread
+        } else {
+            asked.thread
+        },
+        ..asked.clone()
+    };
+    let mut places = vec![
+        make(&shape(&[1], Thread::Auto), false)?,
+        make(&shape(&[1, 1], Thread::Multi), false)?,
+        make(&shape(&[2, 2], Thread::Auto), false)?,
+        make(&shape(&[4, 2, 1], Thread::Auto), false)?,
+    ];
+    let race = make(&shape(&[2, 2], Thread::Multi), true)?;
+    // On a host with four cores the third machine is that one already.
+    if places[2].machine.engine != race.machine.engine && race.machine.engine == Engine::Multi {
+        places.push(race);
+    }
+    Ok(places)
+}
+
+/// Deals the wanted tests out to the machines; machines without a test are left out.
+#[must_use]
+pub fn legs(places: Vec<Place>, tests: &[KernelTest], filter: &Filter) -> Vec<Leg> {
+    let wanted = |race_only: bool| -> Vec<KernelTest> {
+        tests
+            .iter()
+            .filter(|test| filter.wants(&test.id) && (!race_only || test.is_race()))
+            .cloned()
+            .collect()
+    };
+    let legs = places.into_iter().map(|Place { machine, race_only }| Leg {
+        machine,
+        tests: wanted(race_only),
+        race_only,
+    });
+    legs.filter(|leg| !leg.tests.is_empty()).collect()
+}
