@@ -34,9 +34,12 @@
 #![no_std]
 
 #[cfg(target_os = "none")]
-mod bare;
+pub mod bare;
 #[cfg(target_os = "none")]
 use bare as imp;
+#[cfg(all(test, not(target_os = "none")))]
+#[path = "bare/host_tests.rs"]
+mod bare;
 
 #[cfg(not(target_os = "none"))]
 extern crate std;

@@ -1,0 +1,50 @@
+//! Return addresses of the callers, by the chain of frame pointers.
+//!
+//! Every load is one that may fail (`probe`), the number of frames is bounded, and a frame that does
+//! not lie above the one before ends the walk unless it crosses from one stack to another, so a
+//! damaged stack gives a short list and not a fault or a hang. Entry code leaves frames that lead
+//! from a handler to the code it interrupted.
+//!
+//! Context: any, NMI included. Answers to `arch/x86/kernel/unwind_frame.c` of Linux.
+
+use core::arch::asm;
+
+use super::probe;
+
+/// Most frames that are followed.
+const MAX_FRAMES: usize = 64;
+/// A step that is longer than this is one to another stack.
+const MAX_STACK: u64 = 1 << 20;
+
+/// Calls `visit` with each return address, innermost first, starting with the frame at `rbp`.
+pub fn walk(rbp: u64, visit: &mut dyn FnMut(u64)) {
+    let mut frame = rbp;
+    for _ in 0..MAX_FRAMES {
+        if !frame.is_multiple_of(8) {
+            return;
+        }
+        let (Some(next), Some(return_address)) =
+            (probe::read(frame), probe::read(frame.wrapping_add(8)))
+        else {
+            return;
+        };
+        if return_address == 0 {
+            return;
+        }
+        visit(return_address);
+        let same_stack = next.abs_diff(frame) < MAX_STACK;
+        if next == frame || (same_stack && next < frame) {
+            return;
+        }
+        frame = next;
+    }
+}
+
+/// Calls `visit` with each return address of the caller, innermost first.
+#[inline(never)]
+pub fn current(visit: &mut dyn FnMut(u64)) {
+    let rbp: u64;
+    // SAFETY: reads a register.
+    unsafe { asm!("mov {}, rbp", out(reg) rbp, options(nomem, nostack, preserves_flags)) };
+    walk(rbp, visit);
+}

@@ -1,0 +1,123 @@
+//! The two serial ports: COM1 for people, COM2 for the tester.
+//!
+//! `uart_16550` sets them up; after that bytes go to the data port directly, for the crate wants
+//! `&mut` and these functions may be called by any number of CPUs in any context, a panic in an NMI
+//! included. Whoever wants whole lines takes a lock above.
+//!
+//! - CONSOLE-1: no call waits for ever: a port that is absent, or whose other end does not read,
+//!   costs bytes after a bounded number of turns.
+//!
+//! Answers to `arch/x86/kernel/early_printk.c` of Linux.
+
+use core::hint::spin_loop;
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use uart_16550::backend::PioBackend;
+use uart_16550::{Config, Uart16550};
+use x86_64::instructions::port::Port;
+
+/// Bytes that may follow each other once the transmitter is empty.
+const FIFO_SIZE: usize = 16;
+/// How often the line status is looked at before bytes are dropped (CONSOLE-1). About half a second
+/// in the emulator.
+const PATIENCE: u32 = 2_000_000;
+
+const DATA_READY: u8 = 1 << 0;
+const TRANSMITTER_EMPTY: u8 = 1 << 5;
+
+/// One port.
+struct Serial {
+    base: u16,
+    /// Set by [`init`] if there is a device; read at every use.
+    present: AtomicBool,
+}
+
+static COM1: Serial = Serial { base: 0x3f8, present: AtomicBool::new(false) };
+static COM2: Serial = Serial { base: 0x2f8, present: AtomicBool::new(false) };
+
+/// Sets both ports up: 115,200 baud, 8 data bits, no parity, FIFO on, no interrupts.
+///
+/// Context: boot CPU, once, before others run.
+pub(super) fn init() {
+    COM1.init();
+    COM2.init();
+}
+
+/// Sends bytes on COM1, for people. Raw: no lock, no translation.
+///
+/// Context: any.
+pub fn write_com1(bytes: &[u8]) {
+    COM1.write(bytes);
+}
+
+/// Sends bytes on COM2, for the tester. Raw: no lock, no framing.
+///
+/// Context: any.
+pub fn write_com2(bytes: &[u8]) {
+    COM2.write(bytes);
+}
+
+/// The next byte that came in on COM1, if there is one. Does not wait.
+///
+/// Context: any.
+pub fn read_com1() -> Option<u8> {
+    COM1.read()
+}
+
+impl Serial {
+    fn init(&self) {
+        // SAFETY: these are the ports of the PC's serial lines; where there is none, they are not
+        // connected to anything. This CPU is alone.
+        let uart = unsafe { Uart16550::<PioBackend>::new_port(self.base) };
+        let present = uart.is_ok_and(|mut uart| uart.init(Config::default()).is_ok());
+        self.present.store(present, Ordering::Relaxed);
+    }
+
+    fn write(&self, bytes: &[u8]) {
+        if !self.present.load(Ordering::Relaxed) {
+            return;
+        }
+        for chunk in bytes.chunks(FIFO_SIZE) {
+            if !self.wait_until_empty() {
+                return;
+            }
+            for &byte in chunk {
+                // SAFETY: the data port of a serial line that is present.
+                unsafe { Port::new(self.base).write(byte) };
+            }
+        }
+    }
+
+    fn read(&self) -> Option<u8> {
+        if !self.present.load(Ordering::Relaxed) || self.line_status() & DATA_READY == 0 {
+            return None;
+        }
+        // SAFETY: the data port of a serial line that is present.
+        Some(unsafe { Port::new(self.base).read() })
+    }
+
+    fn wait_until_empty(&self) -> bool {
+        for _ in 0..PATIENCE {
+            if self.line_status() & TRANSMITTER_EMPTY != 0 {
+                return true;
+            }
+            spin_loop();
+        }
+        false
+    }
+
+    fn line_status(&self) -> u8 {
+        // SAFETY: the line-status port of a serial line; reading it clears error bits nobody uses.
+        unsafe { Port::new(self.base + 5).read() }
+    }
+}
+
+/// [`core::fmt::Write`] on COM1, for reports that must not depend on anything.
+pub(super) struct Com1;
+
+impl core::fmt::Write for Com1 {
+    fn write_str(&mut self, s: &str) -> core::fmt::Result {
+        write_com1(s.as_bytes());
+        Ok(())
+    }
+}

@@ -1,0 +1,12 @@
+//! The pure parts of the bare backend, built on the host for their tests alone.
+
+#![allow(dead_code, unreachable_pub, reason = "their callers exist on the bare machine only")]
+
+#[path = "apic_regs.rs"]
+mod apic_regs;
+#[path = "reason.rs"]
+mod reason;
+#[path = "stacks.rs"]
+mod stacks;
+#[path = "timescale.rs"]
+mod timescale;

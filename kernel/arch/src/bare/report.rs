@@ -1,0 +1,66 @@
+//! The report of an exception: reason, place, registers, and how the CPU got there.
+//!
+//! Context: any; takes no lock and allocates nothing.
+
+use core::fmt::{self, Display, Write};
+
+use super::console::Com1;
+use super::trap::TrapFrame;
+use super::{backtrace, stacks};
+use crate::cpu;
+
+pub use super::reason::Reason;
+
+/// Writes registers and interrupt state of the interrupted context, eight lines.
+///
+/// # Errors
+/// Those of `out`.
+pub fn registers(out: &mut dyn Write, frame: &TrapFrame) -> fmt::Result {
+    let r = &frame.regs;
+    let irqs = if frame.irqs_were_on() { "on" } else { "off" };
+    writeln!(out, "CPU {}, interrupts {irqs}, {}", cpu::current(), Stack(frame.sp()))?;
+    writeln!(out, "rip {:016x}  rsp {:016x}  rflags {:08x}", frame.ip(), frame.sp(), frame.flags())?;
+    writeln!(out, "rax {:016x}  rbx {:016x}  rcx {:016x}", r.rax, r.rbx, r.rcx)?;
+    writeln!(out, "rdx {:016x}  rsi {:016x}  rdi {:016x}", r.rdx, r.rsi, r.rdi)?;
+    writeln!(out, "rbp {:016x}  r8  {:016x}  r9  {:016x}", r.rbp, r.r8, r.r9)?;
+    writeln!(out, "r10 {:016x}  r11 {:016x}  r12 {:016x}", r.r10, r.r11, r.r12)?;
+    writeln!(out, "r13 {:016x}  r14 {:016x}  r15 {:016x}", r.r13, r.r14, r.r15)?;
+    writeln!(out, "vector {}  error code {:#x}", frame.vector(), frame.error_code())
+}
+
+/// Writes the return addresses from the interrupted instruction outwards, one a line.
+///
+/// # Errors
+/// Those of `out`.
+pub fn callers(out: &mut dyn Write, frame: &TrapFrame) -> fmt::Result {
+    writeln!(out, "backtrace:")?;
+    let mut result = writeln!(out, "  #0 {:#018x}", frame.ip());
+    let mut depth = 0;
+    backtrace::walk(frame.regs.rbp, &mut |ip| {
+        depth += 1;
+        if result.is_ok() {
+            result = writeln!(out, "  #{depth} {ip:#018x}");
+        }
+    });
+    result
+}
+
+/// The stack that a stack pointer is on.
+struct Stack(u64);
+
+impl Display for Stack {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match stacks::place_of(self.0) {
+            Some(place) => write!(f, "on the {} stack of CPU {}", place.kind.name(), place.cpu),
+            None => f.write_str("on a thread's stack"),
+        }
+    }
+}
+
+/// The whole report, on COM1: for exceptions before anybody has set handlers.
+pub(super) fn fatal(frame: &TrapFrame, reason: &dyn Display) {
+    // `Com1` does not fail, so neither do these.
+    let _ = writeln!(Com1, "PANIC cpu {}: {reason}", cpu::current());
+    let _ = registers(&mut Com1, frame);
+    let _ = callers(&mut Com1, frame);
+}
