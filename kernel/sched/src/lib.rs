@@ -65,8 +65,6 @@ pub mod softirq;
 pub mod spawn;
 #[cfg(not(loom))]
 mod switch;
-#[cfg(all(test, not(loom)))]
-mod tests;
 #[cfg(not(loom))]
 pub mod thread;
 #[cfg(not(loom))]
@@ -80,6 +78,8 @@ pub mod wake;
 #[cfg(not(loom))]
 pub mod work;
 
+#[cfg(not(loom))]
+use self::init::NumberedName;
 #[cfg(not(loom))]
 pub use self::{
     hooks::{Hooks, TickFrom, set_hooks},
@@ -96,5 +96,3 @@ pub use self::{
     wake::wake,
     work::{DelayedWork, WorkItem, queue_work, queue_work_on},
 };
-#[cfg(not(loom))]
-use self::init::NumberedName;

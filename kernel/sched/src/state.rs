@@ -100,7 +100,12 @@ impl StateWord {
         // Relaxed: the run-queue lock orders it against `schedule()`; what the waker wrote before is carried to
         // the sleeper by the same lock, or by (b)/(2) when the sleeper never got there.
         self.0
-            .compare_exchange(State::Sleeping as u8, State::Running as u8, Ordering::Relaxed, Ordering::Relaxed)
+            .compare_exchange(
+                State::Sleeping as u8,
+                State::Running as u8,
+                Ordering::Relaxed,
+                Ordering::Relaxed,
+            )
             .is_ok()
     }
 }
@@ -108,5 +113,156 @@ impl StateWord {
 impl Default for StateWord {
     fn default() -> Self {
         StateWord::new()
+    }
+}
+
+#[cfg(all(test, loom))]
+mod tests {
+    extern crate std;
+
+    use std::sync::Arc;
+
+    use loom::sync::Mutex;
+    use loom::sync::atomic::AtomicBool;
+    use loom::thread;
+
+    use super::*;
+
+    /// What the two sides share. The mutex stands for the run-queue lock, its value for "on the queue".
+    struct Shared {
+        state: StateWord,
+        cond: AtomicBool,
+        queue: Mutex<bool>,
+    }
+
+    /// Which of the two fences are there.
+    #[derive(Copy, Clone)]
+    struct Fences {
+        sleeper: bool,
+        waker: bool,
+    }
+
+    const BOTH: Fences = Fences {
+        sleeper: true,
+        waker: true,
+    };
+
+    fn announce(shared: &Shared, fences: Fences) {
+        if fences.sleeper {
+            shared.state.announce_sleep();
+        } else {
+            shared
+                .state
+                .0
+                .store(State::Sleeping as u8, Ordering::Relaxed);
+        }
+    }
+
+    fn wake(shared: &Shared, fences: Fences) {
+        let seen = if fences.waker {
+            shared.state.seen_sleeping()
+        } else {
+            shared.state.get() == State::Sleeping
+        };
+        if seen {
+            let mut queue = shared.queue.lock().unwrap();
+            if shared.state.wake_under_lock() && !*queue {
+                *queue = true;
+            }
+        }
+    }
+
+    /// One sleeper, `wakers` wakers; asserts that the sleeper runs or is on the queue when all are done.
+    fn sleep_and_wake(wakers: usize, fences: Fences) {
+        loom::model(move || {
+            let shared = Arc::new(Shared {
+                state: StateWord::new(),
+                cond: AtomicBool::new(false),
+                queue: Mutex::new(true),
+            });
+            let wakers: std::vec::Vec<_> = (0..wakers)
+                .map(|_| {
+                    let shared = shared.clone();
+                    thread::spawn(move || {
+                        shared.cond.store(true, Ordering::Relaxed);
+                        wake(&shared, fences);
+                    })
+                })
+                .collect();
+            announce(&shared, fences);
+            let runs = shared.cond.load(Ordering::Relaxed);
+            if runs {
+                shared.state.set_running();
+            } else {
+                let mut queue = shared.queue.lock().unwrap();
+                if shared.state.get() == State::Sleeping {
+                    *queue = false;
+                }
+            }
+            for waker in wakers {
+                waker.join().unwrap();
+            }
+            assert!(
+                runs || *shared.queue.lock().unwrap(),
+                "SCHED-1: the wake-up is lost"
+            );
+        });
+    }
+
+    #[test]
+    fn loom_a_wake_up_is_never_lost() {
+        sleep_and_wake(1, BOTH);
+    }
+
+    #[test]
+    fn loom_two_wakers_do_not_lose_it_either() {
+        sleep_and_wake(2, BOTH);
+    }
+
+    #[test]
+    #[should_panic(expected = "SCHED-1")]
+    fn loom_without_the_sleepers_fence_it_can_be_lost() {
+        sleep_and_wake(
+            1,
+            Fences {
+                sleeper: false,
+                ..BOTH
+            },
+        );
+    }
+
+    #[test]
+    #[should_panic(expected = "SCHED-1")]
+    fn loom_without_the_wakers_fence_it_can_be_lost() {
+        sleep_and_wake(
+            1,
+            Fences {
+                waker: false,
+                ..BOTH
+            },
+        );
+    }
+
+    #[test]
+    fn loom_a_late_waker_does_not_revive_the_dead() {
+        loom::model(|| {
+            let shared = Arc::new(Shared {
+                state: StateWord::new(),
+                cond: AtomicBool::new(false),
+                queue: Mutex::new(true),
+            });
+            let waker = {
+                let shared = shared.clone();
+                thread::spawn(move || wake(&shared, BOTH))
+            };
+            shared.state.announce_sleep();
+            shared.state.set_running();
+            shared.state.set_dead();
+            waker.join().unwrap();
+            assert!(
+                shared.state.get() == State::Dead,
+                "SCHED-2: a dead thread was woken"
+            );
+        });
     }
 }

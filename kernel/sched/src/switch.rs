@@ -66,7 +66,11 @@ pub(crate) fn pass(why: Pass) {
     if ptr::eq(prev, next) {
         return;
     }
-    let counter = if preempted { &prev.involuntary } else { &prev.voluntary };
+    let counter = if preempted {
+        &prev.involuntary
+    } else {
+        &prev.voluntary
+    };
     counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
     LEAVING.set(ptr::from_ref(prev).cast_mut());
     CURRENT.set(ptr::from_ref(next).cast_mut());
@@ -89,7 +93,9 @@ fn choose(prev: &'static Thread, why: Pass) -> &'static Thread {
     } else if stays {
         let over = inner.slice_is_over(prev);
         let level = inner.prio(prev).level();
-        let nobody_due = inner.best_level().is_none_or(|best| best < level || (best == level && !over));
+        let nobody_due = inner
+            .best_level()
+            .is_none_or(|best| best < level || (best == level && !over));
         inner.put_current(prev);
         if nobody_due {
             inner.set_current(prev);

@@ -61,7 +61,10 @@ unsafe impl Send for WaiterList {}
 
 impl WaiterList {
     pub(crate) const fn new() -> WaiterList {
-        WaiterList { first: ptr::null(), last: ptr::null() }
+        WaiterList {
+            first: ptr::null(),
+            last: ptr::null(),
+        }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -138,7 +141,10 @@ pub struct WaitQueue {
 impl WaitQueue {
     /// A queue with nobody in it.
     pub const fn new() -> WaitQueue {
-        WaitQueue { list: SpinLock::new(WaiterList::new(), &WAIT_CLASS), waiters: AtomicUsize::new(0) }
+        WaitQueue {
+            list: SpinLock::new(WaiterList::new(), &WAIT_CLASS),
+            waiters: AtomicUsize::new(0),
+        }
     }
 
     /// Sleeps until `cond` holds. Whoever makes it true calls [`WaitQueue::wake_one`] or [`WaitQueue::wake_all`] after
@@ -276,7 +282,15 @@ pub struct Completion {
 impl Completion {
     /// Not done.
     pub const fn new() -> Completion {
-        Completion { inner: SpinLock::new(Completed { done: 0, waiters: WaiterList::new() }, &WAIT_CLASS) }
+        Completion {
+            inner: SpinLock::new(
+                Completed {
+                    done: 0,
+                    waiters: WaiterList::new(),
+                },
+                &WAIT_CLASS,
+            ),
+        }
     }
 
     /// Lets one waiter go on, now or when it comes.
@@ -429,7 +443,11 @@ impl Drop for Alarm {
 /// What a thread's alarm does. Hardirq context.
 pub(crate) fn alarm_rings(timer: &Timer) {
     // SAFETY: only `Thread::alarm` has this function, and threads are type-stable (SCHED-3).
-    let thread: &'static Thread = unsafe { &*ptr::from_ref(timer).byte_sub(offset_of!(Thread, alarm)).cast() };
+    let thread: &'static Thread = unsafe {
+        &*ptr::from_ref(timer)
+            .byte_sub(offset_of!(Thread, alarm))
+            .cast()
+    };
     // Relaxed: the wake-up is a full barrier and makes it seen.
     thread.alarm_rang.store(true, Ordering::Relaxed);
     wake(thread);

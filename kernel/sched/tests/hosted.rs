@@ -1,0 +1,497 @@
+//! The scheduler on the hosted machine: OS threads are CPUs, signals are interrupts.
+//!
+//! Each test has a process and a machine of its own. What runs in a machine allocates through `HostAlloc` and prints
+//! nothing.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+
+use arch::hosted::{self, HostAlloc, in_own_process};
+use arch::{CpuId, PhysAddr, clock, cpu, irq, smp};
+use grange_sched as sched;
+use sched::{
+    Completion, DelayedWork, JoinHandle, Mutex, Prio, Softirq, Timer, WaitQueue, WorkItem, tick,
+};
+use sync::{MaySleep, PreemptGuard};
+
+#[global_allocator]
+static ALLOCATOR: HostAlloc = HostAlloc;
+
+const MS: u64 = 1_000_000;
+const MEM: usize = 64 << 20;
+
+/// Boots a machine, brings its CPUs into the scheduler and runs `body` as its boot thread.
+fn machine(cpus: usize, body: impl FnOnce(&mut MaySleep) + Send) {
+    let outcome = hosted::boot_cold(cpus, 1, MEM, || {
+        sync::init();
+        let regions: Vec<_> = arch::topology::memory_ranges()
+            .iter()
+            .map(|m| mm::Region {
+                start: PhysAddr::new(m.start),
+                end: PhysAddr::new(m.start + m.len),
+                node: m.node,
+            })
+            .collect();
+        // SAFETY: the machine's memory is nobody's yet.
+        unsafe { mm::init(&regions) };
+        mm::init_percpu();
+        // SAFETY: no token was made in this machine before.
+        let mut cx = unsafe { sched::init() }.expect("memory for the first threads");
+        let mut stack = |_: CpuId| {
+            let stack = vec![0_u128; arch::task::STACK_SIZE / 16].leak();
+            stack.as_mut_ptr_range().end.cast::<u8>()
+        };
+        let missing = smp::start_all(|cpu| sched::start_secondary(cpu), &mut stack);
+        assert!(missing.is_empty(), "CPUs {missing} did not come up");
+        body(&mut cx);
+    });
+    if let Err(stopped) = outcome {
+        panic!("{stopped:?}");
+    }
+}
+
+fn spawn<T: Send + 'static>(
+    cx: &mut MaySleep,
+    on: Option<usize>,
+    f: impl FnOnce(&mut MaySleep) -> T + Send + 'static,
+) -> JoinHandle<T> {
+    sched::spawn(cx, "test", Prio::NORMAL, on.map(CpuId::new), f).expect("memory for a thread")
+}
+
+struct Ball {
+    turn: AtomicU64,
+    queues: [WaitQueue; 2],
+}
+
+fn play(ball: &Ball, cx: &mut MaySleep, me: usize, rounds: u64) {
+    for round in 0..rounds {
+        let mine = 2 * round + me as u64;
+        ball.queues[me].wait_until(cx, || ball.turn.load(Ordering::Relaxed) == mine);
+        ball.turn.store(mine + 1, Ordering::Relaxed);
+        ball.queues[1 - me].wake_one();
+    }
+}
+
+fn ping_pong(cx: &mut MaySleep, a: Option<usize>, b: Option<usize>, rounds: u64) {
+    let ball = Arc::new(Ball {
+        turn: AtomicU64::new(0),
+        queues: [WaitQueue::new(), WaitQueue::new()],
+    });
+    let (ours, theirs) = (ball.clone(), ball.clone());
+    let ping = spawn(cx, a, move |cx| play(&ours, cx, 0, rounds));
+    let pong = spawn(cx, b, move |cx| play(&theirs, cx, 1, rounds));
+    ping.join(cx);
+    pong.join(cx);
+    assert_eq!(ball.turn.load(Ordering::Relaxed), 2 * rounds);
+}
+
+#[test]
+fn a_thread_runs_and_is_joined_with_its_result() {
+    in_own_process(|| {
+        machine(1, |cx| {
+            for round in 0..100_u64 {
+                assert_eq!(spawn(cx, None, move |_| round + 1).join(cx), round + 1);
+            }
+        });
+    });
+}
+
+#[test]
+fn stacks_of_dead_threads_are_used_again_and_kept_in_bounds() {
+    in_own_process(|| {
+        machine(2, |cx| {
+            for _ in 0..3 {
+                let threads: Vec<_> = (0..100)
+                    .map(|_| spawn(cx, None, |cx| sched::sleep_ns(cx, MS)))
+                    .collect();
+                threads.into_iter().for_each(|thread| thread.join(cx));
+            }
+            let mut structures = 0;
+            sched::thread::for_each(|_| structures += 1);
+            assert!(structures < 150, "{structures} live threads");
+        });
+    });
+}
+
+#[test]
+fn ping_pong_on_one_cpu_loses_no_wake_up() {
+    in_own_process(|| machine(1, |cx| ping_pong(cx, Some(0), Some(0), 50_000)));
+}
+
+#[test]
+fn ping_pong_across_cpus_loses_no_wake_up() {
+    in_own_process(|| machine(2, |cx| ping_pong(cx, Some(0), Some(1), 50_000)));
+}
+
+#[test]
+fn ping_pong_of_unbound_threads_loses_no_wake_up() {
+    in_own_process(|| machine(3, |cx| ping_pong(cx, None, None, 20_000)));
+}
+
+#[test]
+fn equals_that_never_give_up_the_cpu_take_turns() {
+    in_own_process(|| {
+        machine(2, |cx| {
+            let arrived = Arc::new(AtomicUsize::new(0));
+            let threads: Vec<_> = (0..3)
+                .map(|_| {
+                    let arrived = arrived.clone();
+                    spawn(cx, Some(1), move |_| {
+                        arrived.fetch_add(1, Ordering::Relaxed);
+                        while arrived.load(Ordering::Relaxed) < 3 {
+                            irq::relax();
+                        }
+                        sched::current().involuntary_switches()
+                    })
+                })
+                .collect();
+            let switches: u64 = threads.into_iter().map(|thread| thread.join(cx)).sum();
+            assert!(switches >= 2, "{switches} preemptions");
+        });
+    });
+}
+
+#[test]
+fn an_urgent_thread_preempts_a_busy_one() {
+    in_own_process(|| {
+        machine(2, |cx| {
+            let stop = Arc::new(AtomicBool::new(false));
+            let stop_too = stop.clone();
+            let busy = spawn(cx, Some(1), move |_| {
+                while !stop_too.load(Ordering::Relaxed) {
+                    irq::relax();
+                }
+            });
+            for _ in 0..20 {
+                let urgent = sched::spawn(cx, "urgent", Prio::RCU, Some(CpuId::new(1)), |_| {
+                    cpu::current()
+                });
+                assert_eq!(urgent.unwrap().join(cx), CpuId::new(1));
+            }
+            assert!(!busy.is_finished());
+            stop.store(true, Ordering::Relaxed);
+            busy.join(cx);
+        });
+    });
+}
+
+#[test]
+fn a_raised_priority_lets_a_waiting_thread_run() {
+    in_own_process(|| {
+        machine(2, |cx| {
+            let stop = Arc::new(AtomicBool::new(false));
+            let stop_too = stop.clone();
+            let busy = sched::spawn(cx, "busy", Prio::HIGH, Some(CpuId::new(1)), move |_| {
+                while !stop_too.load(Ordering::Relaxed) {
+                    irq::relax();
+                }
+            });
+            let waiting = spawn(cx, Some(1), |_| ());
+            sched::sleep_ns(cx, 30 * MS);
+            assert!(!waiting.is_finished());
+            sched::set_prio(waiting.thread(), Prio::RCU);
+            waiting.join(cx);
+            stop.store(true, Ordering::Relaxed);
+            busy.unwrap().join(cx);
+        });
+    });
+}
+
+#[test]
+fn sleeping_is_never_shorter_than_asked() {
+    in_own_process(|| {
+        machine(2, |cx| {
+            for i in 0..100 {
+                let ns = i * 37_123 % (3 * MS);
+                let begin = clock::now_ns();
+                sched::sleep_ns(cx, ns);
+                let slept = clock::now_ns() - begin;
+                assert!(slept >= ns, "slept {slept} of {ns} ns");
+            }
+        });
+    });
+}
+
+static FIRED: AtomicU32 = AtomicU32::new(0);
+static DUE: AtomicU64 = AtomicU64::new(0);
+static EARLY: AtomicU32 = AtomicU32::new(0);
+static TIMER: Timer = Timer::new(|_| {
+    FIRED.fetch_add(1, Ordering::Relaxed);
+    EARLY.fetch_add(
+        u32::from(clock::now_ns() < DUE.load(Ordering::Relaxed)),
+        Ordering::Relaxed,
+    );
+});
+
+#[test]
+fn a_timer_armed_and_cancelled_from_all_cpus_fires_once_or_never() {
+    in_own_process(|| {
+        machine(3, |cx| {
+            let threads: Vec<_> = (0..3)
+                .map(|on| {
+                    spawn(cx, Some(on), move |cx| {
+                        let mut armed = 0_u32;
+                        for i in 0..3_000_u64 {
+                            let at = clock::now_ns() + i * 7919 % 200_000;
+                            // An armed timer that is moved counts once.
+                            armed += u32::from(!TIMER.arm_at(at));
+                            if i % 3 == on as u64 {
+                                armed -= u32::from(TIMER.cancel_sync());
+                            }
+                            if i % 100 == 0 {
+                                sched::sleep_ns(cx, MS / 5);
+                            }
+                        }
+                        i64::from(armed.cast_signed())
+                    })
+                })
+                .collect();
+            let armed: i64 = threads.into_iter().map(|thread| thread.join(cx)).sum();
+            let armed = armed - i64::from(TIMER.cancel_sync());
+            assert_eq!(i64::from(FIRED.load(Ordering::Relaxed)), armed);
+
+            FIRED.store(0, Ordering::Relaxed);
+            for i in 0..50 {
+                let at = clock::now_ns() + i * 50_000;
+                DUE.store(at, Ordering::Relaxed);
+                TIMER.arm_at(at);
+                sched::sleep_until(cx, at + MS / 2);
+                while TIMER.is_armed() {
+                    irq::relax();
+                }
+                TIMER.cancel_sync();
+            }
+            assert_eq!(FIRED.load(Ordering::Relaxed), 50);
+            assert_eq!(EARLY.load(Ordering::Relaxed), 0);
+        });
+    });
+}
+
+static RAN_ON: AtomicUsize = AtomicUsize::new(usize::MAX);
+static DONE: Completion = Completion::new();
+static ITEM: WorkItem = WorkItem::new(|_, cx| {
+    sched::sleep_ns(cx, MS / 10);
+    RAN_ON.store(cpu::current().index(), Ordering::Relaxed);
+    DONE.complete();
+});
+static RUNS: AtomicU32 = AtomicU32::new(0);
+static COUNTED: WorkItem = WorkItem::new(|_, _| {
+    RUNS.fetch_add(1, Ordering::Relaxed);
+});
+static AT: AtomicU64 = AtomicU64::new(0);
+static LATER: DelayedWork = DelayedWork::new(|_, _| AT.store(clock::now_ns(), Ordering::Relaxed));
+
+#[test]
+fn work_runs_on_its_cpu_and_once_for_each_time_it_is_queued() {
+    in_own_process(|| {
+        machine(3, |cx| {
+            for on in 0..3 {
+                assert!(sched::queue_work_on(CpuId::new(on), &ITEM));
+                DONE.wait(cx);
+                assert_eq!(RAN_ON.load(Ordering::Relaxed), on);
+                ITEM.flush(cx);
+            }
+            let queuers: Vec<_> = (0..3)
+                .map(|on| {
+                    spawn(cx, Some(on), move |_| {
+                        (0..5_000)
+                            .map(|i| u32::from(sched::queue_work_on(CpuId::new(i % 3), &COUNTED)))
+                            .sum::<u32>()
+                    })
+                })
+                .collect();
+            let queued: u32 = queuers.into_iter().map(|thread| thread.join(cx)).sum();
+            COUNTED.flush(cx);
+            assert_eq!(RUNS.load(Ordering::Relaxed), queued);
+            assert!(!COUNTED.cancel_sync(cx));
+        });
+    });
+}
+
+#[test]
+fn delayed_work_waits_for_its_time_and_can_be_taken_back() {
+    in_own_process(|| {
+        machine(2, |cx| {
+            let begin = clock::now_ns();
+            assert!(LATER.queue(5 * MS));
+            assert!(!LATER.queue(5 * MS), "it is pending");
+            while AT.load(Ordering::Relaxed) == 0 {
+                sched::sleep_ns(cx, MS);
+            }
+            assert!(AT.swap(0, Ordering::Relaxed) >= begin + 5 * MS);
+            assert!(LATER.queue_on(CpuId::new(1), 20 * MS));
+            assert!(LATER.cancel_sync(cx));
+            sched::sleep_ns(cx, 40 * MS);
+            assert_eq!(AT.load(Ordering::Relaxed), 0);
+            assert!(LATER.queue(20_000 * MS));
+            LATER.flush(cx);
+            assert_ne!(
+                AT.load(Ordering::Relaxed),
+                0,
+                "a flush does not wait for the time"
+            );
+        });
+    });
+}
+
+#[test]
+fn a_mutex_lets_one_thread_in_at_a_time() {
+    in_own_process(|| {
+        machine(3, |cx| {
+            let mutex = Arc::new((Mutex::new(0_u64), AtomicU32::new(0)));
+            let threads: Vec<_> = (0..6)
+                .map(|i| {
+                    let mutex = mutex.clone();
+                    spawn(cx, Some(i % 3), move |cx| {
+                        for turn in 0..2_000 {
+                            let mut value = mutex.0.lock(cx);
+                            assert_eq!(mutex.1.fetch_add(1, Ordering::Relaxed), 0);
+                            *value += 1;
+                            if turn % 500 == 0 {
+                                sched::sleep_ns(cx, MS / 10);
+                            }
+                            mutex.1.fetch_sub(1, Ordering::Relaxed);
+                        }
+                    })
+                })
+                .collect();
+            threads.into_iter().for_each(|thread| thread.join(cx));
+            assert_eq!(*mutex.0.lock(cx), 12_000);
+        });
+    });
+}
+
+#[test]
+fn a_mutex_goes_to_the_most_urgent_waiter() {
+    in_own_process(|| {
+        machine(2, |cx| {
+            let order = Arc::new(Mutex::new(Vec::new()));
+            let gate = Arc::new(Mutex::new(()));
+            let held = gate.lock(cx);
+            let mut threads = Vec::new();
+            for prio in [Prio::BACKGROUND, Prio::NORMAL, Prio::HIGH] {
+                let (order, gate) = (order.clone(), gate.clone());
+                let thread = sched::spawn(cx, "waiter", prio, None, move |cx| {
+                    let _gate = gate.lock(cx);
+                    order.lock(cx).push(prio);
+                });
+                let thread = thread.unwrap();
+                while thread.thread().state() != sched::State::Sleeping {
+                    sched::sleep_ns(cx, MS);
+                }
+                threads.push(thread);
+            }
+            drop(held);
+            threads.into_iter().for_each(|thread| thread.join(cx));
+            assert_eq!(
+                order.lock(cx)[..],
+                [Prio::HIGH, Prio::NORMAL, Prio::BACKGROUND]
+            );
+        });
+    });
+}
+
+#[test]
+fn a_wait_ends_by_its_condition_or_by_its_time() {
+    in_own_process(|| {
+        machine(2, |cx| {
+            let done = Arc::new(Completion::new());
+            let begin = clock::now_ns();
+            assert!(!done.wait_timeout(cx, 3 * MS));
+            assert!(clock::now_ns() - begin >= 3 * MS);
+            let done_too = done.clone();
+            let thread = spawn(cx, None, move |cx| {
+                sched::sleep_ns(cx, MS);
+                done_too.complete();
+            });
+            assert!(done.wait_timeout(cx, 8_000 * MS));
+            thread.join(cx);
+            let queue = WaitQueue::new();
+            assert!(!queue.wait_timeout(cx, MS, || false));
+            assert!(!queue.has_waiters());
+        });
+    });
+}
+
+#[test]
+fn a_softirq_runs_where_it_was_raised() {
+    static RAN: AtomicU32 = AtomicU32::new(0);
+    in_own_process(|| {
+        machine(1, |cx| {
+            sched::softirq::register(Softirq::Test, || {
+                assert!(sync::context::in_softirq() && irq::enabled());
+                RAN.fetch_add(1, Ordering::Relaxed);
+            });
+            for expected in 1..=100 {
+                let _pin = PreemptGuard::new(cx);
+                sched::softirq::raise(Softirq::Test);
+                while RAN.load(Ordering::Relaxed) < expected {
+                    irq::relax();
+                }
+            }
+        });
+    });
+}
+
+#[test]
+fn a_flood_of_softirqs_goes_to_the_daemon_and_threads_still_run() {
+    static RAN: AtomicU32 = AtomicU32::new(0);
+    static STOP: AtomicBool = AtomicBool::new(false);
+    in_own_process(|| {
+        machine(1, |cx| {
+            sched::softirq::register(Softirq::Test, || {
+                RAN.fetch_add(1, Ordering::Relaxed);
+                if !STOP.load(Ordering::Relaxed) {
+                    sched::softirq::raise(Softirq::Test);
+                }
+            });
+            sched::softirq::raise(Softirq::Test);
+            let begin = clock::now_ns();
+            // This thread gets its turns beside a softirq that raises itself for ever.
+            while clock::now_ns() - begin < 100 * MS {
+                irq::relax();
+            }
+            let thread = spawn(cx, Some(0), |_| ());
+            thread.join(cx);
+            STOP.store(true, Ordering::Relaxed);
+            assert!(RAN.load(Ordering::Relaxed) > 100);
+        });
+    });
+}
+
+#[test]
+fn an_idle_cpu_takes_no_tick_and_wakes_up_for_a_thread() {
+    in_own_process(|| {
+        machine(2, |cx| {
+            let there = CpuId::new(1);
+            sched::sleep_ns(cx, 50 * MS);
+            let before = tick::count_on(there);
+            sched::sleep_ns(cx, 100 * MS);
+            assert_eq!(tick::count_on(there), before);
+            assert!(!tick::runs_on(there));
+            assert_eq!(spawn(cx, Some(1), |_| cpu::current()).join(cx), there);
+        });
+    });
+}
+
+#[test]
+fn an_idle_cpu_takes_a_thread_that_waits_elsewhere() {
+    in_own_process(|| {
+        machine(2, |cx| {
+            // More unbound busy threads than CPUs, all made on CPU 0: both CPUs get some.
+            let seen = Arc::new([AtomicBool::new(false), AtomicBool::new(false)]);
+            let threads: Vec<_> = (0..4)
+                .map(|_| {
+                    let seen = seen.clone();
+                    spawn(cx, None, move |_| {
+                        while seen.iter().any(|seen| !seen.load(Ordering::Relaxed)) {
+                            seen[cpu::current().index()].store(true, Ordering::Relaxed);
+                            irq::relax();
+                        }
+                    })
+                })
+                .collect();
+            threads.into_iter().for_each(|thread| thread.join(cx));
+        });
+    });
+}
