@@ -1,2 +1,133 @@
+//! Tree RCU: readers that cost three instructions, updaters that wait for them.
+//!
+//! # The problem and the words
+//!
+//! A *reader* follows pointers without a lock. An *updater* takes an object out of reach and may free it only when no
+//! reader that could have found it is still at work. It waits for a **grace period**: a span in which every CPU and
+//! every preempted reader has passed a **quiescent state**, a moment outside of all read-side sections. Who enters a
+//! section after the object was taken out of reach cannot find it, so only older readers matter.
+//!
+//! This is one consolidated flavour: a section is [`read_lock`] to the guard's end, and also any stretch with preemption,
+//! soft interrupts or interrupts off.
+//!
+//! # The calls
+//!
+//! | call | for | context |
+//! |---|---|---|
+//! | [`read_lock`] | a read-side section | any, NMI included |
+//! | [`Rcu`], [`RcuBox`] | pointers whose reads borrow from a section | reading any, replacing any |
+//! | [`call_rcu`] | a function after a grace period | any but NMI; interrupts off: only enqueues |
+//! | [`synchronize_rcu`], [`synchronize_rcu_expedited`] | waiting for one | task, sleeps |
+//! | [`get_state`], [`start_poll`], [`poll`](poll()), [`poll_any`], [`cond_synchronize`] | asking later | any; `start_poll` not NMI; the last sleeps |
+//! | [`rcu_barrier`] | waiting for all callbacks queued before | task, sleeps |
+//!
+//! # The modules
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`seq`], [`geometry`], [`cblist`], `blkd` | pure: sequence numbers, the tree's shape, callback lists, blocked readers' list |
+//! | `tree`, `report` | nodes; quiescent states on their way up |
+//! | `eqs`, `qs`, `reader` | where quiescent states come from: idle, tick and switch, the reader's end |
+//! | `gp`, `exp` | the normal and the expedited grace period |
+//! | `call`, `sync_gp`, `poll`, `barrier` | the ways to wait for one |
+//! | [`config`], [`stats`](stats()), `stall` | parameters, counters, reports |
+//!
+//! Why a grace period is long enough (ORD-1 to ORD-4) is argued in one place: docs/rcu-ordering.md.
+//!
+//! # Locks
+//!
+//! `rcu.node` (one at a time, nothing inside), `rcu.exp_asked` (nothing inside), `rcu.orphans` (nothing inside); all with
+//! interrupts off, all below whatever the caller holds. No thread is woken under any of them.
+//!
+//! Answers to Linux kernel/rcu/ as of 7.x; rows, S3-18, S3-24 to S3-30.
 #![no_std]
-//! (to be written)
+
+extern crate alloc;
+
+mod barrier;
+mod blkd;
+mod call;
+pub mod cblist;
+pub mod config;
+mod cpu;
+mod eqs;
+mod exp;
+pub mod geometry;
+mod gp;
+mod poll;
+mod ptr;
+mod qs;
+mod reader;
+mod report;
+pub mod seq;
+mod stall;
+mod stats;
+mod sync_gp;
+mod tree;
+
+use sched::Prio;
+use sched::hooks::Hooks;
+use sched::softirq::{self, Softirq};
+use sync::hooks::HOOKS;
+use sync::{ATOMIC, IrqGuard, MaySleep};
+
+pub use barrier::rcu_barrier;
+pub use call::call_rcu;
+pub use exp::synchronize_rcu_expedited;
+pub use gp::Phase;
+pub use poll::{
+    Cookie, FullCookie, Pollable, cond_synchronize, get_state, get_state_full, poll, poll_any,
+    start_poll, start_poll_full,
+};
+pub use ptr::{Rcu, RcuBox, Retired};
+pub use reader::{RcuReadGuard, read_depth, read_lock};
+pub use stats::{Stats, stats};
+pub use sync::callback::{CallbackFn, CallbackHead};
+pub use sync_gp::synchronize_rcu;
+
+/// What the scheduler calls.
+static SCHED_HOOKS: Hooks = Hooks {
+    context_switch: reader::context_switch,
+    idle_enter: qs::idle_enter,
+    idle_exit: eqs::idle_exit,
+    tick: qs::tick,
+    needs_tick: qs::needs_tick,
+    thread_exit: reader::thread_exit,
+    cpu_up: qs::cpu_up,
+    cpu_down: qs::cpu_down,
+};
+
+/// Builds the tree, plugs into scheduler and interrupts, and starts the grace-period thread.
+///
+/// Callbacks that were queued before are kept; from here on grace periods run. Readers are legal before.
+///
+/// Context: task, boot CPU, after `sched::init` and before other CPUs start; once.
+///
+/// # Panics
+/// If the fan-outs of the command line cannot hold the CPUs (one line says so), or there is no memory for the thread.
+pub fn init(cx: &mut MaySleep) {
+    let fanout = (config::FANOUT.get(), config::FANOUT_LEAF.get());
+    let last = arch::cpu::present()
+        .iter()
+        .last()
+        .expect("the boot CPU is present");
+    let shape = geometry::Geometry::new(last.index() + 1, fanout.0, fanout.1)
+        .unwrap_or_else(|e| panic!("{e}"));
+    log::info!("rcu: {shape}");
+    tree::build(shape);
+    softirq::register(Softirq::Rcu, qs::softirq_run);
+    {
+        // The boot CPU comes online for RCU and gets its hooks in one step, as seen from its interrupts.
+        let _irqs = IrqGuard::new(ATOMIC);
+        qs::cpu_up(arch::cpu::current());
+        HOOKS.irq_enter.set(eqs::irq_enter);
+        HOOKS.irq_exit.set(eqs::irq_exit);
+        HOOKS.nmi_enter.set(eqs::irq_enter);
+        HOOKS.nmi_exit.set(eqs::irq_exit);
+        sched::hooks::set_hooks(&SCHED_HOOKS);
+    }
+    let spawned = sched::spawn(cx, "rcu_preempt", Prio::RCU, None, gp::thread);
+    spawned
+        .expect("RCU: no memory for the grace-period thread")
+        .detach();
+}

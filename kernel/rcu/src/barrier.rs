@@ -1,0 +1,123 @@
+//! `rcu_barrier`: wait until all callbacks that were queued before have run.
+//!
+//! Each CPU with callbacks gets one more, behind all of its present ones ([`CbList::entrain`](crate::cblist::CbList::entrain));
+//! the last of these to run ends the wait. A CPU without callbacks, be it idle or busy, is not disturbed.
+//!
+//! Callbacks of a CPU that goes offline meanwhile move to another one, perhaps behind that one's barrier callback or
+//! past the scan: so the scan counts moves and is repeated if there was one. A repeated scan waits for a superset.
+//!
+//! Answers to Linux kernel/rcu/tree.c (`rcu_barrier`); row R-16.
+
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+use arch::{CpuId, cpu};
+use sched::{Completion, WaitQueue};
+use sync::callback::CallbackHead;
+use sync::{ATOMIC, IrqGuard, MaySleep, smp};
+
+use crate::call;
+use crate::cpu::{own, shared};
+use crate::seq::SeqCounter;
+
+/// Somebody has the turn: one barrier at a time, because each CPU has one barrier callback.
+static TURN: AtomicBool = AtomicBool::new(false);
+/// Where the others wait.
+static TURNS: WaitQueue = WaitQueue::new();
+/// Barriers begun and ended, so that one that waited through a whole one need not run its own.
+static SEQ: SeqCounter = SeqCounter::new();
+/// Barrier callbacks under way, and one for the scan itself.
+static MISSING: AtomicUsize = AtomicUsize::new(0);
+/// Completed when `MISSING` gets to zero.
+static ALL_RAN: Completion = Completion::new();
+/// Barriers so far.
+pub(crate) static COUNT: AtomicU64 = AtomicU64::new(0);
+
+arch::per_cpu! {
+    /// This CPU's barrier callback; on a list only during a barrier.
+    static HEAD: CallbackHead = CallbackHead::new();
+}
+
+/// Waits until every callback that `call_rcu` queued before, on any CPU, has run.
+///
+/// What the callbacks did is visible on return. It does not wait for a grace period if there is no callback.
+///
+/// Context: task, sleeps. Not from a callback.
+pub fn rcu_barrier(cx: &mut MaySleep) {
+    cx.assert_may_sleep();
+    let target = SEQ.snap();
+    let mut served = false;
+    TURNS.wait_until(cx, || {
+        served = SEQ.done(target);
+        // Acquire: pairs with the Release below.
+        served || !TURN.swap(true, Ordering::Acquire)
+    });
+    if served {
+        return;
+    }
+    SEQ.start();
+    loop {
+        let (before, _) = call::moves();
+        scan_and_wait(cx);
+        let (after, some_between) = call::moves();
+        if before == after && !some_between {
+            break;
+        }
+        call::advance_and_request(); // adopts those between two CPUs
+    }
+    SEQ.end();
+    COUNT.fetch_add(1, Ordering::Relaxed);
+    // Release: pairs with the Acquire above.
+    TURN.store(false, Ordering::Release);
+    TURNS.wake_all();
+}
+
+fn scan_and_wait(cx: &mut MaySleep) {
+    ALL_RAN.reset();
+    MISSING.store(1, Ordering::Relaxed);
+    for cpu in cpu::online().iter() {
+        // Acquire: pairs with the Release in `publish_len`: zero means that what ran is seen. A `call_rcu` that comes
+        // before this barrier in any order that the callers know of is counted.
+        if shared(cpu).cb_len.load(Ordering::Acquire) != 0 {
+            ask(cpu);
+        }
+    }
+    one_less();
+    ALL_RAN.wait(cx);
+}
+
+/// Has `cpu` entrain its barrier callback.
+fn ask(cpu: CpuId) {
+    smp::call_on(cpu, |_| entrain(), 0, true);
+}
+
+/// Context: hardirq, or the caller's own CPU with interrupts off.
+fn entrain() {
+    let irqs = IrqGuard::new(ATOMIC);
+    let head = HEAD.this_ptr();
+    MISSING.fetch_add(1, Ordering::Relaxed);
+    // SAFETY: this CPU's head, in place for ever; on no list, because the last barrier's have all run (TURN) and a scan
+    // asks each CPU once.
+    unsafe { (*head).func = Some(ran) };
+    // SAFETY: as above.
+    let entrained = unsafe { own(&irqs).cbs.borrow_mut().entrain(head) };
+    if !entrained {
+        // All callbacks have run since `cb_len` was read. The scan's own count keeps this from being the last.
+        MISSING.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A barrier callback's function. Context: softirq.
+///
+/// # Safety
+/// As for all callbacks; it leaves the head alone.
+unsafe fn ran(_: *mut CallbackHead) {
+    one_less();
+}
+
+fn one_less() {
+    // AcqRel: the last one to get here has seen what the callbacks before all others wrote, and hands it on through the
+    // completion's lock.
+    if MISSING.fetch_sub(1, Ordering::AcqRel) == 1 {
+        ALL_RAN.complete();
+    }
+}

@@ -1,0 +1,122 @@
+//! Extended quiescent states: from when to when RCU does not watch a CPU because it idles.
+//!
+//! [`Shared::watching`](crate::cpu::Shared::watching) is odd while RCU watches the CPU and even while it does not. The
+//! CPU itself steps it on the way into and out of idle, and around every interrupt and NMI that comes in idle. A
+//! grace-period thread that finds it even, or changed since it last looked, has a quiescent state of that CPU without
+//! waking it.
+//!
+//! ```text
+//!   idle loop    ──odd─┐even             even              ┌odd──
+//!   interrupt          │      ┌odd────────────┐            │
+//!   NMI in it          │      │   (odd, +2)   │            │
+//!                  idle_enter irq_enter  irq_exit       idle_exit
+//! ```
+//!
+//! `NESTING` counts interrupts and NMIs by two, except that the one that found the CPU not watched counts one: so the value
+//! is 1 exactly when the outermost of those ends. It is only used between entry and exit, and each leaves it as it
+//! found it, so an NMI may come at any instruction of this file:
+//!
+//! | NMI comes | sees | does |
+//! |---|---|---|
+//! | before the step out of idle | even | steps, and steps back at its end: the value moves by two, still even |
+//! | between step and nesting update | odd | counts by two and back |
+//! | between the nesting reset and the step into idle | odd | the same |
+//!
+//! Invariants
+//! - EQS-1: only its own CPU writes `watching`; every step is by one and a full barrier.
+//! - EQS-2: no reader runs while the value is even (checked at `read_lock` in checking builds).
+//!
+//! Ordering: ORD-2 in docs/rcu-ordering.md. Answers to Linux kernel/context_tracking.c; row R-15.
+
+use core::sync::atomic::{AtomicU64, Ordering, fence};
+
+use crate::cpu::{Shared, shared_here};
+
+/// Whether RCU watches a CPU whose counter has this value.
+fn watches(value: u64) -> bool {
+    value & 1 != 0
+}
+
+arch::per_cpu! {
+    /// See the module documentation.
+    static NESTING: u32 = 0;
+}
+
+/// Steps the counter of this CPU; the caller cannot migrate.
+fn step(watching: &AtomicU64) -> u64 {
+    // Full barriers on both sides, pairing with the fence in `look_at`: what this CPU read or wrote as a reader comes
+    // before a step into the quiescent state; what it reads after a step out of it comes after (ORD-2). On x86 the
+    // read-modify-write alone is one; the fences say it in terms of the language.
+    fence(Ordering::SeqCst);
+    let new = watching.fetch_add(1, Ordering::Relaxed) + 1;
+    fence(Ordering::SeqCst);
+    new
+}
+
+/// The idle loop is about to halt or to poll. Context: idle thread, interrupts off.
+pub(crate) fn idle_enter() {
+    let new = step(&shared_here().watching);
+    debug_assert!(!watches(new), "EQS-1: idle entered twice");
+}
+
+/// The idle loop goes on. Context: idle thread, interrupts off.
+pub(crate) fn idle_exit() {
+    let new = step(&shared_here().watching);
+    debug_assert!(watches(new), "EQS-1: idle left twice");
+}
+
+/// An interrupt or NMI begins. Context: its first instructions, any nesting.
+pub(crate) fn irq_enter() {
+    let watching = &shared_here().watching;
+    let mut count = 2;
+    if !watches(watching.load(Ordering::Relaxed)) {
+        step(watching);
+        count = 1;
+    }
+    NESTING.add(count);
+}
+
+/// An interrupt or NMI ends. Context: its last instructions.
+pub(crate) fn irq_exit() {
+    if NESTING.get() != 1 {
+        NESTING.sub(2);
+        return;
+    }
+    NESTING.set(0);
+    step(&shared_here().watching);
+}
+
+/// Whether RCU watches this CPU: whether readers are legal here. Context: any.
+pub(crate) fn watching_here() -> bool {
+    watches(shared_here().watching.load(Ordering::Relaxed))
+}
+
+/// What a look at a CPU's counter from another CPU found.
+#[derive(Copy, Clone, Debug, Eq, PartialEq)]
+pub(crate) enum Look {
+    /// Not watched: a quiescent state.
+    Idle,
+    /// Watched, with this counter value: a quiescent state once it has changed.
+    Watched(u64),
+}
+
+/// Looks at a CPU's counter. The fence is once for several looks: [`before_looks`] comes first.
+pub(crate) fn look_at(of: &Shared) -> Look {
+    // Acquire: pairs with the fence before the step in `step`; every access of a reader that ended before the CPU went
+    // idle comes before what the grace period does next (ORD-2, first half).
+    let value = of.watching.load(Ordering::Acquire);
+    if watches(value) {
+        Look::Watched(value)
+    } else {
+        Look::Idle
+    }
+}
+
+/// Full barrier between the update that a grace period waits for and the looks at idle CPUs.
+///
+/// Pairs with the fence after the step in `step`: if a look finds a CPU idle that then wakes and reads, the read comes
+/// after the update and cannot find the old version (ORD-2, second half). Without it the look could be done early,
+/// before the update is visible, and the reader that wakes in between would be missed.
+pub(crate) fn before_looks() {
+    fence(Ordering::SeqCst);
+}
