@@ -169,9 +169,11 @@ impl Session<'_> {
         write_script(&self.dir.path().join("qemu-cmd"), &script(&kept))?;
         let mut child =
             Owned::start(&mut self.machine.command(self.artifacts, self.line, 0, &wiring))?;
-        let mut qmp = Qmp::connect(&sockets.path().join("qmp"), Duration::from_secs(2));
+        let mut qmp = None;
         let mut reason = None;
         loop {
+            // QEMU makes its socket a moment after it starts.
+            qmp = qmp.or_else(|| Qmp::connect(&sockets.path().join("qmp"), Duration::ZERO));
             let status = child.0.try_wait()?;
             reason = qmp
                 .as_mut()

@@ -170,7 +170,7 @@ impl Reading {
                             frame.payload
                         ));
                     }
-                    if let (Some(old), Some(new)) = (&running, &begun) {
+                    if let (Some(old), Some(new), false) = (&running, &begun, broken) {
                         complaints.push(format!("{new} begins before {old} has a result"));
                     }
                     any_began = true;
