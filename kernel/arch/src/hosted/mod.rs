@@ -63,6 +63,8 @@ mod process;
 mod signal;
 pub(crate) mod smp;
 pub(crate) mod step;
+#[cfg(all(test, not(miri)))]
+mod tests;
 pub(crate) mod timer;
 pub(crate) mod topology;
 pub(crate) mod trap;
