@@ -1,5 +1,36 @@
-#![no_std]
-#![no_main]
-//! (to be written)
-#[panic_handler]
-fn panic(_: &core::panic::PanicInfo) -> ! { loop {} }
+//! The bootable kernel.
+//!
+//! | file | what |
+//! |---|---|
+//! | `start.rs` | the boot, told as a story |
+//! | `cmdline.rs` | the command line and its parameters |
+//! | `console.rs` | COM1 |
+//! | `heap.rs` | the global allocator |
+//! | `panic.rs` | the end |
+//! | `shell/` | commands |
+//!
+//! It exists for the bare machine alone. For the host (where the workspace is linted) it is an empty
+//! program; what can be tested there is in the library half of this crate.
+#![cfg_attr(target_os = "none", no_std, no_main)]
+
+#[cfg(target_os = "none")]
+extern crate alloc;
+
+#[cfg(target_os = "none")]
+mod cmdline;
+#[cfg(target_os = "none")]
+mod console;
+#[cfg(target_os = "none")]
+mod heap;
+#[cfg(target_os = "none")]
+mod panic;
+#[cfg(target_os = "none")]
+mod shell;
+#[cfg(target_os = "none")]
+mod start;
+
+/// There is nothing to run on the host.
+#[cfg(not(target_os = "none"))]
+fn main() {
+    eprintln!("the kernel runs on a machine of its own: cargo xtask run");
+}

@@ -1,0 +1,80 @@
+//! COM1: where the log goes, what the shell writes and what it reads.
+//!
+//! The log prints whole lines, one at a time, from any context; the shell prints from its thread.
+//! [`OUTPUT`] keeps the two from printing into each other. A terminal wants a carriage return before
+//! each newline, so that is added here and nowhere else.
+
+use core::fmt;
+
+use sync::{ATOMIC, MaySleep, SpinLock, lock_class};
+
+/// How often the log tries for the lock before it prints anyway: the holder may have been stopped.
+const PATIENCE: u32 = 100_000;
+
+/// How long the shell sleeps when nothing has been typed, in nanoseconds.
+const POLL_NS: u64 = 5_000_000;
+
+/// Held while a line is written. Interrupts off; nests in nothing but the log's own callers, and
+/// nothing nests in it.
+static OUTPUT: SpinLock<()> = SpinLock::new((), lock_class!("kernel.console"));
+
+/// Makes COM1 the console of the log.
+///
+/// Context: boot CPU, once.
+pub fn init() {
+    sync::log::set_console(log_line);
+}
+
+/// Takes a line from the log. Context: any but NMI; in an emergency there, too.
+fn log_line(bytes: &[u8]) {
+    let guard = (0..PATIENCE).find_map(|_| {
+        let guard = OUTPUT.try_lock_irqsave(ATOMIC);
+        if guard.is_none() {
+            arch::irq::relax();
+        }
+        guard
+    });
+    write(bytes);
+    drop(guard);
+}
+
+/// Writes for people, with carriage returns, under no lock. Context: any.
+pub fn write(bytes: &[u8]) {
+    for line in bytes.split_inclusive(|&byte| byte == b'\n') {
+        match line.strip_suffix(b"\n") {
+            Some(line) => {
+                arch::console::write_com1(line);
+                arch::console::write_com1(b"\r\n");
+            }
+            None => arch::console::write_com1(line),
+        }
+    }
+}
+
+/// Writes text from a thread, a line at a time, so that interrupts are not off for long.
+pub fn print(text: &str) {
+    for line in text.split_inclusive('\n') {
+        let _lock = OUTPUT.lock_irqsave(ATOMIC);
+        write(line.as_bytes());
+    }
+}
+
+/// The next byte that was typed; sleeps until there is one.
+pub fn read(cx: &mut MaySleep) -> u8 {
+    loop {
+        match arch::console::read_com1() {
+            Some(byte) => return byte,
+            None => sched::sleep_ns(cx, POLL_NS),
+        }
+    }
+}
+
+/// [`fmt::Write`] on COM1 under no lock, for reports of a kernel that is dying.
+pub struct Raw;
+
+impl fmt::Write for Raw {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        write(text.as_bytes());
+        Ok(())
+    }
+}

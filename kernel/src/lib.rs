@@ -1,0 +1,11 @@
+//! The parts of the bootable kernel that need no machine, so that they are tested on the host.
+//!
+//! The kernel itself is `main.rs` and what it names.
+#![cfg_attr(not(test), no_std)]
+
+extern crate alloc;
+
+pub mod line;
+pub mod regions;
+pub mod table;
+pub mod words;

@@ -1,0 +1,198 @@
+//! The shell on COM1: commands, one a line or several with semicolons between them.
+//!
+//! A command is a [`Command`] in the link section of [`COMMANDS`], declared with `command!` in the
+//! module of its storey under `views/`; there is no list to keep. A view makes a
+//! [`Table`](grange_kernel::table::Table), so that each has `--json`.
+//!
+//! The shell is a thread. It works with a person at a terminal and with a script at a pipe: the only
+//! difference is who reads the echo.
+
+mod views;
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt::{self, Write};
+
+use arch::exit::{Verdict, debug_exit};
+use grange_kernel::line::{Editor, Event};
+use grange_kernel::table::Table;
+use grange_kernel::words;
+use sync::MaySleep;
+
+use crate::console;
+
+/// A command of the shell.
+#[derive(Debug)]
+pub struct Command {
+    /// What is typed.
+    pub name: &'static str,
+    /// Its arguments, for the help.
+    pub arguments: &'static str,
+    /// One line that says what it does.
+    pub help: &'static str,
+    /// Does it.
+    pub run: fn(&mut Session<'_>, &[&str]) -> Result<(), Complaint>,
+}
+
+/// All commands that are linked in, in the linker's order.
+#[linkme::distributed_slice]
+pub static COMMANDS: [Command];
+
+/// Declares a command: `command!(cpus, "[--json]", "CPUs and their nodes", cpus);`
+macro_rules! command {
+    ($name:ident, $arguments:literal, $help:literal, $run:expr) => {
+        const _: () = {
+            #[linkme::distributed_slice($crate::shell::COMMANDS)]
+            static COMMAND: $crate::shell::Command = $crate::shell::Command {
+                name: stringify!($name),
+                arguments: $arguments,
+                help: $help,
+                run: $run,
+            };
+        };
+    };
+}
+pub(crate) use command;
+
+/// Why a command did not do what was asked.
+#[derive(Debug)]
+pub struct Complaint(pub String);
+
+impl Complaint {
+    /// With this text.
+    pub fn new(text: fmt::Arguments<'_>) -> Self {
+        Self(alloc::fmt::format(text))
+    }
+
+    /// The arguments do not fit.
+    pub fn usage(command: &str) -> Self {
+        Self::new(format_args!("wrong arguments; `help {command}` shows them"))
+    }
+}
+
+impl From<fmt::Error> for Complaint {
+    fn from(_: fmt::Error) -> Self {
+        Self::new(format_args!("the answer could not be written"))
+    }
+}
+
+/// What a command works with.
+pub struct Session<'a> {
+    /// The token of the shell's thread.
+    pub cx: &'a mut MaySleep,
+    /// The answer is for a program.
+    pub json: bool,
+}
+
+impl Session<'_> {
+    /// Shows a table, in the face that was asked for.
+    ///
+    /// # Errors
+    ///
+    /// None; the type suits the commands.
+    pub fn show(&mut self, table: &Table) -> Result<(), Complaint> {
+        let mut text = String::new();
+        if self.json {
+            table.json(&mut text)
+        } else {
+            table.text(&mut text)
+        }?;
+        console::print(&text);
+        Ok(())
+    }
+
+    /// Prints a line for people.
+    pub fn say(&mut self, text: fmt::Arguments<'_>) {
+        let mut line = alloc::fmt::format(text);
+        line.push('\n');
+        console::print(&line);
+    }
+}
+
+/// Reads commands and runs them, for ever.
+pub fn interact(cx: &mut MaySleep) -> ! {
+    let mut editor = Editor::new("grange> ");
+    let mut echo = String::new();
+    editor.begin(&mut echo);
+    loop {
+        console::print(&echo);
+        echo.clear();
+        match editor.push(console::read(cx), &mut echo) {
+            Event::None => {}
+            Event::Line(line) => {
+                console::print(&core::mem::take(&mut echo));
+                run_line(cx, &line);
+                editor.begin(&mut echo);
+            }
+            Event::Complete(typed) => complete(&mut editor, &typed, &mut echo),
+            Event::Abandoned => editor.begin(&mut echo),
+            Event::End => {
+                console::print("\nend of input; `poweroff` ends the machine\n");
+                editor.begin(&mut echo);
+            }
+        }
+    }
+}
+
+/// Runs the commands of `grange.exec=` and ends the machine: passed if all did what was asked.
+pub fn execute(cx: &mut MaySleep, commands: &str) -> ! {
+    let all_well = run_line(cx, commands);
+    sync::log::flush();
+    debug_exit(if all_well {
+        Verdict::Pass
+    } else {
+        Verdict::Fail
+    })
+}
+
+/// Runs the commands of a line, up to the first that complains.
+fn run_line(cx: &mut MaySleep, line: &str) -> bool {
+    for command in words::commands(line) {
+        if let Err(Complaint(text)) = run_command(cx, command) {
+            console::print(&alloc::format!(
+                "{}: {text}\n",
+                command.split(' ').next().unwrap_or("")
+            ));
+            return false;
+        }
+    }
+    true
+}
+
+fn run_command(cx: &mut MaySleep, command: &str) -> Result<(), Complaint> {
+    let mut parts: Vec<&str> = command.split_whitespace().collect();
+    let name = parts.remove(0);
+    let json = parts.iter().any(|&part| part == "--json");
+    parts.retain(|&part| part != "--json");
+    let Some(found) = COMMANDS.iter().find(|command| command.name == name) else {
+        return Err(
+            match words::nearest(name, COMMANDS.iter().map(|command| command.name)) {
+                Some(near) => {
+                    Complaint::new(format_args!("no such command; did you mean `{near}`?"))
+                }
+                None => Complaint::new(format_args!("no such command; `help` lists all")),
+            },
+        );
+    };
+    (found.run)(&mut Session { cx, json }, &parts)
+}
+
+/// Completes the name of a command, or shows the candidates.
+fn complete(editor: &mut Editor, typed: &str, echo: &mut String) {
+    let names = || COMMANDS.iter().map(|command| command.name);
+    let (count, rest) = words::completion(typed, names());
+    if !rest.is_empty() {
+        editor.insert_str(rest, echo);
+    }
+    match count {
+        1 => editor.insert_str(" ", echo),
+        2.. if rest.is_empty() => {
+            let mut candidates: Vec<_> = names().filter(|name| name.starts_with(typed)).collect();
+            candidates.sort_unstable();
+            // Writing to a string cannot fail.
+            let _ = writeln!(echo, "\n{}", candidates.join("  "));
+            editor.redraw(echo);
+        }
+        _ => {}
+    }
+}

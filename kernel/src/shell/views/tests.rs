@@ -1,0 +1,56 @@
+//! The in-kernel tests: `test`.
+
+use core::fmt;
+
+use ::tests::report::PlainLines;
+use ::tests::{Filter, Plan};
+use grange_kernel::table::{Table, Value};
+
+use crate::cmdline;
+use crate::shell::{Complaint, Session, command};
+
+command!(
+    test,
+    "[GLOB,GLOB…] [--list]",
+    "runs the tests whose suite.name matches, or all",
+    test
+);
+
+fn test(session: &mut Session<'_>, arguments: &[&str]) -> Result<(), Complaint> {
+    let list = arguments.contains(&"--list");
+    let mut globs = arguments.iter().filter(|&&argument| argument != "--list");
+    let filter = Filter::new(globs.next().copied().unwrap_or_default());
+    if globs.next().is_some() {
+        return Err(Complaint::usage("test"));
+    }
+    let plan = Plan {
+        filter,
+        start_at: None,
+        seed: cmdline::SEED.get(),
+    };
+    if list || session.json {
+        let mut table = Table::new("tests", &["suite", "name", "file", "line", "budget ms"]);
+        for case in ::tests::run::select(::tests::TESTS.iter(), &plan) {
+            table.row([
+                Value::from(case.suite),
+                case.name.into(),
+                case.file.into(),
+                case.line.into(),
+                case.budget_ms.into(),
+            ]);
+        }
+        return session.show(&table);
+    }
+    let mut line = |text: fmt::Arguments<'_>| {
+        crate::console::print(&alloc::format!("{text}\n"));
+    };
+    let summary = ::tests::run(&plan, session.cx, &mut PlainLines(&mut line));
+    if summary.is_pass() {
+        Ok(())
+    } else {
+        Err(Complaint::new(format_args!(
+            "{} of {} failed",
+            summary.failed, summary.planned
+        )))
+    }
+}
