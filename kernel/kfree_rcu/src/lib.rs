@@ -1,2 +1,148 @@
 #![no_std]
-//! (to be written)
+//! `kfree_rcu`: free this object once every reader that may still see it is gone.
+//!
+//! ```text
+//! kfree_rcu ───────────► rcu_free sheaf of this CPU ──full──► call_rcu ──► barn ──► allocations
+//!    │  no sheaf, remote node,                  (slab::rcu_free)
+//!    │  large block, vmalloc
+//!    └─────────────────► back end: pages of pointers, or the list through the heads
+//! kfree_rcu_nolock ────► rcu_free sheaf, by try-lock
+//!    │  busy
+//!    └─────────────────► deferred list of this CPU ──next interrupt exit or tick──► kfree_rcu
+//! ```
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`head`] | the 8-byte head, and finding an object from it |
+//! | [`bulk`] | the back end: per-CPU pages of pointers (K-1 to K-9) |
+//! | [`barrier`] | waiting until everything given before is free |
+//!
+//! Which layer owns batching (S0-19): `slab` batches objects of its caches by the sheaf, because only it can reuse a whole
+//! sheaf; everything else is batched here. Nothing is batched twice.
+//!
+//! # Contexts
+//!
+//! | | task | softirq | hardirq | NMI |
+//! |---|---|---|---|---|
+//! | [`kfree_rcu`] | yes | yes | yes | |
+//! | [`kfree_rcu_nolock`] | yes | yes | yes | yes |
+//! | [`kfree_rcu_mightsleep`], [`kvfree_rcu_barrier`] | yes | | | |
+//!
+//! None of them fails, loses an object, or waits for memory (S3-22, S3-23).
+//!
+//! # Lock order
+//!
+//! The back end's per-CPU lock is taken with interrupts off; inside it only page-allocator try-locks and the timer
+//! base. Objects are freed with no lock held.
+//!
+//! Answers to `mm/slab_common.c` in Linux (7.x).
+
+pub mod barrier;
+pub mod bulk;
+pub mod head;
+
+mod bnode;
+
+use core::ptr::NonNull;
+
+use slab::Spin;
+use sync::{LlistNode, MaySleep};
+
+pub use barrier::{kvfree_rcu_barrier, kvfree_rcu_barrier_on_cache};
+pub use head::{HasRcuPtr, MAX_OFFSET, RcuPtr};
+
+/// Brings the storey up.
+///
+/// Context: boot CPU, once, after `slab::init` and `rcu::init`. Objects given before this wait without a timer (S2-7).
+pub fn init() {
+    slab::deferred::RCU_OBJECT.set(undefer);
+    slab::flush::BEFORE_DESTROY.set(barrier::kvfree_rcu_barrier_on_cache);
+    bulk::init();
+}
+
+/// Frees the object that `head` lies in after a grace period.
+///
+/// Context: task, softirq, hardirq; not NMI. Never sleeps, never fails.
+///
+/// # Safety
+/// `head` lies less than [`MAX_OFFSET`] bytes into an object of `kmalloc`, a cache or `vmalloc`; no reader can find the
+/// object any more, and the caller gives it up.
+///
+/// # Panics
+/// If `head` lies in no such object.
+pub unsafe fn kfree_rcu(head: NonNull<RcuPtr>) {
+    let object = head::object_of(head).unwrap_or_else(|| bad_head(head));
+    // SAFETY: the caller gives the object up.
+    if unsafe { slab::rcu_free::free(object, Spin::May) } {
+        return;
+    }
+    bulk::enqueue(object, Some(head));
+}
+
+/// [`kfree_rcu`] for a typed object, with its own head.
+///
+/// # Safety
+/// `object` came from `kmalloc` or a cache; no reader can find it any more, and the caller gives it up.
+pub unsafe fn kfree_rcu_object<T: HasRcuPtr>(object: NonNull<T>) {
+    // SAFETY: the trait says that a head lies at this offset; the caller vouches for the rest.
+    unsafe { kfree_rcu(object.byte_add(T::OFFSET).cast()) };
+}
+
+/// Frees the object that `head` lies in after a grace period, from any context.
+///
+/// Context: any, NMI included, also one that interrupted this function or the allocator. It only tries locks and
+/// allocates nothing that could wait. Where the quick way is closed, the object goes to this CPU's deferred list through
+/// its own head, so it cannot fail (S1-9).
+///
+/// # Safety
+/// As for [`kfree_rcu`]; the object came from `kmalloc`, `kmalloc_nolock` or a cache.
+pub unsafe fn kfree_rcu_nolock(head: NonNull<RcuPtr>) {
+    if let Some(object) = slab::object_of(head.cast()) {
+        // SAFETY: the caller gives the object up.
+        if unsafe { slab::rcu_free::free(object, Spin::Never) } {
+            return;
+        }
+    }
+    // SAFETY: given up by the caller, and not taken by the sheaf.
+    unsafe { slab::deferred::defer_rcu_object(RcuPtr::node(head)) };
+}
+
+/// Frees an object without a head after a grace period. Waits for one itself if there is no memory to remember the object.
+///
+/// Context: task; may sleep.
+///
+/// # Safety
+/// `object` came from `kmalloc`, a cache or `vmalloc`; no reader can find it any more, and the caller gives it up.
+pub unsafe fn kfree_rcu_mightsleep(object: NonNull<u8>, cx: &mut MaySleep) {
+    cx.assert_may_sleep();
+    // SAFETY: the caller gives the object up.
+    if unsafe { slab::rcu_free::free(object, Spin::May) } || bulk::enqueue(object, None) {
+        return;
+    }
+    rcu::synchronize_rcu(cx);
+    free_now(object);
+}
+
+/// A deferred object comes back in a context that may take locks.
+///
+/// # Safety
+/// As for [`kfree_rcu`].
+unsafe fn undefer(node: NonNull<LlistNode>) {
+    // SAFETY: the caller's contract; the node is the object's head.
+    unsafe { kfree_rcu(RcuPtr::from_node(node)) };
+}
+
+/// Frees an object whose grace period is over.
+fn free_now(object: NonNull<u8>) {
+    if mm::is_vmalloc(object.as_ptr()) {
+        mm::vfree_deferred(object);
+    } else {
+        // SAFETY: the object was given up, and all readers are gone.
+        unsafe { slab::kfree(object) };
+    }
+}
+
+#[cold]
+fn bad_head(head: NonNull<RcuPtr>) -> ! {
+    panic!("kfree_rcu: {head:p} lies in no object of kmalloc, a cache or vmalloc")
+}

@@ -1,2 +1,74 @@
 #![no_std]
-//! (to be written)
+//! Caches of equal objects: slabs, sheaves in front of them, and barns of sheaves between the CPUs of a node.
+//!
+//! ```text
+//!            CPU 0                CPU 1                     one cache, one node
+//!       main spare rcu_free  main spare rcu_free
+//!         |    |      |        |    |      |      push and pop: a flag, no atomics
+//!         +----+------+---+----+----+------+
+//!                         |
+//!                 barn: full and empty sheaves    one lock for `capacity` objects
+//!                         |
+//!            partial slabs of the node            list lock; frees by compare-exchange
+//!                         |
+//!                   page allocator
+//! ```
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`cache`] | [`RawCache`]: one kind of object, and what it is made of |
+//! | [`kmalloc`] | objects by size; the `_nolock` family |
+//! | `cpu`, `exchange` | a CPU's sheaves: fast paths; what happens when main runs dry or over |
+//! | `sheaf`, `barn` | the arrays, and where they wait |
+//! | `slab_ref`, `node`, `slow`, `order` | slabs, partial lists, and how large a slab is |
+//! | [`rcu_free`] | sheaves of objects that wait for a grace period |
+//! | [`deferred`] | what an NMI could not do itself |
+//! | [`flush`] | emptying sheaves and barns: shrink, destroy, barriers |
+//! | [`stats`], [`info`], [`registry`] | counters, `slabinfo`, the list of caches |
+//!
+//! # Lock order (M-10)
+//!
+//! sheaf lock (only ever tried) → barn lock → nothing; sheaf lock → list lock → page allocator. The list of caches is
+//! locked outside all of them. The barn lock and a list lock are never held together.
+//!
+//! Answers to Linux `mm/slub.c` (7.x), where sheaves came in 2025 and became universal in 7.0.
+
+pub mod boot;
+pub mod cache;
+pub mod deferred;
+pub mod flush;
+pub mod info;
+pub mod kmalloc;
+pub mod rcu_free;
+pub mod registry;
+pub mod stats;
+
+mod barn;
+mod cpu;
+mod exchange;
+mod node;
+mod order;
+mod sheaf;
+mod slab_ref;
+mod slow;
+
+pub use boot::{create, init};
+pub use cache::{CacheFlags, CreateError, Ctor, Layout, RawCache};
+pub use kmalloc::{ZERO_SIZE, kfree, kfree_nolock, kmalloc, kmalloc_nolock, ksize, kzalloc};
+pub use slab_ref::object_of;
+pub use stats::Stat;
+
+/// Whether the caller may wait for a lock.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Spin {
+    /// It may: not in NMI.
+    May,
+    /// It may not: this may be an NMI that interrupted the holder of any lock.
+    Never,
+}
+
+/// The node of this CPU. A hint unless pinned.
+#[inline(always)]
+pub(crate) fn local_node() -> arch::NodeId {
+    arch::cpu::node_of(arch::cpu::current())
+}

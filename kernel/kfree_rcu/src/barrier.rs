@@ -1,0 +1,34 @@
+//! Barriers: everything given to `kfree_rcu` before is free after (S0-22, S1-16, K-10).
+//!
+//! The order matters, because each step feeds the next:
+//! 1. the deferred lists of all CPUs are drained: their objects enter sheaves or the back end;
+//! 2. partly filled rcu_free sheaves are submitted;
+//! 3. `rcu_barrier`, *always*: sheaves submitted earlier are in flight even if step 2 found none;
+//! 4. the back end is drained.
+//!
+//! `rcu_barrier` alone is not enough (S2-4): what sits in a sheaf or page that is not full yet is no callback.
+
+use slab::RawCache;
+use sync::MaySleep;
+
+/// Waits until all objects given to `kfree_rcu` before are free.
+///
+/// Context: task; sleeps.
+pub fn kvfree_rcu_barrier(cx: &mut MaySleep) {
+    cx.assert_may_sleep();
+    slab::deferred::flush(cx);
+    slab::registry::for_each_unlocked(|cache| cache.flush_rcu_free());
+    rcu::rcu_barrier(cx);
+    crate::bulk::drain(cx);
+}
+
+/// The same for the objects of one cache; other caches' sheaves are left alone (S5-6).
+///
+/// Context: task; sleeps. `cache` stays alive meanwhile.
+pub fn kvfree_rcu_barrier_on_cache(cache: &'static RawCache, cx: &mut MaySleep) {
+    cx.assert_may_sleep();
+    slab::deferred::flush(cx);
+    cache.flush_rcu_free();
+    rcu::rcu_barrier(cx);
+    crate::bulk::drain(cx);
+}

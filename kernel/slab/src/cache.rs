@@ -1,0 +1,299 @@
+//! [`RawCache`]: one kind of object.
+//!
+//! What an allocation or free reads stands in front: per-CPU offset, sizes, flags. Everything is written before the
+//! cache is published and constant afterwards, but for the tunables, which are atomics.
+//!
+//! Answers to `struct kmem_cache` in Linux `mm/slab.h` (7.x).
+
+use core::ptr::{self, NonNull};
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
+
+use arch::{MAX_NODES, NodeId};
+use bitflags::bitflags;
+use sync::DynPerCpu;
+
+use crate::cpu::CacheCpu;
+use crate::node::CacheNode;
+use crate::order::{self, Orders};
+use crate::sheaf;
+use crate::stats::Stat;
+
+bitflags! {
+    /// What is special about a cache.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    pub struct CacheFlags: u32 {
+        /// Objects start on cache lines.
+        const HWCACHE_ALIGN = 1 << 0;
+        /// Slab pages go back only after a grace period: an RCU reader may look at a freed object and find another
+        /// of the same type in its place, but never anything else (M-13).
+        const TYPESAFE_BY_RCU = 1 << 1;
+        /// No sheaves: for what sheaves are made of.
+        const NO_SHEAVES = 1 << 2;
+        /// One of the `kmalloc` size classes.
+        const KMALLOC = 1 << 3;
+    }
+}
+
+/// Puts a new object into its first state. Called once an object when its slab is made, in the context of the
+/// allocation that made it.
+pub type Ctor = fn(NonNull<u8>);
+
+/// What a cache is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct Layout {
+    /// Name in `slabinfo`.
+    pub name: &'static str,
+    /// Bytes that the user gets.
+    pub size: usize,
+    /// Alignment of every object, a power of two.
+    pub align: usize,
+    /// What is special.
+    pub flags: CacheFlags,
+    /// Constructor.
+    pub ctor: Option<Ctor>,
+    /// Sheaf capacity that the user asks for, if more than the default (M-1).
+    pub capacity: usize,
+}
+
+/// Why a cache could not be made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CreateError {
+    /// Size 0, or more than the largest slab holds.
+    BadSize(usize),
+    /// Not a power of two, or more than a page.
+    BadAlign(usize),
+    /// No memory for the cache itself.
+    NoMemory,
+}
+
+impl core::fmt::Display for CreateError {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::BadSize(size) => write!(f, "object size {size}: not between 1 and the largest slab"),
+            Self::BadAlign(align) => write!(f, "alignment {align}: not a power of two up to a page"),
+            Self::NoMemory => f.write_str("no memory for a cache"),
+        }
+    }
+}
+
+impl core::error::Error for CreateError {}
+
+/// One kind of object: the untyped cache.
+pub struct RawCache {
+    /// Sheaves and counters of each CPU.
+    cpu: DynPerCpu<CacheCpu>,
+    /// Bytes from one object to the next.
+    size: u32,
+    /// Bytes that the user gets.
+    object_size: u32,
+    /// Where in a free object the freelist link lies.
+    link_offset: u32,
+    flags: CacheFlags,
+    /// Objects in a new sheaf; 0 switches sheaves off. Tunable.
+    capacity: AtomicU32,
+    orders: Orders,
+    min_partial: AtomicUsize,
+    /// Of 1024 refills that find no local partial slab, how many look at other nodes. Tunable.
+    remote_node_defrag_ratio: AtomicU32,
+    ctor: Option<Ctor>,
+    name: &'static str,
+    /// By node; null where there is no such node. Written before the cache is published.
+    nodes: [AtomicPtr<CacheNode>; MAX_NODES],
+    /// Next in the list of caches, under its lock.
+    pub(crate) next: AtomicPtr<RawCache>,
+}
+
+impl RawCache {
+    /// A cache of the given layout without nodes.
+    pub(crate) fn new(layout: Layout, cpu: DynPerCpu<CacheCpu>) -> Result<Self, CreateError> {
+        let Layout { name, size: object_size, mut align, flags, ctor, capacity } = layout;
+        if !align.is_power_of_two() || align > arch::PAGE_SIZE {
+            return Err(CreateError::BadAlign(align));
+        }
+        align = align.max(align_of::<usize>());
+        if flags.contains(CacheFlags::HWCACHE_ALIGN) {
+            align = align.max(line_share(object_size));
+        }
+        let (link_offset, size) =
+            place_link(object_size, align, ctor.is_some() || flags.contains(CacheFlags::TYPESAFE_BY_RCU));
+        let cpus = arch::cpu::present().count();
+        let orders = order::orders(size, cpus).filter(|_| object_size > 0).ok_or(CreateError::BadSize(object_size))?;
+        let capacity = if flags.contains(CacheFlags::NO_SHEAVES) {
+            0
+        } else {
+            sheaf::default_capacity(object_size).max(sheaf::round_capacity(capacity))
+        };
+        Ok(Self {
+            cpu,
+            size: size as u32,
+            object_size: object_size as u32,
+            link_offset: link_offset as u32,
+            flags,
+            capacity: AtomicU32::new(capacity as u32),
+            orders,
+            min_partial: AtomicUsize::new(order::min_partial(size)),
+            remote_node_defrag_ratio: AtomicU32::new(1000),
+            ctor,
+            name,
+            nodes: [const { AtomicPtr::new(ptr::null_mut()) }; MAX_NODES],
+            next: AtomicPtr::new(ptr::null_mut()),
+        })
+    }
+
+    /// Bytes from one object to the next.
+    #[inline]
+    pub fn size(&self) -> usize {
+        self.size as usize
+    }
+
+    /// Bytes that the user of an object has.
+    #[inline]
+    pub fn object_size(&self) -> usize {
+        self.object_size as usize
+    }
+
+    /// Name in `slabinfo`.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// What is special about the cache.
+    pub fn flags(&self) -> CacheFlags {
+        self.flags
+    }
+
+    /// Objects in a new sheaf; 0 if the cache has no sheaves.
+    #[inline]
+    pub fn sheaf_capacity(&self) -> usize {
+        self.capacity.load(Relaxed) as usize
+    }
+
+    /// Empty slabs that a node keeps.
+    pub fn min_partial(&self) -> usize {
+        self.min_partial.load(Relaxed)
+    }
+
+    pub(crate) fn remote_node_defrag_ratio(&self) -> u32 {
+        self.remote_node_defrag_ratio.load(Relaxed)
+    }
+
+    pub(crate) fn orders(&self) -> Orders {
+        self.orders
+    }
+
+    pub(crate) fn ctor(&self) -> Option<Ctor> {
+        self.ctor
+    }
+
+    #[inline(always)]
+    pub(crate) fn cpu(&self) -> &DynPerCpu<CacheCpu> {
+        &self.cpu
+    }
+
+    /// What the cache has on `node`; nothing where there is no such node.
+    #[inline]
+    pub(crate) fn node(&self, node: NodeId) -> Option<&'static CacheNode> {
+        // Acquire, with the release in `set_node`: a node can come while the cache is in use.
+        let here = self.nodes[node.index()].load(Acquire);
+        // SAFETY: null, or a CacheNode that lives as long as the cache.
+        unsafe { here.as_ref() }
+    }
+
+    pub(crate) fn set_node(&self, node: NodeId, here: NonNull<CacheNode>) {
+        // Release, with the acquire in `node`: the CacheNode is complete.
+        self.nodes[node.index()].store(here.as_ptr(), Release);
+    }
+
+    /// Every node of the cache.
+    pub(crate) fn nodes(&self) -> impl Iterator<Item = &'static CacheNode> + '_ {
+        (0..MAX_NODES).filter_map(|index| self.node(NodeId::new(index)))
+    }
+
+    /// The freelist link in the free object `object`.
+    #[inline]
+    pub(crate) fn link(&self, object: NonNull<u8>) -> *mut u8 {
+        // SAFETY: the link lies inside the object (`place_link`), which is free and in the caller's hand.
+        unsafe { object.as_ptr().add(self.link_offset as usize).cast::<*mut u8>().read() }
+    }
+
+    #[inline]
+    pub(crate) fn set_link(&self, object: NonNull<u8>, next: *mut u8) {
+        // SAFETY: as in `link`; the link offset is a multiple of the pointer's alignment.
+        unsafe { object.as_ptr().add(self.link_offset as usize).cast::<*mut u8>().write(next) };
+    }
+
+    /// Where in a free object a lock-less list may link it.
+    pub(crate) fn link_offset(&self) -> usize {
+        self.link_offset as usize
+    }
+
+    /// Counts one event on this CPU. Context: any.
+    #[inline(always)]
+    pub(crate) fn count(&self, stat: Stat) {
+        self.count_many(stat, 1);
+    }
+
+    /// Counts `n` events on this CPU. Context: any.
+    #[inline(always)]
+    pub(crate) fn count_many(&self, stat: Stat, n: u64) {
+        // SAFETY: the counter is a u64 inside this cache's CacheCpu, which every CPU's area holds at this offset.
+        unsafe { arch::percpu::dyn_add(self.cpu.offset() + CacheCpu::stat_offset(stat), n) };
+    }
+
+    /// The sum of a counter over all CPUs.
+    pub fn stat(&self, stat: Stat) -> u64 {
+        arch::cpu::present()
+            .iter()
+            // SAFETY: every present CPU's copy was made with the cache; counters are only ever added to, and a u64
+            // load is one instruction.
+            .map(|cpu| unsafe { CacheCpu::stat_ptr(self.cpu.ptr_on(cpu), stat).read_volatile() })
+            .sum()
+    }
+}
+
+/// Alignment for objects that want their own cache lines: a whole line, halved while two objects fit in it.
+fn line_share(size: usize) -> usize {
+    const LINE: usize = 64;
+    let mut align = LINE;
+    while size <= align / 2 {
+        align /= 2;
+    }
+    align
+}
+
+/// Where the freelist link goes, and how large the object becomes: in the middle of the object, far from the ends
+/// that overruns hit first; behind it when a free object's content must survive.
+fn place_link(object_size: usize, align: usize, keep_content: bool) -> (usize, usize) {
+    const WORD: usize = size_of::<usize>();
+    let words = object_size.next_multiple_of(WORD);
+    if keep_content {
+        (words, (words + WORD).next_multiple_of(align))
+    } else {
+        ((words / 2) & !(WORD - 1), words.next_multiple_of(align))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_link_lies_inside_the_object_and_behind_the_content_that_must_survive() {
+        for object_size in 1..300 {
+            for align in [8, 16, 64] {
+                let (offset, size) = place_link(object_size, align, false);
+                assert!(offset.is_multiple_of(8) && offset + 8 <= size);
+                let (offset, size) = place_link(object_size, align, true);
+                assert!(offset >= object_size && offset + 8 <= size && size.is_multiple_of(align));
+            }
+        }
+    }
+
+    #[test]
+    fn small_objects_share_a_cache_line() {
+        assert_eq!(line_share(200), 64);
+        assert_eq!(line_share(33), 64);
+        assert_eq!(line_share(32), 32);
+        assert_eq!(line_share(8), 8);
+    }
+}

@@ -1,0 +1,160 @@
+//! The sheaves of one CPU, and the two fast paths.
+//!
+//! | state of a CPU | main | spare | rcu_free |
+//! |---|---|---|---|
+//! | never used, or capacity 0 | bootstrap sheaf | none | none |
+//! | in use | 0..=capacity objects | none, empty or full (partly full after a prefilled sheaf came back) | none, or 1..capacity objects |
+//!
+//! # Invariants
+//! - **CPU-1** The three sheaves are touched only by their own CPU with [`LocalTryLock`] held, or by whoever cleans up
+//!   after a dead CPU.
+//! - **CPU-2** `main` is always a sheaf (S0-1); where there is none it is the bootstrap sheaf, which is full and empty
+//!   at once, so that the fast paths need no test of their own (M-3).
+//! - **CPU-3** The lock is only ever *tried*. Failure means that this context interrupted the holder on this CPU; it
+//!   then goes to the slabs (S0-4).
+//! - **CPU-4** Whoever drops the lock and takes it again looks at everything anew: it may be on another CPU, and
+//!   interrupts may have changed the sheaves meanwhile (M-7).
+//!
+//! The fast path is a preempt-off section with no atomic read-modify-write: take the flag, pop or push, count, drop
+//! the flag.
+
+use core::mem::offset_of;
+use core::ptr::NonNull;
+
+use mm::AllocFlags;
+use sync::{ATOMIC, LocalGuard, LocalTryLock, PreemptGuard};
+
+use crate::cache::RawCache;
+use crate::sheaf::SheafRef;
+use crate::slab_ref::SlabRef;
+use crate::stats::{COUNT, Stat};
+use crate::{Spin, local_node};
+
+/// The sheaves of one CPU (CPU-1).
+pub(crate) struct Sheaves {
+    /// Where objects are taken and put.
+    pub(crate) main: SheafRef,
+    /// What main is exchanged with when it runs dry or over.
+    pub(crate) spare: Option<SheafRef>,
+    /// Objects that wait for a grace period, until it is full and goes to RCU as one piece.
+    pub(crate) rcu_free: Option<SheafRef>,
+}
+
+/// What a cache has on one CPU.
+#[repr(C)]
+pub(crate) struct CacheCpu {
+    pub(crate) sheaves: LocalTryLock<Sheaves>,
+    stats: [u64; COUNT],
+}
+
+impl CacheCpu {
+    /// A CPU that has not used the cache yet.
+    pub(crate) fn new() -> Self {
+        let sheaves = Sheaves { main: SheafRef::bootstrap(), spare: None, rcu_free: None };
+        Self { sheaves: LocalTryLock::new(sheaves), stats: [0; COUNT] }
+    }
+
+    pub(crate) const fn stat_offset(stat: Stat) -> usize {
+        offset_of!(CacheCpu, stats) + stat as usize * size_of::<u64>()
+    }
+
+    pub(crate) fn stat_ptr(this: *mut Self, stat: Stat) -> *mut u64 {
+        this.wrapping_byte_add(Self::stat_offset(stat)).cast()
+    }
+}
+
+impl RawCache {
+    /// Takes this CPU's sheaves, or nothing if this context interrupted somebody who has them.
+    #[inline(always)]
+    pub(crate) fn sheaves(&self) -> Option<LocalGuard<'static, Sheaves>> {
+        let pin = PreemptGuard::new(ATOMIC);
+        // SAFETY: pinned before the copy is chosen; the copy was made with the cache and lives as long (CPU-1).
+        let cpu = unsafe { &*self.cpu().this_ptr() };
+        cpu.sheaves.try_lock_pinned(pin)
+    }
+
+    /// Allocates an object, or nothing when there is no memory.
+    ///
+    /// Context: any but NMI. Never sleeps; see [`RawCache::alloc_sleep`]. Usually wait-free: two sheaves' worth of
+    /// objects are local, then a barn lock, then slabs.
+    #[inline]
+    pub fn alloc(&self, flags: AllocFlags) -> Option<NonNull<u8>> {
+        let object = match self.alloc_fast() {
+            Some(object) => Some(object),
+            None => self.alloc_slow(flags, Spin::May),
+        };
+        self.after_alloc(object, flags)
+    }
+
+    /// Allocates without waiting for anything or anybody: fails where [`RawCache::alloc`] would take a lock.
+    ///
+    /// Context: any, NMI included, also an NMI that interrupted this allocator on this CPU.
+    pub fn alloc_nolock(&self, flags: AllocFlags) -> Option<NonNull<u8>> {
+        let object = match self.alloc_fast() {
+            Some(object) => Some(object),
+            None => self.alloc_slow(flags, Spin::Never),
+        };
+        self.after_alloc(object, flags)
+    }
+
+    /// Frees `object` to its slab's home or this CPU's sheaf.
+    ///
+    /// Context: any but NMI.
+    ///
+    /// # Safety
+    /// `object` was allocated from this cache, and nobody uses it any more.
+    #[inline]
+    pub unsafe fn free(&self, object: NonNull<u8>) {
+        let Some(slab) = SlabRef::of(object) else { self.bad_free(object) };
+        debug_assert!(slab.is_object(object), "free of {object:p}, inside an object of {}", self.name());
+        debug_assert!(
+            core::ptr::eq(slab.cache(), self),
+            "free of an object of {} to {}",
+            slab.cache().name(),
+            self.name()
+        );
+        self.free_to(slab, object);
+    }
+
+    #[inline(always)]
+    pub(crate) fn free_to(&self, slab: SlabRef, object: NonNull<u8>) {
+        if slab.node() == local_node() && self.free_fast(object) {
+            return;
+        }
+        self.free_slow(slab, object);
+    }
+
+    #[inline(always)]
+    fn alloc_fast(&self) -> Option<NonNull<u8>> {
+        let sheaves = self.sheaves()?;
+        let object = sheaves.main.pop()?;
+        self.count(Stat::AllocFastpath);
+        Some(object)
+    }
+
+    /// Puts `object` into this CPU's main sheaf if that has room and is free to use.
+    #[inline(always)]
+    pub(crate) fn free_fast(&self, object: NonNull<u8>) -> bool {
+        let Some(sheaves) = self.sheaves() else { return false };
+        let put = sheaves.main.push(object);
+        if put {
+            self.count(Stat::FreeFastpath);
+        }
+        put
+    }
+
+    #[inline(always)]
+    fn after_alloc(&self, object: Option<NonNull<u8>>, flags: AllocFlags) -> Option<NonNull<u8>> {
+        let object = object?;
+        if flags.contains(AllocFlags::ZERO) {
+            // SAFETY: a fresh object of `object_size` bytes that nobody else knows.
+            unsafe { object.as_ptr().write_bytes(0, self.object_size()) };
+        }
+        Some(object)
+    }
+
+    #[cold]
+    fn bad_free(&self, object: NonNull<u8>) -> ! {
+        panic!("{}: free of {object:p}, which lies in no slab", self.name());
+    }
+}

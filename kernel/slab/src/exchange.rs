@@ -1,0 +1,313 @@
+//! What happens when the main sheaf has run dry or over: spare, barn, slabs, in the order of M-5 and M-6.
+//!
+//! Allocating:
+//! 1. exchange main with a spare that holds objects;
+//! 2. exchange main with a full sheaf of the barn;
+//! 3. fill an empty sheaf from slabs, with the lock dropped, and install it;
+//! 4. take one object from a slab.
+//!
+//! Freeing:
+//! 1. exchange main with a spare that has room;
+//! 2. no spare: make main the spare and take an empty sheaf from the barn;
+//! 3. exchange main with an empty sheaf of the barn;
+//! 4. the barn has too many full ones: flush the spare to slabs and reuse it;
+//! 5. the barn has no empty ones: allocate one, with the lock dropped, and install it;
+//! 6. give the object back to its slab.
+//!
+//! With [`Spin::Never`] nothing is waited for, and a step that would have to is skipped.
+
+use core::ptr::NonNull;
+
+use mm::AllocFlags;
+use sync::LocalGuard;
+
+use crate::barn::{Barn, NoSwap};
+use crate::cache::RawCache;
+use crate::cpu::Sheaves;
+use crate::sheaf::SheafRef;
+use crate::slab_ref::SlabRef;
+use crate::stats::Stat;
+use crate::{Spin, local_node};
+
+type Held = LocalGuard<'static, Sheaves>;
+
+impl RawCache {
+    /// The barn of this CPU's node.
+    fn barn(&self) -> Option<&'static Barn> {
+        self.node(local_node()).map(|node| &node.barn)
+    }
+
+    /// An object from spare, barn or slabs.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn alloc_slow(&self, flags: AllocFlags, spin: Spin) -> Option<NonNull<u8>> {
+        if self.sheaf_capacity() != 0
+            && let Some(held) = self.sheaves()
+            && let Some(held) = self.replace_empty_main(held, flags, spin)
+            && let Some(object) = held.main.pop()
+        {
+            self.count(Stat::AllocFastpath);
+            return Some(object);
+        }
+        let object = self.take_one(local_node(), flags, spin)?;
+        self.count(Stat::AllocSlowpath);
+        Some(object)
+    }
+
+    /// Makes main hold objects (M-5). On `None` the lock is dropped.
+    fn replace_empty_main(&self, mut held: Held, flags: AllocFlags, spin: Spin) -> Option<Held> {
+        if !held.main.is_empty() {
+            return Some(held);
+        }
+        if let Some(spare) = held.spare.filter(|spare| !spare.is_empty()) {
+            held.swap_spare(spare);
+            return Some(held);
+        }
+        let barn = self.barn()?;
+        if let Some(full) = barn.replace_empty(held.main, spin) {
+            self.count(Stat::BarnGet);
+            held.main = full;
+            return Some(held);
+        }
+        self.count(Stat::BarnGetFail);
+        if spin == Spin::Never {
+            return None;
+        }
+        let empty = held.spare.take().or_else(|| barn.get_empty(spin));
+        drop(held);
+
+        let full = self.filled(empty, flags)?;
+        let Some(mut held) = self.sheaves() else {
+            self.barn_put_or_flush(full);
+            return None;
+        };
+        // CPU-4: this may be another CPU, and an interrupt may have refilled it.
+        let Some(barn) = self.barn() else {
+            drop(held);
+            self.flush_and_free(full);
+            return None;
+        };
+        if held.main.is_empty() {
+            let old = core::mem::replace(&mut held.main, full);
+            held.keep_empty(old, barn);
+        } else if let Some(spare) = held.spare.filter(|spare| spare.is_empty()) {
+            barn.put_empty(spare);
+            held.spare = Some(full);
+        } else if held.spare.is_none() {
+            held.spare = Some(full);
+        } else {
+            barn.put_full(full);
+            self.count(Stat::BarnPut);
+        }
+        Some(held)
+    }
+
+    /// Fills `empty`, or a new sheaf, with at least one object.
+    fn filled(&self, empty: Option<SheafRef>, flags: AllocFlags) -> Option<SheafRef> {
+        let sheaf = match empty.filter(|sheaf| sheaf.capacity() == self.sheaf_capacity()) {
+            Some(sheaf) => sheaf,
+            None => {
+                // One of another capacity is from before the cache's was changed.
+                empty.inspect(|stale| stale.free(Spin::May));
+                let capacity = Some(self.sheaf_capacity()).filter(|&capacity| capacity != 0)?;
+                SheafRef::alloc(self, capacity, flags | AllocFlags::NO_RESERVE | AllocFlags::NOWARN, Spin::May)?
+            }
+        };
+        // No reserve page may end up in a sheaf, from which anybody could take it (S5-4).
+        if self.refill(sheaf, flags | AllocFlags::NO_RESERVE | AllocFlags::NOWARN) == 0 {
+            self.put_empty_or_free(sheaf);
+            return None;
+        }
+        Some(sheaf)
+    }
+
+    /// Fills `sheaf` up from slabs. Returns how many objects came in.
+    pub(crate) fn refill(&self, sheaf: SheafRef, flags: AllocFlags) -> usize {
+        let got = self.take_many(sheaf.room(), local_node(), flags, |object| {
+            let fits = sheaf.push(object);
+            debug_assert!(fits);
+        });
+        self.count_many(Stat::SheafRefill, got as u64);
+        got
+    }
+
+    /// Frees to spare, barn or slab.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn free_slow(&self, slab: SlabRef, object: NonNull<u8>) {
+        if slab.node() == local_node() && self.free_to_sheaf(object, Spin::May) {
+            return;
+        }
+        self.count(Stat::FreeSlowpath);
+        self.give_back(slab, object, object, 1);
+    }
+
+    /// Puts `object` into main, making room if need be. False if that cannot be.
+    pub(crate) fn free_to_sheaf(&self, object: NonNull<u8>, spin: Spin) -> bool {
+        if self.sheaf_capacity() == 0 {
+            return false;
+        }
+        let Some(held) = self.sheaves() else { return false };
+        let Some(held) = self.replace_full_main(held, spin) else { return false };
+        let put = held.main.push(object);
+        if put {
+            self.count(Stat::FreeFastpath);
+        }
+        put
+    }
+
+    /// Makes main have room (M-6). On `None` the lock is dropped.
+    fn replace_full_main(&self, mut held: Held, spin: Spin) -> Option<Held> {
+        if !held.main.is_full() {
+            return Some(held);
+        }
+        let barn = self.barn()?;
+        match held.spare {
+            None if held.main.is_bootstrap() => {
+                if let Some(empty) = barn.get_empty(spin) {
+                    held.main = empty;
+                    return Some(held);
+                }
+            }
+            None => {
+                if let Some(empty) = barn.get_empty(spin) {
+                    held.spare = Some(core::mem::replace(&mut held.main, empty));
+                    return Some(held);
+                }
+            }
+            Some(spare) if !spare.is_full() => {
+                held.swap_spare(spare);
+                return Some(held);
+            }
+            Some(spare) => match barn.replace_full(held.main, spin) {
+                Ok(empty) => {
+                    self.count(Stat::BarnPut);
+                    held.main = empty;
+                    return Some(held);
+                }
+                Err(NoSwap::TooManyFull) if spin == Spin::May => {
+                    self.count(Stat::BarnPutFail);
+                    held.spare = None;
+                    drop(held);
+                    self.flush(spare);
+                    return self.install_empty(spare, spin);
+                }
+                Err(NoSwap::TooManyFull) => self.count(Stat::BarnPutFail),
+                Err(NoSwap::NoEmpty) => {}
+            },
+        }
+        drop(held);
+        let flags = AllocFlags::NO_RESERVE | AllocFlags::NOWARN;
+        let empty = SheafRef::alloc(self, self.sheaf_capacity().max(1), flags, spin);
+        match empty {
+            Some(empty) => self.install_empty(empty, spin),
+            None if spin == Spin::May => self.flush_some_of_main(),
+            None => None,
+        }
+    }
+
+    /// Makes `empty` the main sheaf of whatever CPU this is by now, unless main has room again (M-7).
+    fn install_empty(&self, empty: SheafRef, spin: Spin) -> Option<Held> {
+        let stale = empty.capacity() != self.sheaf_capacity();
+        let (Some(mut held), Some(barn), false) = (self.sheaves(), self.barn(), stale) else {
+            match spin {
+                Spin::May => self.put_empty_or_free(empty),
+                Spin::Never => empty.free(spin),
+            }
+            return None;
+        };
+        if held.main.is_bootstrap() {
+            held.main = empty;
+        } else if held.spare.is_none() {
+            held.spare = Some(core::mem::replace(&mut held.main, empty));
+        } else if !held.main.is_full() {
+            surplus(empty, barn, spin);
+        } else if let Some(spare) = held.spare.filter(|spare| !spare.is_full()) {
+            held.swap_spare(spare);
+            surplus(empty, barn, spin);
+        } else if spin == Spin::May {
+            // Both are full: the barn takes main, over its limit if need be.
+            barn.put_full(core::mem::replace(&mut held.main, empty));
+            self.count(Stat::BarnPut);
+        } else {
+            drop(held);
+            empty.free(spin);
+            return None;
+        }
+        Some(held)
+    }
+
+    /// Without memory for another sheaf, makes room by flushing part of main.
+    fn flush_some_of_main(&self) -> Option<Held> {
+        const BATCH: usize = 32;
+        let mut batch = [core::ptr::null_mut(); BATCH];
+        let mut held = self.sheaves()?;
+        let count = held.main.take(&mut batch);
+        drop(held);
+        self.count_many(Stat::SheafFlush, count as u64);
+        self.give_back_many(&mut batch[..count]);
+        held = self.sheaves()?;
+        Some(held)
+    }
+
+    /// Gives every object of `sheaf` back to its slab. The caller keeps the empty sheaf.
+    pub(crate) fn flush(&self, sheaf: SheafRef) {
+        self.count_many(Stat::SheafFlush, sheaf.size() as u64);
+        sheaf.with_objects(|objects| self.give_back_many(objects));
+    }
+
+    /// Gives every object of `sheaf` back to its slab, and the sheaf itself back too.
+    pub(crate) fn flush_and_free(&self, sheaf: SheafRef) {
+        self.flush(sheaf);
+        sheaf.free(Spin::May);
+    }
+
+    /// Offers a full sheaf to the barn of this node, and flushes it where it is not wanted.
+    pub(crate) fn barn_put_or_flush(&self, full: SheafRef) {
+        match self.barn().filter(|barn| barn.has_room_for_full()) {
+            Some(barn) => {
+                barn.put_full(full);
+                self.count(Stat::BarnPut);
+            }
+            None => {
+                self.count(Stat::BarnPutFail);
+                self.flush_and_free(full);
+            }
+        }
+    }
+
+    /// Offers an empty sheaf to the barn of this node, and frees it where it is not wanted.
+    pub(crate) fn put_empty_or_free(&self, empty: SheafRef) {
+        let wanted = empty.capacity() == self.sheaf_capacity();
+        match self.barn().filter(|barn| wanted && barn.has_room_for_empty()) {
+            Some(barn) => barn.put_empty(empty),
+            None => empty.free(Spin::May),
+        }
+    }
+}
+
+/// An empty sheaf that turned out not to be needed.
+fn surplus(empty: SheafRef, barn: &Barn, spin: Spin) {
+    match spin {
+        Spin::May => barn.put_empty(empty),
+        Spin::Never => empty.free(spin),
+    }
+}
+
+impl Sheaves {
+    /// Exchanges main with `spare`, the sheaf in the spare's place.
+    fn swap_spare(&mut self, spare: SheafRef) {
+        let old = core::mem::replace(&mut self.main, spare);
+        self.spare = (!old.is_bootstrap()).then_some(old);
+    }
+
+    /// Finds a place for an empty sheaf that was main.
+    fn keep_empty(&mut self, empty: SheafRef, barn: &Barn) {
+        if empty.is_bootstrap() {
+        } else if self.spare.is_none() {
+            self.spare = Some(empty);
+        } else {
+            barn.put_empty(empty);
+        }
+    }
+}

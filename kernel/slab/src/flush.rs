@@ -1,0 +1,188 @@
+//! Emptying sheaves and barns: for a barrier, to shrink, to destroy a cache.
+//!
+//! A CPU's sheaves are detached by that CPU, in a call-function interrupt that only moves three pointers; whoever asked
+//! then flushes them in its own context. If the interrupt hits a holder of the sheaf lock it gives up and is sent
+//! again: the holder runs with preemption off and is soon done.
+//!
+//! Context of everything here: task or softirq, interrupts on, no lock held.
+//!
+//! Linux flushes from a work item on each CPU (`flush_all_cpus_locked`, `mm/slub.c`, 7.x).
+
+use arch::CpuId;
+use sync::{MaySleep, smp};
+
+use crate::Spin;
+use crate::cache::{CacheFlags, RawCache};
+use crate::node::CacheNode;
+use crate::rcu_free;
+use crate::registry;
+use crate::sheaf::SheafRef;
+use crate::slab_ref::SlabRef;
+
+/// The sheaves of one CPU, taken off it.
+#[derive(Default)]
+struct Detached {
+    main: Option<SheafRef>,
+    spare: Option<SheafRef>,
+    rcu_free: Option<SheafRef>,
+}
+
+/// What to take off a CPU.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum What {
+    All,
+    RcuFree,
+}
+
+/// Takes this CPU's sheaves of `cache`; nothing if somebody on this CPU is using them right now.
+fn detach(cache: &RawCache, what: What) -> Option<Detached> {
+    let mut held = cache.sheaves()?;
+    let rcu_free = held.rcu_free.take();
+    if what == What::RcuFree {
+        return Some(Detached { rcu_free, ..Detached::default() });
+    }
+    let main = core::mem::replace(&mut held.main, SheafRef::bootstrap());
+    Some(Detached { main: Some(main).filter(|main| !main.is_bootstrap()), spare: held.spare.take(), rcu_free })
+}
+
+/// The same on `cpu`; nothing is taken from a CPU that is offline.
+fn detach_on(cache: &'static RawCache, cpu: CpuId, what: What) -> Detached {
+    loop {
+        match smp::run_on(cpu, || detach(cache, what)) {
+            Some(Some(detached)) => return detached,
+            Some(None) => arch::irq::relax(),
+            None => return Detached::default(),
+        }
+    }
+}
+
+impl RawCache {
+    /// Submits every CPU's partly filled rcu_free sheaf (S0-12): what a barrier does before it waits.
+    pub fn flush_rcu_free(&'static self) {
+        for cpu in arch::cpu::online().iter() {
+            if let Some(sheaf) = detach_on(self, cpu, What::RcuFree).rcu_free {
+                rcu_free::submit_flushed(sheaf);
+            }
+        }
+    }
+
+    /// Gives all objects in CPUs' sheaves back to their slabs; rcu_free sheaves go to RCU.
+    pub fn flush_cpus(&'static self) {
+        for cpu in arch::cpu::online().iter() {
+            let detached = detach_on(self, cpu, What::All);
+            for sheaf in [detached.main, detached.spare].into_iter().flatten() {
+                self.flush_and_free(sheaf);
+            }
+            if let Some(sheaf) = detached.rcu_free {
+                rcu_free::submit_flushed(sheaf);
+            }
+        }
+    }
+
+    /// Gives all objects in barns back to their slabs.
+    pub fn flush_barns(&self) {
+        for node in self.nodes() {
+            let (full, empty) = node.barn.drain();
+            full.for_each(|sheaf| self.flush_and_free(sheaf));
+            empty.for_each(|sheaf| sheaf.free(Spin::May));
+        }
+    }
+
+    /// Gives back every page that holds no object in use, and moves the fullest partial slabs to the front (M-15).
+    /// Returns how many slabs went.
+    pub fn shrink(&'static self) -> usize {
+        self.flush_cpus();
+        self.flush_barns();
+        self.nodes().map(|node| self.shrink_node(node)).sum()
+    }
+
+    fn shrink_node(&self, node: &CacheNode) -> usize {
+        /// Slabs with fewer free objects than this are sorted.
+        const SORTED: usize = 32;
+        let mut empty: Option<SlabRef> = None;
+        let mut by_free: [Option<SlabRef>; SORTED] = [None; SORTED];
+        let mut partial = node.lock(Spin::May).expect("waited for");
+        let mut next = partial.first();
+        while let Some(slab) = next {
+            next = slab.next();
+            let state = slab.state();
+            let free = state.free() as usize;
+            let pile = if state.inuse == 0 {
+                &mut empty
+            } else if free < SORTED {
+                &mut by_free[free]
+            } else {
+                continue;
+            };
+            partial.remove(slab);
+            slab.set_next(*pile);
+            *pile = Some(slab);
+        }
+        for pile in by_free.into_iter().rev() {
+            for slab in chain(pile) {
+                partial.push_front(slab);
+            }
+        }
+        drop(partial);
+        chain(empty).map(|slab| self.drop_slab(slab, Spin::May)).count()
+    }
+
+    /// Objects that are neither free in slabs nor in sheaves of CPUs and barns: what users hold, plus what waits on RCU.
+    fn leaked(&'static self) -> u64 {
+        let total: u64 = self.nodes().map(CacheNode::total_objects).sum();
+        let free: u64 = self.nodes().map(|node| node.free_in_partial()).sum();
+        total - free
+    }
+}
+
+/// The slabs of a private chain. Each is read before it is given out, so it may be relinked.
+fn chain(first: Option<SlabRef>) -> impl Iterator<Item = SlabRef> {
+    let mut next = first;
+    core::iter::from_fn(move || {
+        let slab = next?;
+        next = slab.next();
+        Some(slab)
+    })
+}
+
+/// Objects of a cache were still in use when it was to be destroyed; the cache lives on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Leaked(pub u64);
+
+/// What must be waited for before a cache's objects are counted. Called with the cache; set by kfree_rcu.
+pub static BEFORE_DESTROY: sync::hooks::Slot<fn(&'static RawCache, &mut MaySleep)> = sync::hooks::Slot::new();
+
+/// Destroys a cache of which all objects have been freed, or given to `kfree_rcu` (M-14, S0-13).
+///
+/// Context: task; sleeps: it waits for a grace period.
+///
+/// # Errors
+/// [`Leaked`] objects keep the cache alive; it is reported in the log.
+///
+/// # Safety
+/// Nobody allocates from the cache any more, and nobody frees to it.
+pub unsafe fn destroy(cache: &'static RawCache, cx: &mut MaySleep) -> Result<(), Leaked> {
+    cx.assert_may_sleep();
+    registry::remove(cache);
+    crate::deferred::flush(cx);
+    if let Some(hook) = BEFORE_DESTROY.get() {
+        hook(cache, cx);
+    }
+    cache.flush_cpus();
+    // Sheaves that were under way before, and those just submitted (S0-22).
+    rcu::rcu_barrier(cx);
+    cache.shrink();
+    let leaked = cache.leaked();
+    if leaked != 0 {
+        log::error!("{}: {leaked} objects are still in use; the cache stays", cache.name());
+        registry::add(cache);
+        return Err(Leaked(leaked));
+    }
+    if cache.flags().contains(CacheFlags::TYPESAFE_BY_RCU) {
+        // Its last slabs' pages wait for a grace period.
+        rcu::rcu_barrier(cx);
+    }
+    // SAFETY: no objects, so no slabs are left; all sheaves were flushed; the caller vouches for the rest.
+    unsafe { crate::boot::dismantle(cache) };
+    Ok(())
+}

@@ -1,0 +1,213 @@
+//! `kmalloc`: objects by size.
+//!
+//! Sizes up to 8192 bytes come from one of thirteen caches, larger ones from the page allocator. Whatever its size, an
+//! object is found back from its address alone.
+//!
+//! Answers to Linux `mm/slab_common.c` and `mm/slub.c` (7.x).
+
+use core::ptr::NonNull;
+
+use arch::PAGE_SIZE;
+use mm::{AllocFlags, PageKind};
+use sync::Once;
+
+use crate::Spin;
+use crate::cache::{CacheFlags, Layout, RawCache};
+use crate::deferred;
+use crate::order::order_for;
+use crate::slab_ref::SlabRef;
+
+/// Largest size that comes from a cache.
+pub const MAX_CACHED: usize = 8192;
+
+const CLASSES: [(usize, &str); 13] = [
+    (8, "kmalloc-8"),
+    (16, "kmalloc-16"),
+    (32, "kmalloc-32"),
+    (64, "kmalloc-64"),
+    (96, "kmalloc-96"),
+    (128, "kmalloc-128"),
+    (192, "kmalloc-192"),
+    (256, "kmalloc-256"),
+    (512, "kmalloc-512"),
+    (1024, "kmalloc-1k"),
+    (2048, "kmalloc-2k"),
+    (4096, "kmalloc-4k"),
+    (8192, "kmalloc-8k"),
+];
+
+static CACHES: [Once<&'static RawCache>; CLASSES.len()] = [const { Once::new() }; CLASSES.len()];
+
+/// Class of sizes up to 192 by `(size - 1) / 8`: they do not all follow the powers of two.
+const SMALL: [u8; 24] = {
+    let mut table = [0; 24];
+    let mut index = 0;
+    while index < table.len() {
+        let mut class = 0;
+        while CLASSES[class].0 < (index + 1) * 8 {
+            class += 1;
+        }
+        table[index] = class as u8;
+        index += 1;
+    }
+    table
+};
+
+/// Index of the class that serves `1..=MAX_CACHED` bytes.
+#[inline(always)]
+const fn class_of(size: usize) -> usize {
+    if size <= 192 {
+        SMALL[(size - 1) / 8] as usize
+    } else {
+        // 193..=256 is class 7, and each power of two after it one more.
+        (size - 1).ilog2() as usize
+    }
+}
+
+/// What `kmalloc(0)` returns: not null, and never to be touched.
+pub const ZERO_SIZE: NonNull<u8> = NonNull::without_provenance(core::num::NonZero::new(16).unwrap());
+
+/// Makes the size classes.
+pub(crate) fn init() {
+    for ((size, name), slot) in CLASSES.into_iter().zip(&CACHES) {
+        // A power of two is aligned to itself, up to a page; 96 and 192 to what divides them.
+        let align = (1 << size.trailing_zeros()).min(PAGE_SIZE);
+        let layout = Layout { name, size, align, flags: CacheFlags::KMALLOC, ctor: None, capacity: 0 };
+        slot.call_once(|| crate::create(layout).expect("no memory for the kmalloc caches"));
+    }
+}
+
+/// Whether [`kmalloc`] may be called yet.
+pub fn is_up() -> bool {
+    CACHES[CLASSES.len() - 1].get().is_some()
+}
+
+#[inline]
+fn cache_for(size: usize) -> &'static RawCache {
+    CACHES[class_of(size)].get().expect("kmalloc before slab::init")
+}
+
+/// Allocates `size` bytes, aligned to 8, and to `size` itself if that is a power of two.
+///
+/// Size 0 gives [`ZERO_SIZE`]. Context: any but NMI; never sleeps.
+#[inline]
+pub fn kmalloc(size: usize, flags: AllocFlags) -> Option<NonNull<u8>> {
+    if size == 0 {
+        return Some(ZERO_SIZE);
+    }
+    if size > MAX_CACHED {
+        return large(size, flags);
+    }
+    cache_for(size).alloc(flags)
+}
+
+/// [`kmalloc`] of zeroed memory.
+pub fn kzalloc(size: usize, flags: AllocFlags) -> Option<NonNull<u8>> {
+    kmalloc(size, flags | AllocFlags::ZERO)
+}
+
+#[cold]
+fn large(size: usize, flags: AllocFlags) -> Option<NonNull<u8>> {
+    let order = order_for(size);
+    if order > mm::MAX_ORDER {
+        return None;
+    }
+    let page = mm::alloc_pages(order, Some(crate::local_node()), flags).ok()?;
+    page.set_large(size);
+    NonNull::new(page.virt())
+}
+
+/// Frees what any of the `kmalloc` family returned, [`kmalloc_nolock`] included (S1-5).
+///
+/// Context: any but NMI.
+///
+/// # Safety
+/// `object` came from the `kmalloc` family or a cache, was not freed since, and nobody uses it any more.
+#[inline]
+pub unsafe fn kfree(object: NonNull<u8>) {
+    match SlabRef::of(object) {
+        Some(slab) => {
+            debug_assert!(slab.is_object(object), "kfree of {object:p}, inside an object of {}", slab.cache().name());
+            slab.cache().free_to(slab, object);
+        }
+        // SAFETY: passed on from the caller.
+        None => unsafe { free_large(object) },
+    }
+}
+
+#[cold]
+unsafe fn free_large(object: NonNull<u8>) {
+    if object == ZERO_SIZE {
+        return;
+    }
+    let page =
+        mm::page_of(object.as_ptr()).filter(|page| page.kind() == PageKind::Large && page.virt() == object.as_ptr());
+    let Some(page) = page else { panic!("kfree of {object:p}, which kmalloc did not return") };
+    let order = page.order();
+    page.set_kind(PageKind::Allocated);
+    mm::free_pages(page, order);
+}
+
+/// Bytes that the holder of `object` may use.
+///
+/// # Safety
+/// As for [`kfree`], but for the last use.
+pub unsafe fn ksize(object: NonNull<u8>) -> usize {
+    match SlabRef::of(object) {
+        Some(slab) => slab.cache().object_size(),
+        None if object == ZERO_SIZE => 0,
+        None => mm::page_of(object.as_ptr()).map_or(0, |page| page.bytes()),
+    }
+}
+
+/// Allocates up to [`MAX_CACHED`] bytes from any context, NMI included, without waiting for anybody.
+///
+/// Fails where a lock is busy: the object then comes, if there is one, from the next larger class; else `None`, which is
+/// a value and not an error (M-11). Nothing is reclaimed and no reserve is touched.
+pub fn kmalloc_nolock(size: usize, flags: AllocFlags) -> Option<NonNull<u8>> {
+    if size == 0 {
+        return Some(ZERO_SIZE);
+    }
+    if size > MAX_CACHED {
+        return None;
+    }
+    let flags = (flags & AllocFlags::ZERO) | AllocFlags::NO_RESERVE | AllocFlags::NOWARN;
+    let class = class_of(size);
+    let try_class = |class: usize| CACHES.get(class)?.get()?.alloc_nolock(flags);
+    try_class(class).or_else(|| try_class(class + 1))
+}
+
+/// Frees any kmalloc or cache object from any context, NMI included, without waiting for anybody.
+///
+/// Into this CPU's sheaf where that is free to use, else onto the CPU's deferred list, which is drained soon after in
+/// a context that may take locks.
+///
+/// # Safety
+/// As for [`kfree`].
+pub unsafe fn kfree_nolock(object: NonNull<u8>) {
+    if object == ZERO_SIZE {
+        return;
+    }
+    if let Some(slab) = SlabRef::of(object) {
+        let cache = slab.cache();
+        let local = slab.node() == crate::local_node();
+        if local && (cache.free_fast(object) || cache.free_to_sheaf(object, Spin::Never)) {
+            return;
+        }
+    }
+    deferred::defer_free(object);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_size_gets_the_smallest_class_that_holds_it() {
+        for size in 1..=MAX_CACHED {
+            let class = class_of(size);
+            assert!(CLASSES[class].0 >= size, "{size}");
+            assert!(class == 0 || CLASSES[class - 1].0 < size, "{size}");
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! What a cache has on one node: the list of partial slabs, and the barn.
+//!
+//! Full slabs are on no list at all; a free makes them partial again. A slab whose last object is freed stays
+//! while the node has few partial slabs (`min_partial`), else its pages go back.
+//!
+//! Lock order: sheaf lock > barn lock; sheaf lock > list lock > the page allocator's zone lock (M-10). The barn
+//! lock and a list lock are never held together.
+//!
+//! Answers to `struct kmem_cache_node` in Linux `mm/slub.c` (7.x).
+
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use arch::NodeId;
+use sync::{ATOMIC, LockClass, SpinIrqGuard, SpinLock};
+
+use crate::Spin;
+use crate::barn::Barn;
+use crate::slab_ref::SlabRef;
+
+/// Inside the sheaf lock; outside the page allocator's locks.
+static LIST_LOCK: LockClass = LockClass::new("slab.list");
+
+/// The partial slabs of a node, oldest first. Under the list lock.
+pub(crate) struct Partial {
+    head: Option<SlabRef>,
+    tail: Option<SlabRef>,
+    len: usize,
+}
+
+impl Partial {
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(crate) fn first(&self) -> Option<SlabRef> {
+        self.head
+    }
+
+    /// Puts `slab` at the end: slabs in front get time to fill up with frees.
+    pub(crate) fn push_back(&mut self, slab: SlabRef) {
+        debug_assert!(!slab.is_on_partial());
+        slab.set_prev(self.tail);
+        slab.set_next(None);
+        match self.tail {
+            Some(tail) => tail.set_next(Some(slab)),
+            None => self.head = Some(slab),
+        }
+        self.tail = Some(slab);
+        slab.set_on_partial(true);
+        self.len += 1;
+    }
+
+    /// Puts `slab` in front: it is the next that objects are taken from.
+    pub(crate) fn push_front(&mut self, slab: SlabRef) {
+        debug_assert!(!slab.is_on_partial());
+        slab.set_prev(None);
+        slab.set_next(self.head);
+        match self.head {
+            Some(head) => head.set_prev(Some(slab)),
+            None => self.tail = Some(slab),
+        }
+        self.head = Some(slab);
+        slab.set_on_partial(true);
+        self.len += 1;
+    }
+
+    /// Takes `slab`, which is on this list, off it.
+    pub(crate) fn remove(&mut self, slab: SlabRef) {
+        debug_assert!(slab.is_on_partial());
+        match slab.prev() {
+            Some(prev) => prev.set_next(slab.next()),
+            None => self.head = slab.next(),
+        }
+        match slab.next() {
+            Some(next) => next.set_prev(slab.prev()),
+            None => self.tail = slab.prev(),
+        }
+        slab.set_on_partial(false);
+        self.len -= 1;
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = SlabRef> {
+        core::iter::successors(self.head, |slab| slab.next())
+    }
+}
+
+/// One cache on one node.
+pub(crate) struct CacheNode {
+    pub(crate) node: NodeId,
+    partial: SpinLock<Partial>,
+    /// Slabs of this node, and objects in them. Written with atomic adds, read for statistics.
+    nr_slabs: AtomicU64,
+    total_objects: AtomicU64,
+    pub(crate) barn: Barn,
+}
+
+// SAFETY: the partial list names slabs by their descriptors, which belong to no CPU; it is under its lock.
+unsafe impl Send for Partial {}
+
+impl CacheNode {
+    pub(crate) fn new(node: NodeId, barn_limit: u32) -> Self {
+        Self {
+            node,
+            partial: SpinLock::new(Partial { head: None, tail: None, len: 0 }, &LIST_LOCK),
+            nr_slabs: AtomicU64::new(0),
+            total_objects: AtomicU64::new(0),
+            barn: Barn::new(barn_limit),
+        }
+    }
+
+    /// Takes the list lock; with [`Spin::Never`] only tries to.
+    pub(crate) fn lock(&self, spin: Spin) -> Option<SpinIrqGuard<'_, Partial>> {
+        match spin {
+            Spin::May => Some(self.partial.lock_irqsave(ATOMIC)),
+            Spin::Never => self.partial.try_lock_irqsave(ATOMIC),
+        }
+    }
+
+    pub(crate) fn slab_added(&self, objects: u32) {
+        self.nr_slabs.fetch_add(1, Relaxed);
+        self.total_objects.fetch_add(u64::from(objects), Relaxed);
+    }
+
+    pub(crate) fn slab_removed(&self, objects: u32) {
+        self.nr_slabs.fetch_sub(1, Relaxed);
+        self.total_objects.fetch_sub(u64::from(objects), Relaxed);
+    }
+
+    /// Free objects in the partial slabs.
+    pub(crate) fn free_in_partial(&self) -> u64 {
+        self.partial.lock_irqsave(ATOMIC).iter().map(|slab| u64::from(slab.state().free())).sum()
+    }
+
+    /// Length of the partial list.
+    pub(crate) fn nr_partial(&self) -> usize {
+        self.partial.lock_irqsave(ATOMIC).len()
+    }
+
+    pub(crate) fn nr_slabs(&self) -> u64 {
+        self.nr_slabs.load(Relaxed)
+    }
+
+    pub(crate) fn total_objects(&self) -> u64 {
+        self.total_objects.load(Relaxed)
+    }
+}

@@ -1,0 +1,132 @@
+//! rcu_free sheaves: objects that wait for a grace period, a sheaf at a time (S0).
+//!
+//! Each CPU collects objects given to `kfree_rcu` in a third sheaf. When it is full it is detached and goes to
+//! `call_rcu` as one piece: one callback for `capacity` objects. After the grace period the whole sheaf, full of free
+//! objects, goes to the barn of the node it was detached on, and from there to a CPU that runs dry: the objects never see
+//! their slabs (S0-17).
+//!
+//! The storey `kfree_rcu` decides what comes here; this module is the part that needs the inside of the allocator.
+//!
+//! # Invariants
+//! - **RCUF-1** A full sheaf is submitted *before* the sheaf lock is dropped, so that a barrier that then takes the lock
+//!   on this CPU finds either an object in `rcu_free` or a callback in front of its own (S0-7). The exception is
+//!   [`Spin::Never`] with interrupts off: there it goes to the deferred list, which every barrier drains first (S1-16).
+//! - **RCUF-2** The sheaf remembers the node it was detached on: the callback may run anywhere (S0-8).
+//! - **RCUF-3** A sheaf that a flush submits is freed object by object after the grace period and never reaches a barn:
+//!   the cache may be on its way out (S0-11).
+//!
+//! Linux: `__kfree_rcu_sheaf`, `rcu_free_sheaf`, `rcu_free_sheaf_nobarn` in `mm/slub.c` (7.x).
+
+use core::ptr::NonNull;
+
+use mm::AllocFlags;
+use sync::CallbackHead;
+
+use crate::cache::RawCache;
+use crate::sheaf::SheafRef;
+use crate::slab_ref::SlabRef;
+use crate::stats::Stat;
+use crate::{Spin, local_node};
+
+/// Puts `object` into this CPU's rcu_free sheaf: it is freed after a grace period. False if that cannot be: the object
+/// lies in no slab, or on another node, or its cache has no sheaves, or the way there is busy (S0-2, S0-4, S0-5).
+///
+/// Context: any but NMI with [`Spin::May`], any with [`Spin::Never`].
+///
+/// # Safety
+/// If the answer is true the caller has given the object up: nobody but readers that started before looks at it.
+pub unsafe fn free(object: NonNull<u8>, spin: Spin) -> bool {
+    let Some(slab) = SlabRef::of(object) else { return false };
+    let cache = slab.cache();
+    let done = slab.node() == local_node() && cache.sheaf_capacity() != 0 && push(cache, object, spin);
+    cache.count(if done { Stat::FreeRcuSheaf } else { Stat::FreeRcuSheafFail });
+    done
+}
+
+fn push(cache: &RawCache, object: NonNull<u8>, spin: Spin) -> bool {
+    let Some(mut held) = cache.sheaves() else { return false };
+    let sheaf = match held.rcu_free {
+        Some(sheaf) => sheaf,
+        None => {
+            let barn = cache.node(local_node()).map(|node| &node.barn);
+            let spare = held.spare.filter(|spare| spare.is_empty());
+            if spare.is_some() {
+                held.spare = None;
+            }
+            match spare.or_else(|| barn?.get_empty(spin)) {
+                Some(empty) => *held.rcu_free.insert(empty),
+                None => {
+                    drop(held);
+                    let flags = AllocFlags::NO_RESERVE | AllocFlags::NOWARN;
+                    let capacity = cache.sheaf_capacity().max(1);
+                    let Some(empty) = SheafRef::alloc(cache, capacity, flags, spin) else { return false };
+                    // CPU-4: another CPU perhaps, and an interrupt may have installed one.
+                    let Some(again) = cache.sheaves() else {
+                        empty.free(spin);
+                        return false;
+                    };
+                    held = again;
+                    match held.rcu_free {
+                        Some(theirs) => {
+                            empty.free(spin);
+                            theirs
+                        }
+                        None => *held.rcu_free.insert(empty),
+                    }
+                }
+            }
+        }
+    };
+    if sheaf.push(object) && !sheaf.is_full() {
+        return true;
+    }
+    held.rcu_free = None;
+    sheaf.set_node(local_node());
+    if spin == Spin::May || (arch::irq::enabled() && !sync::context::in_nmi()) {
+        // RCUF-1: still under the sheaf lock.
+        submit(sheaf);
+    } else {
+        crate::deferred::defer_rcu_sheaf(sheaf);
+    }
+    drop(held);
+    true
+}
+
+/// Hands a detached sheaf to RCU. Only enqueues, so it is legal under the sheaf lock.
+pub(crate) fn submit(sheaf: SheafRef) {
+    // SAFETY: the sheaf is ours and goes away with this call; the callback is its only user from here on.
+    unsafe { rcu::call_rcu(sheaf.rcu_head(), to_barn) };
+}
+
+/// After the grace period: the sheaf goes to the barn it came from, or its objects to their slabs (S0-10).
+unsafe fn to_barn(head: *mut CallbackHead) {
+    // SAFETY: RCU hands back what `submit` handed over.
+    let sheaf = unsafe { SheafRef::from_rcu_head(head) };
+    let cache = sheaf.cache();
+    let barn = cache.node(sheaf.node()).map(|node| &node.barn);
+    let current = sheaf.capacity() == cache.sheaf_capacity();
+    if let Some(barn) = barn.filter(|barn| current && barn.has_room_for_full()) {
+        cache.count(Stat::BarnPut);
+        barn.put_full(sheaf);
+        return;
+    }
+    cache.count(Stat::BarnPutFail);
+    cache.flush(sheaf);
+    match barn.filter(|barn| current && barn.has_room_for_empty()) {
+        Some(barn) => barn.put_empty(sheaf),
+        None => sheaf.free(Spin::May),
+    }
+}
+
+/// After the grace period of a sheaf that a flush submitted (RCUF-3).
+unsafe fn to_slabs(head: *mut CallbackHead) {
+    // SAFETY: RCU hands back what `submit_flushed` handed over.
+    let sheaf = unsafe { SheafRef::from_rcu_head(head) };
+    sheaf.cache().flush_and_free(sheaf);
+}
+
+/// Hands a partly filled sheaf that a flush took off a CPU to RCU (S0-12).
+pub(crate) fn submit_flushed(sheaf: SheafRef) {
+    // SAFETY: as in `submit`.
+    unsafe { rcu::call_rcu(sheaf.rcu_head(), to_slabs) };
+}

@@ -1,0 +1,80 @@
+//! The list of all caches.
+
+use core::ptr;
+use core::sync::atomic::Ordering::Relaxed;
+
+use sync::{ATOMIC, LockClass, SpinLock};
+
+use crate::cache::RawCache;
+
+/// Outermost of the slab locks but for the CPU-hotplug lock (M-10); held for the links only.
+static CLASS: LockClass = LockClass::new("slab.caches");
+
+/// First cache, newest first.
+struct Head(*mut RawCache);
+
+// SAFETY: the list links caches, which belong to no CPU, and is under its lock.
+unsafe impl Send for Head {}
+
+static CACHES: SpinLock<Head> = SpinLock::new(Head(ptr::null_mut()), &CLASS);
+
+/// Puts a complete cache on the list.
+pub(crate) fn add(cache: &'static RawCache) {
+    let mut head = CACHES.lock_irqsave(ATOMIC);
+    cache.next.store(head.0, Relaxed);
+    head.0 = ptr::from_ref(cache).cast_mut();
+}
+
+/// Takes a cache off the list.
+pub(crate) fn remove(cache: &'static RawCache) {
+    let mut head = CACHES.lock_irqsave(ATOMIC);
+    if ptr::eq(head.0, cache) {
+        head.0 = cache.next.load(Relaxed);
+        return;
+    }
+    let mut here = head.0;
+    // SAFETY: every cache on the list is alive: it is taken off, under this lock, before it is destroyed.
+    while let Some(other) = unsafe { here.as_ref() } {
+        if ptr::eq(other.next.load(Relaxed), cache) {
+            other.next.store(cache.next.load(Relaxed), Relaxed);
+            return;
+        }
+        here = other.next.load(Relaxed);
+    }
+}
+
+/// Calls `f` for every cache, newest first, with the list locked.
+///
+/// Context: any but NMI. `f` must not make or destroy a cache.
+pub fn for_each(mut f: impl FnMut(&'static RawCache)) {
+    let head = CACHES.lock_irqsave(ATOMIC);
+    let mut here = head.0;
+    // SAFETY: as in `remove`.
+    while let Some(cache) = unsafe { here.as_ref() } {
+        f(cache);
+        here = cache.next.load(Relaxed);
+    }
+}
+
+/// Calls `f` for every cache with nothing locked, so `f` may wait. Caches that are made meanwhile are not seen.
+///
+/// Context: task. No cache may be destroyed meanwhile.
+pub fn for_each_unlocked(mut f: impl FnMut(&'static RawCache)) {
+    let mut here = CACHES.lock_irqsave(ATOMIC).0;
+    // SAFETY: as in `remove`, but that it is the caller who keeps the caches alive.
+    while let Some(cache) = unsafe { here.as_ref() } {
+        f(cache);
+        here = cache.next.load(Relaxed);
+    }
+}
+
+/// The cache of that name.
+pub fn find(name: &str) -> Option<&'static RawCache> {
+    let mut found = None;
+    for_each(|cache| {
+        if cache.name() == name {
+            found = Some(cache);
+        }
+    });
+    found
+}

@@ -1,0 +1,201 @@
+//! One slab: a block of pages cut into equal objects, described by its first page's descriptor.
+//!
+//! # Invariants
+//! - **SLAB-1** `freelist` and the counters change together, by one 16-byte compare-exchange.
+//! - **SLAB-2** `inuse` counts the objects that are not on `freelist`: with users, in sheaves, or on the way.
+//! - **SLAB-3** Objects are *taken* from a slab only by whoever holds the node's list lock while the slab is on
+//!   the partial list, or by the one CPU that took it off that list (or has just made it). Objects are *given
+//!   back* by anybody, at any time, without a lock. So between reading the head of a freelist and replacing
+//!   it the head may be pushed down but never be taken and put back: the compare-exchange needs no tag.
+//! - **SLAB-4** The list links and the "on the partial list" mark change under the node's list lock.
+//!
+//! Answers to `struct slab` in Linux `mm/slab.h` and `mm/slub.c` (7.x; M-9).
+
+use core::mem::offset_of;
+use core::ptr::{self, NonNull};
+use core::sync::atomic::Ordering::Relaxed;
+
+use arch::{NodeId, PAGE_SIZE};
+use mm::{Page, PageKind, SlabView};
+use sync::CallbackHead;
+
+use crate::cache::RawCache;
+
+/// The freelist and counters of a slab at one moment (SLAB-1).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct State {
+    /// First free object, or null.
+    pub(crate) freelist: *mut u8,
+    /// Objects that are not free (SLAB-2).
+    pub(crate) inuse: u32,
+    /// Objects in the slab.
+    pub(crate) objects: u32,
+}
+
+impl State {
+    pub(crate) fn free(&self) -> u32 {
+        self.objects - self.inuse
+    }
+
+    fn pack(self) -> (u64, u64) {
+        (self.freelist as u64, u64::from(self.inuse) | u64::from(self.objects) << 32)
+    }
+
+    fn unpack((freelist, counters): (u64, u64)) -> Self {
+        Self { freelist: freelist as *mut u8, inuse: counters as u32, objects: (counters >> 32) as u32 }
+    }
+}
+
+/// A slab, by its head page.
+#[derive(Clone, Copy)]
+pub(crate) struct SlabRef(&'static Page);
+
+impl PartialEq for SlabRef {
+    fn eq(&self, other: &Self) -> bool {
+        ptr::eq(self.0, other.0)
+    }
+}
+
+impl SlabRef {
+    /// The slab that `object` lies in, or nothing if it lies in no slab. O(1).
+    #[inline]
+    pub(crate) fn of(object: NonNull<u8>) -> Option<Self> {
+        let head = mm::page_of(object.as_ptr())?.head();
+        (head.kind() == PageKind::Slab).then_some(Self(head))
+    }
+
+    /// Makes a slab of freshly allocated pages, all objects in use.
+    pub(crate) fn make(page: &'static Page, cache: &RawCache, objects: u32) -> Self {
+        let slab = Self(page);
+        let view = page.slab();
+        // Relaxed: the page is not a slab yet for anybody else; set_kind below publishes.
+        view.cache.store(ptr::from_ref(cache).cast_mut().cast(), Relaxed);
+        view.on_partial.store(false, Relaxed);
+        view.pair.store(State { freelist: ptr::null_mut(), inuse: objects, objects }.pack());
+        page.set_kind(PageKind::Slab);
+        slab
+    }
+
+    /// Turns the slab, which nobody refers to any more, back into plain pages.
+    pub(crate) fn unmake(self) -> &'static Page {
+        self.0.slab().cache.store(ptr::null_mut(), Relaxed);
+        self.0.set_kind(PageKind::Allocated);
+        self.0
+    }
+
+    /// The cache the slab belongs to.
+    #[inline]
+    pub(crate) fn cache(self) -> &'static RawCache {
+        // SAFETY: set in `make` before the page became a slab, and a cache outlives its slabs: destroying
+        // it first gives every slab back. Relaxed is enough: whoever holds an object of this slab got it
+        // through a lock or a compare-exchange that came after `make`.
+        unsafe { &*self.0.slab().cache.load(Relaxed).cast::<RawCache>() }
+    }
+
+    /// The node whose memory the slab is.
+    #[inline]
+    pub(crate) fn node(self) -> NodeId {
+        self.0.node()
+    }
+
+    pub(crate) fn order(self) -> usize {
+        self.0.order()
+    }
+
+    pub(crate) fn base(self) -> *mut u8 {
+        self.0.virt()
+    }
+
+    /// Freelist and counters, read one after the other: `swap` tells whether they belonged together.
+    pub(crate) fn state(self) -> State {
+        State::unpack(self.0.slab().pair.load())
+    }
+
+    /// Replaces `old` by `new`; on failure returns what is there instead.
+    ///
+    /// A full barrier: the link word that a free wrote into the object before is seen by whoever takes the object
+    /// off the freelist after.
+    pub(crate) fn swap(self, old: State, new: State) -> Result<(), State> {
+        self.0.slab().pair.compare_exchange(old.pack(), new.pack()).map_err(State::unpack)
+    }
+
+    /// Where RCU links the slab while its pages wait for a grace period; in place of the list links.
+    pub(crate) fn rcu_head(self) -> *mut CallbackHead {
+        const {
+            assert!(offset_of!(SlabView, prev) == offset_of!(SlabView, next) + size_of::<usize>());
+            assert!(size_of::<CallbackHead>() == 2 * size_of::<usize>());
+        }
+        ptr::from_ref(self.0.slab()).cast_mut().wrapping_byte_add(offset_of!(SlabView, next)).cast()
+    }
+
+    /// The slab whose [`rcu_head`](Self::rcu_head) is `head`.
+    ///
+    /// # Safety
+    /// It came from there.
+    pub(crate) unsafe fn from_rcu_head(head: *mut CallbackHead) -> Self {
+        // SAFETY: the caller's contract: inside a descriptor, which lives for ever, and whose view is its first field.
+        Self(unsafe { &*head.byte_sub(offset_of!(SlabView, next)).cast::<Page>() })
+    }
+
+    /// Whether the slab is on its node's partial list. Under the list lock.
+    pub(crate) fn is_on_partial(self) -> bool {
+        self.0.slab().on_partial.load(Relaxed)
+    }
+
+    pub(crate) fn set_on_partial(self, yes: bool) {
+        self.0.slab().on_partial.store(yes, Relaxed);
+    }
+
+    pub(crate) fn next(self) -> Option<SlabRef> {
+        // SAFETY: links point to descriptors, which are never freed, or are null (SLAB-4).
+        unsafe { self.0.slab().next.load(Relaxed).as_ref() }.map(SlabRef)
+    }
+
+    pub(crate) fn prev(self) -> Option<SlabRef> {
+        // SAFETY: as in `next`.
+        unsafe { self.0.slab().prev.load(Relaxed).as_ref() }.map(SlabRef)
+    }
+
+    pub(crate) fn set_next(self, next: Option<SlabRef>) {
+        self.0.slab().next.store(link(next), Relaxed);
+    }
+
+    pub(crate) fn set_prev(self, prev: Option<SlabRef>) {
+        self.0.slab().prev.store(link(prev), Relaxed);
+    }
+
+    /// The `index`-th object.
+    pub(crate) fn object(self, index: usize) -> NonNull<u8> {
+        let cache = self.cache();
+        // SAFETY: callers keep `index < objects`, so the result lies in the slab's pages.
+        unsafe { NonNull::new_unchecked(self.base().add(index * cache.size())) }
+    }
+
+    /// The object that `address` points into, wherever in it (S1-2).
+    pub(crate) fn object_at(self, address: *const u8) -> NonNull<u8> {
+        let offset = address as usize - self.base() as usize;
+        self.object(offset / self.cache().size())
+    }
+
+    /// Whether `object` is the start of one of the slab's objects.
+    pub(crate) fn is_object(self, object: NonNull<u8>) -> bool {
+        let offset = object.as_ptr() as usize - self.base() as usize;
+        let size = self.cache().size();
+        offset.is_multiple_of(size) && offset / size < self.state().objects as usize
+    }
+}
+
+fn link(slab: Option<SlabRef>) -> *mut Page {
+    slab.map_or(ptr::null_mut(), |slab| ptr::from_ref(slab.0).cast_mut())
+}
+
+/// The start of the object that `address` points into, if it lies in a slab or a large `kmalloc` block (S1-2).
+///
+/// Context: any. O(1).
+pub fn object_of(address: NonNull<u8>) -> Option<NonNull<u8>> {
+    if let Some(slab) = SlabRef::of(address) {
+        return Some(slab.object_at(address.as_ptr()));
+    }
+    let head = mm::page_of(address.as_ptr())?.head();
+    (head.kind() == PageKind::Large).then(|| NonNull::new(head.virt())).flatten()
+}

@@ -1,0 +1,376 @@
+//! The slab layer: taking objects from slabs, giving them back, making and dropping slabs.
+//!
+//! Everything the sheaves cannot serve ends here. The rules that make it right are SLAB-1 to SLAB-4 in
+//! [`slab_ref`](crate::slab_ref):
+//!
+//! | | take one | detach and take all | give back |
+//! |---|---|---|---|
+//! | take one | list lock | list lock | compare-exchange |
+//! | detach and take all | list lock | list lock | compare-exchange |
+//! | give back | compare-exchange | compare-exchange | compare-exchange; list lock for full → partial → empty |
+//!
+//! Context: any but NMI with [`Spin::May`]; any with [`Spin::Never`]. Giving back may always spin: what must not
+//! goes through [`deferred`](crate::deferred).
+//!
+//! Answers to `___slab_alloc`, `refill_objects`, `__slab_free` in Linux `mm/slub.c` (7.x).
+
+use core::ptr::{self, NonNull};
+
+use arch::NodeId;
+use mm::AllocFlags;
+use sync::{CallbackHead, SpinIrqGuard};
+
+use crate::Spin;
+use crate::boot::sheaf_cache;
+use crate::cache::{CacheFlags, RawCache};
+use crate::node::{CacheNode, Partial};
+use crate::order::{objects, order_for};
+use crate::slab_ref::{SlabRef, State};
+use crate::stats::Stat;
+
+/// Objects off a slab's freelist, linked through the objects.
+pub(crate) struct Taken {
+    pub(crate) slab: SlabRef,
+    head: *mut u8,
+    count: usize,
+}
+
+impl Taken {
+    fn pop(&mut self, cache: &RawCache) -> Option<NonNull<u8>> {
+        let object = NonNull::new(self.head)?;
+        self.head = cache.link(object);
+        self.count -= 1;
+        Some(object)
+    }
+}
+
+impl RawCache {
+    /// Takes up to `max` objects from slabs, handing each to `put`. Returns how many it were.
+    ///
+    /// From partial slabs of `node`, then, unless only that node will do, from other nodes' (M-8), then from
+    /// new slabs. May spin.
+    pub(crate) fn take_many(
+        &self,
+        max: usize,
+        node: NodeId,
+        flags: AllocFlags,
+        mut put: impl FnMut(NonNull<u8>),
+    ) -> usize {
+        let mut got = 0;
+        if let Some(partial) = self.node(node).and_then(|here| here.lock(Spin::May)) {
+            got += self.take_partial(partial, max, &mut put);
+        }
+        if got < max {
+            got += self.take_remote(max - got, node, &mut put);
+        }
+        while got < max {
+            let Some(taken) = self.new_slab(node, flags, Spin::May) else { break };
+            got += self.hand_out(taken, max - got, &mut put);
+        }
+        got
+    }
+
+    /// Takes one object from a slab: of `node` if there is any, else of the nearest other.
+    ///
+    /// With [`Spin::Never`] a busy list lock counts as an empty list.
+    pub(crate) fn take_one(&self, node: NodeId, flags: AllocFlags, spin: Spin) -> Option<NonNull<u8>> {
+        if let Some(object) = self.node(node).and_then(|here| self.pop_partial(here, spin)) {
+            return Some(object);
+        }
+        if let Some(object) = self.take_from_new(node, flags, spin) {
+            return Some(object);
+        }
+        // No memory for a slab anywhere: any node's leftovers will do.
+        self.nodes().filter(|other| other.node != node).find_map(|other| self.pop_partial(other, spin))
+    }
+
+    /// Takes one object off the first partial slab of `node`.
+    fn pop_partial(&self, node: &CacheNode, spin: Spin) -> Option<NonNull<u8>> {
+        let mut partial = node.lock(spin)?;
+        let slab = partial.first()?;
+        let mut old = slab.state();
+        loop {
+            // A slab on the partial list has a free object, and only we, with the lock, may take it (SLAB-3).
+            let object = NonNull::new(old.freelist).expect("SLAB-3: a slab on the partial list is full");
+            let new = State { freelist: self.link(object), inuse: old.inuse + 1, ..old };
+            match slab.swap(old, new) {
+                Ok(()) => {
+                    if new.freelist.is_null() {
+                        partial.remove(slab);
+                    }
+                    return Some(object);
+                }
+                Err(now) => {
+                    self.count(Stat::CmpxchgDoubleFail);
+                    old = now;
+                }
+            }
+        }
+    }
+
+    /// Makes a slab, takes one object of it and puts the rest on the partial list.
+    fn take_from_new(&self, node: NodeId, flags: AllocFlags, spin: Spin) -> Option<NonNull<u8>> {
+        let mut taken = self.new_slab(node, flags, spin)?;
+        let object = taken.pop(self)?;
+        if taken.count == 0 {
+            return Some(object);
+        }
+        let home = self.node(taken.slab.node()).expect("a node with memory has a CacheNode");
+        let Some(mut partial) = home.lock(spin) else {
+            self.drop_slab(taken.slab, spin);
+            return None;
+        };
+        let old = taken.slab.state();
+        let new = State { freelist: taken.head, inuse: old.inuse - taken.count as u32, ..old };
+        // Nobody else knows an object of this slab yet, so this cannot fail.
+        taken.slab.swap(old, new).expect("a slab that nobody knows changed");
+        partial.push_back(taken.slab);
+        Some(object)
+    }
+
+    /// Takes up to `max` objects from slabs of a partial list, whole freelists at a time.
+    fn take_partial(&self, partial: SpinIrqGuard<'_, Partial>, max: usize, put: &mut impl FnMut(NonNull<u8>)) -> usize {
+        let Some(mut chain) = detach(partial, max) else { return 0 };
+        let mut got = 0;
+        loop {
+            // Read the link first: once its freelist is taken, a free may put the slab on a list again.
+            let next = chain.next();
+            let taken = self.take_all(chain);
+            got += self.hand_out(taken, max - got, put);
+            match next {
+                Some(next) => chain = next,
+                None => return got,
+            }
+        }
+    }
+
+    /// Takes objects from other nodes' partial slabs, if these have more than they want to keep.
+    ///
+    /// Done for `remote_node_defrag_ratio` of 1024 refills, and only with a try-lock (M-8).
+    fn take_remote(&self, max: usize, node: NodeId, put: &mut impl FnMut(NonNull<u8>)) -> usize {
+        if arch::clock::cycles() % 1024 > u64::from(self.remote_node_defrag_ratio()) {
+            return 0;
+        }
+        self.nodes()
+            .filter(|other| other.node != node)
+            .filter_map(|other| other.lock(Spin::Never))
+            .find(|partial| partial.len() > self.min_partial())
+            .map_or(0, |partial| self.take_partial(partial, max, put))
+    }
+
+    /// Takes the whole freelist of a slab that we took off the partial list.
+    fn take_all(&self, slab: SlabRef) -> Taken {
+        let mut old = slab.state();
+        loop {
+            let new = State { freelist: ptr::null_mut(), inuse: old.objects, ..old };
+            match slab.swap(old, new) {
+                Ok(()) => return Taken { slab, head: old.freelist, count: old.free() as usize },
+                Err(now) => {
+                    self.count(Stat::CmpxchgDoubleFail);
+                    old = now;
+                }
+            }
+        }
+    }
+
+    /// Hands out up to `max` of what was taken, and gives the rest back to the slab. Returns how many.
+    fn hand_out(&self, mut taken: Taken, max: usize, put: &mut impl FnMut(NonNull<u8>)) -> usize {
+        let mut got = 0;
+        while got < max {
+            let Some(object) = taken.pop(self) else { return got };
+            put(object);
+            got += 1;
+        }
+        if let Some(head) = NonNull::new(taken.head) {
+            let mut tail = head;
+            while let Some(next) = NonNull::new(self.link(tail)) {
+                tail = next;
+            }
+            self.give_back(taken.slab, head, tail, taken.count);
+        }
+        got
+    }
+
+    /// A new slab near `node`, every object of it taken.
+    fn new_slab(&self, node: NodeId, flags: AllocFlags, spin: Spin) -> Option<Taken> {
+        let orders = self.orders();
+        let quiet = flags | AllocFlags::NOWARN;
+        let page = match self.slab_pages(orders.preferred, node, quiet, spin) {
+            Some(page) => page,
+            None if orders.minimum < orders.preferred => {
+                let page = self.slab_pages(orders.minimum, node, flags, spin)?;
+                self.count(Stat::OrderFallback);
+                page
+            }
+            None => return None,
+        };
+        let total = objects(page.order(), self.size());
+        let slab = SlabRef::make(page, self, total as u32);
+        let mut next = ptr::null_mut();
+        for index in (0..total).rev() {
+            let object = slab.object(index);
+            if let Some(ctor) = self.ctor() {
+                ctor(object);
+            }
+            self.set_link(object, next);
+            next = object.as_ptr();
+        }
+        self.node(slab.node()).expect("a node with memory has a CacheNode").slab_added(total as u32);
+        self.count(Stat::AllocSlab);
+        Some(Taken { slab, head: next, count: total })
+    }
+
+    fn slab_pages(&self, order: usize, node: NodeId, flags: AllocFlags, spin: Spin) -> Option<&'static mm::Page> {
+        let flags = flags - AllocFlags::ZERO;
+        match spin {
+            Spin::May => mm::alloc_pages(order, Some(node), flags).ok(),
+            Spin::Never => mm::alloc_pages_nolock(order, Some(node), flags),
+        }
+    }
+
+    /// Gives `count` objects, linked from `head` to `tail`, back to their slab. May spin on the list lock, and
+    /// on the page allocator's when the slab becomes superfluous.
+    pub(crate) fn give_back(&self, slab: SlabRef, head: NonNull<u8>, tail: NonNull<u8>, count: usize) {
+        let node = self.node(slab.node()).expect("a node with memory has a CacheNode");
+        let mut old = slab.state();
+        loop {
+            self.set_link(tail, old.freelist);
+            let new = State { freelist: head.as_ptr(), inuse: old.inuse - count as u32, ..old };
+            let was_full = old.freelist.is_null();
+            // The list lock comes first, so that the transition and the list change together.
+            let lock = (was_full || new.inuse == 0).then(|| node.lock(Spin::May)).flatten();
+            if let Err(now) = slab.swap(old, new) {
+                self.count(Stat::CmpxchgDoubleFail);
+                old = now;
+                continue;
+            }
+            if let Some(partial) = lock {
+                self.relist(slab, partial, was_full, new.inuse == 0);
+            }
+            return;
+        }
+    }
+
+    /// Puts a slab that had no free object, or has only free ones now, where it belongs.
+    fn relist(&self, slab: SlabRef, mut partial: SpinIrqGuard<'_, Partial>, was_full: bool, empty: bool) {
+        let listed = slab.is_on_partial();
+        if !was_full && !listed {
+            // Somebody has detached it and is about to take its whole freelist.
+            return;
+        }
+        if empty && partial.len() >= self.min_partial() {
+            if listed {
+                partial.remove(slab);
+                self.count(Stat::FreeRemovePartial);
+            }
+            drop(partial);
+            self.drop_slab(slab, Spin::May);
+        } else if !listed {
+            partial.push_back(slab);
+            self.count(Stat::FreeAddPartial);
+        }
+    }
+
+    /// Gives the pages of a slab without users back.
+    pub(crate) fn drop_slab(&self, slab: SlabRef, spin: Spin) {
+        self.node(slab.node()).expect("a node with memory has a CacheNode").slab_removed(slab.state().objects);
+        self.count(Stat::FreeSlab);
+        if spin == Spin::May && self.flags().contains(CacheFlags::TYPESAFE_BY_RCU) {
+            // A reader may still look at an object of it (M-13).
+            // SAFETY: the slab has no object in use and is on no list; it is RCU's from here on.
+            unsafe { rcu::call_rcu(slab.rcu_head(), after_grace_period) };
+            return;
+        }
+        let order = slab.order();
+        let page = slab.unmake();
+        match spin {
+            Spin::May => mm::free_pages(page, order),
+            Spin::Never => mm::free_pages_nolock(page, order),
+        }
+    }
+
+    /// Gives many objects back, those of one slab together (M-12).
+    pub(crate) fn give_back_many(&self, objects: &mut [*mut u8]) {
+        /// How many objects of other slabs are passed over in search of one more of the same.
+        const LOOKAHEAD: usize = 3;
+        let mut len = objects.len();
+        while len > 0 {
+            len -= 1;
+            let tail = NonNull::new(objects[len]).expect("a sheaf holds no null");
+            let slab = SlabRef::of(tail).expect("a sheaf holds objects of slabs");
+            let (mut head, mut count, mut passed, mut index) = (tail, 1, 0, len);
+            while index > 0 && passed < LOOKAHEAD {
+                index -= 1;
+                let object = NonNull::new(objects[index]).expect("a sheaf holds no null");
+                if SlabRef::of(object) == Some(slab) {
+                    self.set_link(object, head.as_ptr());
+                    head = object;
+                    count += 1;
+                    len -= 1;
+                    objects[index] = objects[len];
+                } else {
+                    passed += 1;
+                }
+            }
+            self.give_back(slab, head, tail, count);
+        }
+    }
+}
+
+/// Gives the pages of a slab back after its grace period.
+unsafe fn after_grace_period(head: *mut CallbackHead) {
+    // SAFETY: RCU hands back what `drop_slab` handed over.
+    let slab = unsafe { SlabRef::from_rcu_head(head) };
+    let order = slab.order();
+    mm::free_pages(slab.unmake(), order);
+}
+
+/// Takes slabs with up to `max` free objects in all off the list; returns them linked by `next`.
+fn detach(mut partial: SpinIrqGuard<'_, Partial>, max: usize) -> Option<SlabRef> {
+    let mut chain: Option<SlabRef> = None;
+    let mut free = 0;
+    while let Some(slab) = partial.first() {
+        let more = slab.state().free() as usize;
+        if chain.is_some() && free + more > max {
+            break;
+        }
+        partial.remove(slab);
+        slab.set_next(chain);
+        chain = Some(slab);
+        free += more;
+        if free >= max {
+            break;
+        }
+    }
+    chain
+}
+
+/// Memory for a sheaf: from the boot cache of its size, or whole pages for an oversize one.
+pub(crate) fn alloc_unsheaved(bytes: usize, flags: AllocFlags, spin: Spin) -> Option<NonNull<u8>> {
+    let node = crate::local_node();
+    match sheaf_cache(bytes) {
+        Some(cache) => cache.take_one(node, flags, spin),
+        None => {
+            let page = match spin {
+                Spin::May => mm::alloc_pages(order_for(bytes), Some(node), flags).ok()?,
+                Spin::Never => mm::alloc_pages_nolock(order_for(bytes), Some(node), flags)?,
+            };
+            NonNull::new(page.virt())
+        }
+    }
+}
+
+/// Gives back what [`alloc_unsheaved`] gave. With [`Spin::Never`] through the deferred list.
+pub(crate) fn free_unsheaved(memory: NonNull<u8>, spin: Spin) {
+    if spin == Spin::Never {
+        crate::deferred::defer_free(memory);
+        return;
+    }
+    match SlabRef::of(memory) {
+        Some(slab) => slab.cache().give_back(slab, memory, memory, 1),
+        None => {
+            let page = mm::page_of(memory.as_ptr()).expect("a sheaf lies in pages").head();
+            mm::free_pages(page, page.order());
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! Counters per cache and CPU, under the names that slab statistics have in Linux (M-18).
+//!
+//! A count is one gs-relative add into the CPU's own counter: right against interrupts, NMIs and migration
+//! without a lock. A sum over CPUs is therefore not a snapshot, but it never loses an event.
+//!
+//! The names answer to `enum stat_item` in Linux `mm/slub.c` (7.x). There the counters are a debug
+//! option; here they are always compiled in, and every figure we print includes their cost.
+
+macro_rules! stats {
+    ($($(#[$doc:meta])* $variant:ident = $name:literal,)*) => {
+        /// What is counted per cache and CPU.
+        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+        #[repr(usize)]
+        pub enum Stat { $($(#[$doc])* $variant,)* }
+
+        impl Stat {
+            /// All counters, in the order in which they are shown.
+            pub const ALL: &[Stat] = &[$(Stat::$variant,)*];
+
+            /// The name users know the counter by.
+            pub const fn name(self) -> &'static str {
+                match self { $(Stat::$variant => $name,)* }
+            }
+        }
+    };
+}
+
+stats! {
+    /// Object taken from a sheaf.
+    AllocFastpath = "alloc_fastpath",
+    /// Object taken from a slab.
+    AllocSlowpath = "alloc_slowpath",
+    /// Object put into an rcu_free sheaf.
+    FreeRcuSheaf = "free_rcu_sheaf",
+    /// Object that `kfree_rcu` could not put into an rcu_free sheaf.
+    FreeRcuSheafFail = "free_rcu_sheaf_fail",
+    /// Object put into a sheaf.
+    FreeFastpath = "free_fastpath",
+    /// Object put back into its slab.
+    FreeSlowpath = "free_slowpath",
+    /// Slab put on a partial list by a free.
+    FreeAddPartial = "free_add_partial",
+    /// Slab taken off a partial list because its last object was freed.
+    FreeRemovePartial = "free_remove_partial",
+    /// New slab from the page allocator.
+    AllocSlab = "alloc_slab",
+    /// Object wanted from a node that the sheaf could not serve.
+    AllocNodeMismatch = "alloc_node_mismatch",
+    /// Slab given back to the page allocator.
+    FreeSlab = "free_slab",
+    /// Slab of a smaller order than wanted.
+    OrderFallback = "order_fallback",
+    /// A 16-byte compare-exchange on a slab that had to be tried again.
+    CmpxchgDoubleFail = "cmpxchg_double_fail",
+    /// Object flushed from a sheaf to its slab.
+    SheafFlush = "sheaf_flush",
+    /// Object brought into a sheaf from slabs.
+    SheafRefill = "sheaf_refill",
+    /// Sheaf allocated.
+    SheafAlloc = "sheaf_alloc",
+    /// Sheaf freed.
+    SheafFree = "sheaf_free",
+    /// Full sheaf taken from a barn.
+    BarnGet = "barn_get",
+    /// Full sheaf wanted from a barn that had none.
+    BarnGetFail = "barn_get_fail",
+    /// Full sheaf put into a barn.
+    BarnPut = "barn_put",
+    /// Full sheaf that the barn had no room for.
+    BarnPutFail = "barn_put_fail",
+    /// Prefill served by the spare sheaf or the barn.
+    SheafPrefillFast = "sheaf_prefill_fast",
+    /// Prefill that had to allocate a sheaf.
+    SheafPrefillSlow = "sheaf_prefill_slow",
+    /// Prefill of more objects than the cache's capacity.
+    SheafPrefillOversize = "sheaf_prefill_oversize",
+    /// Prefilled sheaf that came back as a spare or into the barn.
+    SheafReturnFast = "sheaf_return_fast",
+    /// Prefilled sheaf that was flushed and freed when it came back.
+    SheafReturnSlow = "sheaf_return_slow",
+}
+
+/// How many counters there are.
+pub(crate) const COUNT: usize = Stat::ALL.len();
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_counter_has_its_own_slot_and_name() {
+        for (index, stat) in Stat::ALL.iter().enumerate() {
+            assert_eq!(*stat as usize, index);
+            assert_eq!(Stat::ALL.iter().filter(|other| other.name() == stat.name()).count(), 1);
+        }
+    }
+}

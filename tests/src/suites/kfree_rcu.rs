@@ -1,0 +1,283 @@
+//! `kfree_rcu`: nothing is freed under a reader, nothing is lost, and `kfree_rcu_nolock` works at every instruction.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+
+use arch::trap::TrapFrame;
+use arch::{CpuId, cpu, ipi};
+use kfree_rcu::{RcuPtr, has_rcu_ptr, kfree_rcu, kfree_rcu_nolock, kfree_rcu_object, kvfree_rcu_barrier};
+use mm::AllocFlags;
+use sched::Prio;
+use slab::{CacheFlags, Layout, RawCache, Stat};
+use sync::nmi::NmiHandler;
+use sync::{Once, Rng};
+
+use crate::{Failure, ensure, ensure_eq, ktest, skip};
+
+/// An object as users have them: content, and a head somewhere.
+#[repr(C)]
+struct Node {
+    stamp: u64,
+    more: [u64; 5],
+    rcu: RcuPtr,
+    last: u64,
+}
+
+has_rcu_ptr!(Node, rcu);
+
+const STAMP: u64 = 0x6772_616e_6765_2121;
+
+/// A cache of nodes for one test.
+fn cache(name: &'static str) -> Result<&'static RawCache, Failure> {
+    let (size, align) = (size_of::<Node>(), align_of::<Node>());
+    let layout = Layout { name, size, align, flags: CacheFlags::empty(), ctor: None, capacity: 0 };
+    slab::create(layout).map_err(|error| crate::__failed!("{name}: {error}"))
+}
+
+/// A node with its content, if there is memory.
+fn node(cache: &RawCache) -> Option<NonNull<Node>> {
+    stamp(cache.alloc(AllocFlags::NOWAIT)?)
+}
+
+fn stamp(object: NonNull<u8>) -> Option<NonNull<Node>> {
+    let node = object.cast::<Node>();
+    // SAFETY: a fresh object of the node's size and alignment.
+    unsafe { node.write(Node { stamp: STAMP, more: [STAMP; 5], rcu: RcuPtr::new(), last: STAMP }) };
+    Some(node)
+}
+
+/// Whether the content, but for the head, is as it was written.
+fn is_whole(node: NonNull<Node>) -> bool {
+    let node = node.as_ptr();
+    // SAFETY: only called where a reader or owner keeps the node from being freed.
+    unsafe {
+        (&raw const (*node).stamp).read_volatile() == STAMP
+            && (&raw const (*node).more).read_volatile() == [STAMP; 5]
+            && (&raw const (*node).last).read_volatile() == STAMP
+    }
+}
+
+/// Every object is free again, and every page has gone back.
+fn ensure_all_back(cache: &'static RawCache, cx: &mut sync::MaySleep) -> Result<(), Failure> {
+    kvfree_rcu_barrier(cx);
+    cache.shrink();
+    // A flush submits rcu_free sheaves that came in meanwhile.
+    rcu::rcu_barrier(cx);
+    cache.shrink();
+    let info = cache.info();
+    ensure_eq!(info.active_objs, 0, "objects of {} are lost", cache.name());
+    ensure_eq!(info.num_slabs, 0, "slabs of {} stay although they are empty", cache.name());
+    Ok(())
+}
+
+ktest! {
+    /// A reader that was there first keeps seeing the content, while everybody tries hard to reuse the object.
+    #[tags(race)]
+    #[budget_ms(60_000)]
+    fn a_reader_from_before_still_sees_the_content(t: &mut Test) {
+        const ROUNDS: usize = 20;
+        let cache = cache("test_reader")?;
+        for _ in 0..ROUNDS {
+            let Some(held) = node(cache) else { return Err(crate::__failed!("no memory")) };
+            let address = held.as_ptr() as usize;
+            let (entered, leave) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+            let (is_in, go) = (entered.clone(), leave.clone());
+            let reader = sched::spawn(t.cx, "reader", Prio::NORMAL, None, move |cx| {
+                let _section = rcu::read_lock(cx);
+                is_in.store(true, SeqCst);
+                let node = NonNull::new(core::ptr::with_exposed_provenance_mut::<Node>(address)).expect("not null");
+                let mut whole = true;
+                while !go.load(SeqCst) {
+                    whole &= is_whole(node);
+                    arch::irq::relax();
+                }
+                whole && is_whole(node)
+            });
+            let reader = reader.map_err(|error| crate::__failed!("{error}"))?;
+            while !entered.load(SeqCst) {
+                sched::yield_now(t.cx);
+            }
+            // SAFETY: no reader can find it any more; the one that has found it is in its section.
+            unsafe { kfree_rcu_object(held) };
+            // Fill the sheaf, so that it is submitted, and write over whatever the allocator gives out.
+            for _ in 0..4 * cache.sheaf_capacity() {
+                let Some(other) = node(cache) else { continue };
+                ensure!(other != held, "the object is given out while a reader is in it");
+                // SAFETY: allocated here, and nobody else knows it.
+                unsafe { other.cast::<[u64; 2]>().write([0xdead; 2]) };
+                // SAFETY: as above.
+                unsafe { kfree_rcu_object(other) };
+            }
+            sched::sleep_ns(t.cx, 10_000_000);
+            leave.store(true, SeqCst);
+            ensure!(reader.join(t.cx), "the content changed under a reader");
+        }
+        ensure_all_back(cache, t.cx)
+    }
+
+    /// Sheaves full of waiting objects come back to the barn as they are: one callback for many objects.
+    fn a_full_sheaf_returns_to_the_barn_after_its_grace_period(t: &mut Test) {
+        let cache = cache("test_barn")?;
+        let capacity = cache.sheaf_capacity() as u64;
+        let given = 5 * capacity;
+        let worker = sched::spawn(t.cx, "give", Prio::NORMAL, Some(cpu::current()), move |_| {
+            for _ in 0..given {
+                // SAFETY: allocated here, and nobody else knows it.
+                node(cache).into_iter().for_each(|node| unsafe { kfree_rcu_object(node) });
+            }
+        });
+        worker.map_err(|error| crate::__failed!("{error}"))?.join(t.cx);
+        ensure_eq!(cache.stat(Stat::FreeRcuSheaf) + cache.stat(Stat::FreeRcuSheafFail), given);
+        let puts = cache.stat(Stat::BarnPut);
+        rcu::rcu_barrier(t.cx);
+        ensure!(cache.stat(Stat::BarnPut) > puts, "no sheaf came back to a barn");
+        ensure_eq!(cache.stat(Stat::FreeSlowpath), 0, "objects went to their slabs one by one");
+        ensure_all_back(cache, t.cx)
+    }
+
+    /// `rcu_barrier` alone may leave objects in a sheaf that is not full; the barrier of `kfree_rcu` leaves none (S2-4).
+    fn only_the_right_barrier_waits_for_a_partly_filled_sheaf(t: &mut Test) {
+        let cache = cache("test_partial")?;
+        let Some(node) = node(cache) else { return Err(crate::__failed!("no memory")) };
+        // SAFETY: allocated here, and nobody else knows it.
+        unsafe { kfree_rcu_object(node) };
+        rcu::rcu_barrier(t.cx);
+        ensure_eq!(cache.info().active_objs > 0, true);
+        ensure_all_back(cache, t.cx)
+    }
+
+    /// Large blocks and vmalloc areas have no sheaves: they wait in pages of pointers.
+    fn large_blocks_and_vmalloc_areas_go_through_the_back_end(t: &mut Test) {
+        let (before, _) = kfree_rcu::bulk::totals();
+        for _ in 0..20 {
+            let Some(large) = slab::kmalloc(50_000, AllocFlags::NOWAIT) else { return Err(crate::__failed!("no memory")) };
+            // SAFETY: a head at the start of an object that nobody else knows.
+            unsafe { kfree_rcu(large.cast()) };
+            let area = mm::vmalloc(20_000, t.cx).map_err(|error| crate::__failed!("{error}"))?;
+            // SAFETY: as above.
+            unsafe { kfree_rcu(area.cast()) };
+        }
+        let (after, _) = kfree_rcu::bulk::totals();
+        ensure!(after >= before + 40, "{} objects entered the back end", after - before);
+        kvfree_rcu_barrier(t.cx);
+        ensure_eq!(kfree_rcu::bulk::pending(), 0);
+        Ok(())
+    }
+
+    /// An object without a head is remembered by its address, or waited for.
+    fn an_object_without_a_head_is_freed_too(t: &mut Test) {
+        let cache = cache("test_headless")?;
+        for _ in 0..100 {
+            let Some(object) = cache.alloc(AllocFlags::NOWAIT) else { return Err(crate::__failed!("no memory")) };
+            // SAFETY: allocated here, and nobody else knows it.
+            unsafe { kfree_rcu::kfree_rcu_mightsleep(object, t.cx) };
+        }
+        ensure_all_back(cache, t.cx)
+    }
+
+    /// A cache may be destroyed while its objects wait in sheaves on every CPU.
+    fn a_cache_is_destroyed_with_objects_waiting_on_every_cpu(t: &mut Test) {
+        let cache = cache("test_destroy")?;
+        for on in cpu::online().iter() {
+            let thread = sched::spawn(t.cx, "give", Prio::NORMAL, Some(on), move |_| {
+                for _ in 0..100 {
+                    // SAFETY: allocated here, and nobody else knows it.
+                    node(cache).into_iter().for_each(|node| unsafe { kfree_rcu_object(node) });
+                }
+            });
+            thread.map_err(|error| crate::__failed!("{error}"))?.join(t.cx);
+        }
+        // SAFETY: nobody uses the cache any more.
+        ensure_eq!(unsafe { slab::flush::destroy(cache, t.cx) }, Ok(()));
+        Ok(())
+    }
+
+    /// An "NMI" at every instruction of `kfree_rcu` and of allocations, that itself calls `kfree_rcu_nolock`.
+    #[budget_ms(120_000)]
+    fn kfree_rcu_nolock_at_every_instruction_of_kfree_rcu(t: &mut Test) {
+        let cache = *STEPPED.call_once(|| cache("test_krn_step").expect("a cache"));
+        let mut given = 0_u64;
+        let boundaries = arch::step::single_step(
+            || {
+                for _ in 0..150 {
+                    let Some(node) = node(cache) else { continue };
+                    // SAFETY: allocated here, and nobody else knows it.
+                    unsafe { kfree_rcu_object(node) };
+                    given += 1;
+                }
+            },
+            || sync::nmi::as_nmi(|| nolock_pair(&STEPPED)),
+        );
+        t.note(format_args!("{boundaries} instruction boundaries, {} objects given up from there", GIVEN.load(Relaxed)));
+        ensure!(boundaries > 5_000, "only {boundaries} boundaries");
+        ensure!(GIVEN.load(Relaxed) > 0, "no call from a boundary got an object");
+        ensure_all_back(cache, t.cx)
+    }
+
+    /// NMIs from another CPU hit a CPU that allocates and gives up objects; the handlers do the same without locks.
+    #[tags(race)]
+    #[budget_ms(60_000)]
+    fn kfree_rcu_nolock_from_an_nmi_storm_loses_nothing(t: &mut Test) {
+        const OPERATIONS: usize = 50_000;
+        let cpus: Vec<CpuId> = cpu::online().iter().collect();
+        let [target, sender, ..] = cpus[..] else { skip!("needs two CPUs") };
+        let cache = *STORMED.call_once(|| cache("test_krn_storm").expect("a cache"));
+        REGISTERED.call_once(|| sync::nmi::register(&HANDLER));
+        HANDLER_ON.store(true, SeqCst);
+        let done = Arc::new(AtomicBool::new(false));
+        let stop = done.clone();
+        let storm = sched::spawn(t.cx, "storm", Prio::NORMAL, Some(sender), move |cx| {
+            while !stop.load(SeqCst) {
+                ipi::send_nmi(target);
+                // Leaves the target time to get on.
+                (0..200).for_each(|_| arch::irq::relax());
+                sched::cond_resched(cx);
+            }
+        });
+        let mut rng = Rng::new(t.rng.next_u64());
+        let work = sched::spawn(t.cx, "target", Prio::NORMAL, Some(target), move |cx| {
+            for _ in 0..OPERATIONS {
+                let Some(node) = node(cache) else { continue };
+                // SAFETY: allocated here, and nobody else knows it.
+                if rng.chance(3, 4) { unsafe { kfree_rcu_object(node) } } else { unsafe { cache.free(node.cast()) } }
+                sched::cond_resched(cx);
+            }
+        });
+        work.map_err(|error| crate::__failed!("{error}"))?.join(t.cx);
+        done.store(true, SeqCst);
+        storm.map_err(|error| crate::__failed!("{error}"))?.join(t.cx);
+        HANDLER_ON.store(false, SeqCst);
+        t.note(format_args!("{} NMIs handled", HANDLED.load(Relaxed)));
+        ensure!(HANDLED.load(Relaxed) > 0, "no NMI arrived");
+        ensure_all_back(cache, t.cx)
+    }
+}
+
+static STEPPED: Once<&'static RawCache> = Once::new();
+static STORMED: Once<&'static RawCache> = Once::new();
+static GIVEN: AtomicU64 = AtomicU64::new(0);
+static HANDLED: AtomicU64 = AtomicU64::new(0);
+static HANDLER_ON: AtomicBool = AtomicBool::new(false);
+static HANDLER: NmiHandler = NmiHandler::new("kfree-rcu-storm", on_nmi);
+static REGISTERED: Once<()> = Once::new();
+
+/// Allocates an object and gives it up, as an NMI handler would.
+fn nolock_pair(cache: &Once<&'static RawCache>) {
+    let Some(node) = cache.get().and_then(|cache| cache.alloc_nolock(AllocFlags::NOWAIT)).and_then(stamp) else {
+        return;
+    };
+    // SAFETY: allocated above, and nobody else knows it; the head is a field of it.
+    unsafe { kfree_rcu_nolock(node.byte_add(core::mem::offset_of!(Node, rcu)).cast()) };
+    GIVEN.fetch_add(1, Relaxed);
+}
+
+fn on_nmi(_: &mut TrapFrame) -> bool {
+    if !HANDLER_ON.load(SeqCst) {
+        return false;
+    }
+    nolock_pair(&STORMED);
+    HANDLED.fetch_add(1, Relaxed);
+    true
+}
