@@ -44,7 +44,7 @@ use crate::{inject, oom, pcp, shrinker};
 pub fn alloc_pages(order: usize, node: Option<NodeId>, flags: AllocFlags) -> Result<&'static Page, AllocError> {
     debug_assert!(!in_nmi(), "alloc_pages in NMI: use alloc_pages_nolock");
     try_alloc(order, node, flags, Spin::May).ok_or_else(|| {
-        fail(order, node);
+        count_failure(node);
         oom::warn_no_wait(order, node, flags);
         AllocError
     })
@@ -77,7 +77,7 @@ pub fn alloc_pages_sleep(
             }
         }
     }
-    fail(order, node);
+    count_failure(node);
     oom::report_failure(order, node, flags);
     Err(AllocError)
 }
@@ -217,7 +217,7 @@ fn tails(page: &'static Page, order: usize) -> impl Iterator<Item = &'static Pag
     (1..1usize << order).map(move |i| MAP.page(page.pfn() + i).expect("MAP-2: a block without descriptors"))
 }
 
-fn fail(order: usize, node: Option<NodeId>) {
+fn count_failure(node: Option<NodeId>) {
     let node = node.unwrap_or_else(|| arch::cpu::node_of(arch::cpu::current()));
     zone::of(node).counts.failed.fetch_add(1, Relaxed);
 }

@@ -61,7 +61,9 @@ struct Span {
 /// Nobody uses the memory of the regions.
 pub unsafe fn init(regions: &[Region]) {
     assert!(!MAP.is_installed(), "mm::init called twice");
-    let base = arch::paging::phys_to_virt(PhysAddr::new(0)).as_u64() as usize;
+    let Some(first) = regions.first().map(|region| region.start) else { return };
+    // Physical address 0 itself may be no memory, and not in the direct map.
+    let base = arch::paging::phys_to_virt(first).as_u64().wrapping_sub(first.as_u64()) as usize;
     // SAFETY: the caller's contract; the direct map is where `arch` says.
     unsafe { build(&MAP, base, regions, zone::of) };
     for node in (0..MAX_NODES).map(NodeId::new) {
@@ -190,7 +192,7 @@ unsafe fn write_descriptors(pages: *mut Page, first: usize, spans: &[Span]) -> &
 
 /// A frame in the direct map at `base`.
 fn at<T>(base: usize, pfn: usize) -> *mut T {
-    core::ptr::with_exposed_provenance_mut(base + (pfn << PAGE_SHIFT))
+    core::ptr::with_exposed_provenance_mut(base.wrapping_add(pfn << PAGE_SHIFT))
 }
 
 /// A range of frames, cut into the largest aligned blocks.

@@ -26,7 +26,7 @@
 //!
 //! Outermost first; checking builds check it by rank.
 //!
-//! 1. `mm.vmalloc` (rank 800): address ranges and page tables of the vmalloc window. Interrupts off.
+//! 1. `mm.vmalloc` (rank 800): address ranges of the vmalloc window, and what waits for a flush. Interrupts off.
 //! 2. a CPU's page lists: a `LocalTryLock`, which nobody waits for.
 //! 3. `mm.zone` (rank 900): the free lists of one node. Innermost; of two nodes never both. Interrupts off.
 //!
@@ -49,12 +49,16 @@ pub mod inject;
 mod memmap;
 pub mod oom;
 pub mod page;
+mod pair;
 mod pcp;
 pub mod shrinker;
 pub mod stack;
 pub mod stats;
 pub mod vmalloc;
 mod zone;
+
+#[cfg(test)]
+mod machine_tests;
 
 pub use alloc::{
     alloc_pages, alloc_pages_nolock, alloc_pages_sleep, check, drain_all, drain_local, free_pages, free_pages_nolock,
@@ -63,5 +67,6 @@ pub use buddy::MAX_ORDER;
 pub use flags::{AllocError, AllocFlags};
 pub use init::{Region, init, init_percpu};
 pub use page::{Page, PageKind, SlabView, page_of, page_of_unchecked};
+pub use pair::SlabPair;
 pub use shrinker::Shrinker;
 pub use vmalloc::{is_vmalloc, vfree, vfree_deferred, vmalloc, vmalloc_size, vzalloc};

@@ -65,13 +65,6 @@ impl MemMap {
         unsafe { core::slice::from_raw_parts(self.table.load(Relaxed), sections) }
     }
 
-    /// The descriptors of the section with number `section`.
-    pub(crate) fn section(&self, section: usize) -> Option<&'static [Page]> {
-        let pages = self.table().get(section)?.load(Relaxed);
-        // SAFETY: non-null entries point to that many descriptors that live for ever (MAP-2).
-        (!pages.is_null()).then(|| unsafe { core::slice::from_raw_parts(pages, SECTION_PAGES) })
-    }
-
     /// Fills an entry of the table (MAP-1).
     pub(crate) fn set_section(&self, section: usize, pages: &'static [Page]) {
         assert!(pages.len() == SECTION_PAGES, "MAP-2: a section has {SECTION_PAGES} descriptors");

@@ -8,7 +8,7 @@
 //! |---|---|---|---|---|---|
 //! | 0–15 | [`SlabView::pair`] | | freelist, counters | | |
 //! | 16–31 | `next`, `prev` | free list | partial list | | `next`: next page of the area |
-//! | 32–39 | `cache` | | its cache | size in bytes | its area |
+//! | 32–39 | `cache` | | its cache | size in bytes | |
 //! | 40–47 | `on_partial`, `aux` | | slab's own | | |
 //! | 48–51 | kind, order, node, unused | | | | |
 //! | 52–55 | page frame number | | | | |
@@ -28,9 +28,10 @@ use core::fmt;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU32, Ordering};
 
-use arch::atomic::AtomicPair;
 use arch::{NodeId, PAGE_SHIFT, PAGE_SIZE, PhysAddr};
 use sync::LlistNode;
+
+use crate::pair::SlabPair;
 
 /// Who owns a frame.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -107,7 +108,7 @@ const _: () = assert!(size_of::<Page>() == 64 && size_of::<SlabView>() == 48);
 #[repr(C, align(16))]
 pub struct SlabView {
     /// Freelist and counters, changed together by one 16-byte compare-exchange.
-    pub pair: AtomicPair,
+    pub pair: SlabPair,
     /// Link of a list of slabs.
     pub next: AtomicPtr<Page>,
     /// Link of a list of slabs.
@@ -128,7 +129,7 @@ impl Page {
     pub(crate) fn new(pfn: usize, node: NodeId, kind: PageKind) -> Self {
         Self {
             view: SlabView {
-                pair: AtomicPair::new(0, 0),
+                pair: SlabPair::new(0, 0),
                 next: AtomicPtr::new(ptr::null_mut()),
                 prev: AtomicPtr::new(ptr::null_mut()),
                 cache: AtomicPtr::new(ptr::null_mut()),
@@ -270,15 +271,6 @@ impl Page {
 
     pub(crate) fn set_prev(&self, page: Option<&'static Page>) {
         self.view.prev.store(as_ptr(page), Ordering::Relaxed);
-    }
-
-    /// The vmalloc area of a [`Vmalloc`](PageKind::Vmalloc) page.
-    pub(crate) fn area(&self) -> *mut () {
-        self.view.cache.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn set_area(&self, area: *mut ()) {
-        self.view.cache.store(area, Ordering::Relaxed);
     }
 }
 

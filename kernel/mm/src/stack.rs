@@ -9,8 +9,11 @@ use sync::MaySleep;
 use crate::flags::AllocError;
 use crate::vmalloc;
 
-/// Bytes of a stack. Checking builds have larger frames.
-pub const STACK_SIZE: usize = if cfg!(debug_assertions) { 64 * 1024 } else { 32 * 1024 };
+/// Bytes of a stack: what the machine wants, and at least 32 KiB in checking builds, whose frames are larger.
+pub const STACK_SIZE: usize = {
+    let least = if cfg!(debug_assertions) { 32 * 1024 } else { 0 };
+    if arch::task::STACK_SIZE > least { arch::task::STACK_SIZE } else { least }
+};
 
 /// A stack of [`STACK_SIZE`] bytes. It must be given back by [`free`](Self::free) or [`free_deferred`](Self::free_deferred);
 /// one that is dropped is lost.

@@ -4,7 +4,7 @@
 //! sides, and a stack that grows down out of its area faults.
 //!
 //! Freeing has three steps, because other CPUs may still hold translations:
-//! 1. *retire*: the area is taken from its owner and unmapped from the page tables;
+//! 1. *retire*: the area is taken from its owner and unmapped in the page tables;
 //! 2. it waits, with its frames, on the *lazy* list;
 //! 3. *purge*: one shoot-down for all that waits there; only then do frames and addresses go back for reuse.
 //!
@@ -13,11 +13,13 @@
 //! range is free, and when memory is short.
 //!
 //! Invariants:
-//! - **VM-1** Page tables of the window change under [`VM_LOCK`] only.
+//! - **VM-1** Entries of the page tables for an area are changed by the one owner of the area only, who is whoever took it
+//!   or retired it. The tables need no lock ([`arch::paging`]).
 //! - **VM-2** Frames and addresses of an area are reused only after every CPU has dropped its translations of it.
 //! - **VM-3** What is freed here was allocated here and not freed before (checked: the area must be found as taken).
 //!
-//! Lock order: `VM_LOCK` > the zone lock (page tables and areas are allocated inside). It is held for at most [`CHUNK`] pages.
+//! Lock order: [`VM_LOCK`] > the zone lock, for a page of areas is allocated inside. Nothing is mapped, unmapped or flushed
+//! under it.
 //!
 //! Linux: `mm/vmalloc.c` (6.18). Rows: S2-9, S3-11.
 
@@ -35,12 +37,14 @@ use self::range::{Area, Ranges};
 use crate::alloc::{alloc_pages, alloc_pages_sleep, free_pages};
 use crate::flags::{AllocError, AllocFlags};
 use crate::page::{Page, PageKind};
+use crate::shrinker::{self, Effort};
 use crate::stats;
 
-/// Pages that are mapped or unmapped in one go with interrupts off.
-const CHUNK: usize = 32;
+/// Frames that one page may cost in page tables.
+const TABLE_FRAMES: usize = 3;
 
-/// Protects [`VM`] and the page tables of the window (VM-1). Outside the zone lock; taken with interrupts off, never in NMI.
+/// Protects [`VM`]: which addresses are taken, and what waits for a flush. Outside the zone lock. Taken with interrupts off;
+/// only tried in NMI.
 static VM_LOCK: LockClass = LockClass::new("mm.vmalloc").rank(800);
 
 /// The window and what waits for a flush.
@@ -93,18 +97,10 @@ pub fn vmalloc_with(
     purge_if_due(cx);
     let pages = size.div_ceil(PAGE_SIZE);
     let frames = Frames::collect(pages, || alloc_pages_sleep(0, node, flags, cx))?;
-    let (range, frames) = match map_frames(frames) {
-        Ok(ptr) => return Ok(ptr),
-        Err(failed) => failed,
-    };
-    // Addresses may be waiting for a flush: then once more.
-    if !range || purge(cx) == 0 {
-        frames.free();
-        return Err(AllocError);
-    }
-    map_frames(frames).map_err(|(_, frames)| {
-        frames.free();
-        AllocError
+    map_frames(frames).or_else(|frames| {
+        // Addresses may be waiting for a flush, and frames for page tables as well: then once more.
+        shrinker::reclaim(Effort::Ask, TABLE_FRAMES, cx);
+        map_frames(frames).map_err(free_frames)
     })
 }
 
@@ -113,10 +109,7 @@ pub fn vmalloc_with(
 /// Context: task, interrupts may be off.
 pub(crate) fn vmalloc_boot(size: usize) -> Result<NonNull<u8>, AllocError> {
     let frames = Frames::collect(size.div_ceil(PAGE_SIZE), || alloc_pages(0, None, AllocFlags::NOWAIT))?;
-    map_frames(frames).map_err(|(_, frames)| {
-        frames.free();
-        AllocError
-    })
+    map_frames(frames).map_err(free_frames)
 }
 
 /// Gives an area back. Nobody uses it any more, on any CPU. Its frames and addresses come back into use after the next
@@ -278,43 +271,41 @@ impl Frames {
     }
 }
 
-/// Takes a range for the frames and maps them. On failure the frames come back, with whether it was for want of a range.
-fn map_frames(frames: Frames) -> Result<NonNull<u8>, (bool, Frames)> {
-    let area = match lock_with_spare().and_then(|mut vm| vm.ranges.take(frames.count + 1)) {
-        Some(area) => area,
-        None => return Err((true, frames)),
+fn free_frames(frames: Frames) -> AllocError {
+    frames.free();
+    AllocError
+}
+
+/// Takes a range for the frames and maps them. On failure the frames come back.
+fn map_frames(frames: Frames) -> Result<NonNull<u8>, Frames> {
+    let Some(area) = lock_with_spare().and_then(|mut vm| vm.ranges.take(frames.count + 1)) else {
+        return Err(frames);
     };
     area.frames.store(frames.first.map_or(ptr::null_mut(), |page| ptr::from_ref(page).cast_mut()), Relaxed);
     let start = address_of(area.first() + 1);
-    let mut pages = frames.iter().enumerate().peekable();
-    while pages.peek().is_some() {
-        let _vm = VM.lock_irqsave(ATOMIC);
-        for (index, page) in pages.by_ref().take(CHUNK) {
-            page.set_area(ptr::from_ref(area).cast_mut().cast());
-            let addr = start + (index * PAGE_SIZE) as u64;
-            // SAFETY: the range is ours, nothing is mapped there (VM-2), the tables change under the lock (VM-1), and the
-            // frame belongs to the area.
-            match unsafe { paging::map(addr, page.phys(), paging::Flags::WRITE, &mut table_frame) } {
-                Ok(()) => {}
-                Err(MapError::NoMemory) => {
-                    drop(_vm);
-                    take_down(area, index);
-                    // Nobody knew the area, but its addresses go the way of all others (VM-2). The frames were never
-                    // reached through it.
-                    area.frames.store(ptr::null_mut(), Relaxed);
-                    retire_range(area);
-                    return Err((false, frames));
-                }
-                Err(error) => panic!("VM-2: {addr:?} cannot be mapped: {error:?}"),
+    for (index, page) in frames.iter().enumerate() {
+        let addr = start + (index * PAGE_SIZE) as u64;
+        // SAFETY: the range is ours (VM-1), nothing is mapped there (VM-2), and the frame belongs to the area.
+        match unsafe { paging::map(addr, page.phys(), paging::Flags::WRITE, &mut table_frame) } {
+            Ok(()) => {}
+            Err(MapError::NoMemory) => {
+                // The area goes the way of all others (VM-2), but its frames were never reached through it.
+                area.frames.store(ptr::null_mut(), Relaxed);
+                let left = VM.lock_irqsave(ATOMIC).ranges.leave(area.first());
+                debug_assert!(left.is_some(), "RANGE-3: the area was just taken");
+                take_down(area, index);
+                put_lazy(area);
+                return Err(frames);
             }
+            Err(error) => panic!("VM-2: {addr:?} cannot be mapped: {error:?}"),
         }
     }
-    NonNull::new(ptr::with_exposed_provenance_mut(start.as_u64() as usize)).ok_or((false, frames))
+    NonNull::new(ptr::with_exposed_provenance_mut(start.as_u64() as usize)).ok_or(frames)
 }
 
 /// A frame for a page table.
 fn table_frame() -> Option<PhysAddr> {
-    let page = alloc_pages(0, None, AllocFlags::ZERO | AllocFlags::NOWARN).ok()?;
+    let page = alloc_pages(0, None, AllocFlags::NOWARN).ok()?;
     page.set_kind(PageKind::Table);
     Some(page.phys())
 }
@@ -329,13 +320,7 @@ fn retire(ptr: NonNull<u8>) {
     put_lazy(area);
 }
 
-/// Retires an area that was never anybody's.
-fn retire_range(area: &'static Area) {
-    let left = VM.lock_irqsave(ATOMIC).ranges.leave(area.first());
-    debug_assert!(left.is_some());
-    put_lazy(area);
-}
-
+/// Leaves an unmapped area for the next flush (step 2).
 fn put_lazy(area: &'static Area) {
     let mut vm = VM.lock_irqsave(ATOMIC);
     area.next.set(vm.lazy);
@@ -346,14 +331,11 @@ fn put_lazy(area: &'static Area) {
 /// Unmaps the first `count` pages of an area.
 fn take_down(area: &'static Area, count: usize) {
     let start = address_of(area.first() + 1);
-    for chunk in (0..count).step_by(CHUNK) {
-        let _vm = VM.lock_irqsave(ATOMIC);
-        for index in chunk..count.min(chunk + CHUNK) {
-            let addr = start + (index * PAGE_SIZE) as u64;
-            // SAFETY: the page belongs to the area, which nobody uses any more; the tables change under the lock (VM-1).
-            let unmapped = unsafe { paging::unmap(addr) };
-            debug_assert!(unmapped.is_some(), "VM-1: {addr:?} was not mapped");
-        }
+    for index in 0..count {
+        let addr = start + (index * PAGE_SIZE) as u64;
+        // SAFETY: nobody uses the area any more, and we own it (VM-1); its frames wait for the flush (VM-2).
+        let unmapped = unsafe { paging::unmap(addr) };
+        debug_assert!(unmapped.is_some(), "VM-1: {addr:?} was not mapped");
     }
 }
 
