@@ -94,7 +94,7 @@ pub fn synchronize_rcu_expedited(cx: &mut MaySleep) {
         return;
     }
     {
-        let root = tree().root().lock();
+        let root = tree().root().lock(cx);
         SEQ.start();
         poll::exp_started(&root);
     }
@@ -104,7 +104,7 @@ pub fn synchronize_rcu_expedited(cx: &mut MaySleep) {
         stall.check_expedited(SEQ.current());
     }
     {
-        let root = tree().root().lock();
+        let root = tree().root().lock(cx);
         SEQ.end();
         poll::exp_ended(&root);
     }
@@ -165,7 +165,7 @@ fn select(cx: &mut MaySleep) {
     let tree = tree();
     let mut busy = CpuMask::EMPTY;
     for node in tree.nodes() {
-        let mut state = node.lock();
+        let mut state = node.lock(cx);
         if !tree.is_leaf(node) {
             state.expmask = node.children();
             continue;
@@ -214,7 +214,7 @@ pub(crate) fn report_this_cpu(_irqs: &IrqGuard<'_>) {
 
 /// Answers for the CPUs `mask` of `leaf`, if an answer is wanted.
 pub(crate) fn report_cpu(leaf: &'static Node, mask: u64) {
-    let mut state = leaf.lock();
+    let mut state = leaf.lock(ATOMIC);
     if state.expmask & mask != 0 {
         state.expmask &= !mask;
         go_up_if_clear(leaf, state);
@@ -223,7 +223,7 @@ pub(crate) fn report_cpu(leaf: &'static Node, mask: u64) {
 
 /// The last blocked reader of an expedited grace period has left `leaf`.
 pub(crate) fn report_unblocked(leaf: &'static Node) {
-    go_up_if_clear(leaf, leaf.lock());
+    go_up_if_clear(leaf, leaf.lock(ATOMIC));
 }
 
 /// If nothing below `node`, whose lock is held, has an answer outstanding, goes on to the parent, and so on.
@@ -237,7 +237,7 @@ fn go_up_if_clear(node: &'static Node, state: SpinIrqGuard<'_, NodeState>) {
         };
         let bit = node.place.grpmask;
         node = parent;
-        state = node.lock();
+        state = node.lock(ATOMIC);
         if state.expmask & bit == 0 {
             return; // somebody else has been here
         }

@@ -118,7 +118,7 @@ pub(crate) fn request(target: Seq) {
 fn climb(leaf: &'static Node, target: Seq) -> bool {
     let mut node = leaf;
     loop {
-        let mut state = node.lock();
+        let mut state = node.lock(ATOMIC);
         let now = node.gp_seq.current();
         if !state.gp_seq_needed.before(target) || now.started(target) {
             return false;
@@ -188,7 +188,7 @@ fn start() -> (Seq, LlistChain) {
     // Before the counter steps: a waiter's own snapshot, taken before it queued, is then never later than the grace
     // period that wakes it (S5-12).
     let waiters = sync_gp::take_waiters();
-    let root = tree().root().lock();
+    let root = tree().root().lock(ATOMIC);
     WANTED.store(false, Ordering::Relaxed);
     let gp = SEQ.start();
     poll::norm_started(&root);
@@ -199,7 +199,7 @@ fn start() -> (Seq, LlistChain) {
 fn set_up(cx: &mut MaySleep, gp: Seq) {
     let tree = tree();
     for node in tree.nodes() {
-        let mut state = node.lock();
+        let mut state = node.lock(cx);
         debug_assert!(
             state.qsmask == 0 && !state.blkd.blocks_gp(),
             "TREE-3: left over from the last grace period"
@@ -210,6 +210,7 @@ fn set_up(cx: &mut MaySleep, gp: Seq) {
         } else {
             state.qsmaskinit = node.children();
             state.qsmask = node.children();
+            drop(state);
         }
         sched::cond_resched(cx);
     }
@@ -261,7 +262,7 @@ fn wait_for_readers(cx: &mut MaySleep, gp: Seq) {
 fn scan(cx: &mut MaySleep, gp: Seq) {
     SCANS.fetch_add(1, Ordering::Relaxed);
     for leaf in tree().leaves() {
-        let state = leaf.lock();
+        let state = leaf.lock(cx);
         before_looks();
         let mut quiet = 0;
         for (cpu, bit) in leaf.cpus(state.qsmask) {
@@ -281,7 +282,7 @@ fn clean_up(cx: &mut MaySleep, gp: Seq) {
     let ended = gp.ended();
     let mut wanted = false;
     for node in tree().nodes() {
-        let state = node.lock();
+        let state = node.lock(cx);
         debug_assert!(
             state.qsmask == 0 && !state.blkd.blocks_gp(),
             "TREE-3: a grace period ends too early"
@@ -291,7 +292,7 @@ fn clean_up(cx: &mut MaySleep, gp: Seq) {
         drop(state);
         sched::cond_resched(cx);
     }
-    let root = tree().root().lock();
+    let root = tree().root().lock(cx);
     SEQ.end();
     poll::norm_ended(&root);
     // Wishes that climbed past nodes that were clean already; waiters that queued after `start` took the others and read

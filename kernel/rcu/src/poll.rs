@@ -18,7 +18,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use sync::{MaySleep, SpinIrqGuard};
+use sync::{ATOMIC, MaySleep, SpinIrqGuard};
 
 use crate::exp;
 use crate::gp;
@@ -93,7 +93,7 @@ pub fn get_state_full() -> FullCookie {
 pub fn start_poll() -> Cookie {
     let cookie = get_state();
     {
-        let _root = tree().root().lock();
+        let _root = tree().root().lock(ATOMIC);
         let furthest = Seq::from_raw(WANTED.load(Ordering::Relaxed)).later(cookie.0);
         WANTED.store(furthest.raw(), Ordering::Relaxed);
     }

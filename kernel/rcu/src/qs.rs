@@ -36,7 +36,7 @@ pub(crate) fn note_gp(irqs: &IrqGuard<'_>) -> &'static Node {
     let leaf = tree().leaf_of(here);
     // Unordered hint; the lock below decides.
     if leaf.gp_seq.current() != me.gp_seq.get() {
-        let state = leaf.lock();
+        let state = leaf.lock(ATOMIC);
         let gp = leaf.gp_seq.current();
         let owes = gp.is_running() && state.qsmask & leaf.bit_of(here) != 0;
         drop(state);
@@ -59,7 +59,7 @@ pub(crate) fn report_this_cpu(irqs: &IrqGuard<'_>) {
     }
     let here = cpu::current();
     let leaf = tree().leaf_of(here);
-    let state = leaf.lock();
+    let state = leaf.lock(ATOMIC);
     me.owes_qs.set(false);
     // For another grace period than the one that the quiescent state came after, it is ignored (REP-1).
     report(leaf, state, leaf.bit_of(here), me.gp_seq.get());
@@ -135,7 +135,7 @@ pub(crate) fn needs_tick() -> bool {
 pub(crate) fn cpu_up(here: arch::CpuId) {
     let irqs = IrqGuard::new(ATOMIC);
     let leaf = tree().leaf_of(here);
-    let mut state = leaf.lock();
+    let mut state = leaf.lock(ATOMIC);
     state.online |= leaf.bit_of(here);
     let me = own(&irqs);
     // Not part of a grace period that runs (TREE-4): it owes nothing until the next.
@@ -152,7 +152,7 @@ pub(crate) fn cpu_down(here: arch::CpuId) {
     let leaf = tree().leaf_of(here);
     let bit = leaf.bit_of(here);
     {
-        let mut state = leaf.lock();
+        let mut state = leaf.lock(ATOMIC);
         state.online &= !bit;
         let gp = leaf.gp_seq.current();
         report(leaf, state, bit, gp);

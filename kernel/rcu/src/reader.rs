@@ -238,7 +238,7 @@ fn queue_blocked(thread: &'static Thread) {
     let cpu = arch::cpu::current();
     let node = tree().leaf_of(cpu);
     let bit = node.bit_of(cpu);
-    let mut state = node.lock();
+    let mut state = node.lock(ATOMIC);
     // A CPU that has reported (its bit is clear) can only have begun this reader after it did, or be in no reader that
     // the grace period waits for: the report comes from a place outside of readers, or this thread would be queued.
     let blocks = Blocks {
@@ -263,7 +263,7 @@ fn unlink_if_blocked(thread: &'static Thread) {
     let Some(node) = (unsafe { node.as_ref::<'static>() }) else {
         return;
     };
-    let mut state = node.lock();
+    let mut state = node.lock(ATOMIC);
     let last = state.blkd.remove(thread);
     thread
         .rcu

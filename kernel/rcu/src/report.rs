@@ -11,7 +11,7 @@
 //! Ordering: the locks carry everything seen before a report to whoever reports last (ORD-3).
 //! Answers to Linux kernel/rcu/tree.c (`rcu_report_qs_rnp`, `rcu_report_unblock_qs_rnp`); rows.
 
-use sync::SpinIrqGuard;
+use sync::{ATOMIC, SpinIrqGuard};
 
 use crate::gp;
 use crate::seq::Seq;
@@ -38,7 +38,7 @@ pub(crate) fn report(node: &'static Node, state: SpinIrqGuard<'_, NodeState>, ma
         };
         mask = node.place.grpmask;
         node = parent;
-        state = node.lock();
+        state = node.lock(ATOMIC);
     }
 }
 
@@ -53,7 +53,7 @@ pub(crate) fn report_unblocked(node: &'static Node, state: SpinIrqGuard<'_, Node
     let gp = node.gp_seq.current();
     drop(state);
     match node.parent() {
-        Some(parent) => report(parent, parent.lock(), node.place.grpmask, gp),
+        Some(parent) => report(parent, parent.lock(ATOMIC), node.place.grpmask, gp),
         None => gp::root_is_clear(gp),
     }
 }

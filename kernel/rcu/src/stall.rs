@@ -13,6 +13,7 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use arch::clock;
+use sync::ATOMIC;
 
 use crate::config::{PANIC_ON_STALL, STALL_TIMEOUT};
 use crate::cpu::shared;
@@ -85,7 +86,7 @@ fn report(kind: Kind, gp: Seq, ms: u64) {
     log::error!("rcu: grace period {gp:?} has been waiting for {ms} ms");
     for leaf in tree().leaves() {
         let (missing, blocked) = {
-            let state = leaf.lock();
+            let state = leaf.lock(ATOMIC);
             let mut blocked = Blocked::default();
             match kind {
                 Kind::Normal => state.blkd.for_each_gp_blocker(|thread| blocked.add(thread)),

@@ -25,7 +25,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use arch::CpuId;
-use sync::{ATOMIC, LockClass, Once, SpinIrqGuard, SpinLock};
+use sync::{Cx, LockClass, Once, SpinIrqGuard, SpinLock};
 
 use crate::blkd::BlockedList;
 use crate::exp::ExpNode;
@@ -67,12 +67,12 @@ pub(crate) struct NodeState {
 }
 
 impl Node {
-    /// Takes the node's lock.
+    /// Takes the node's lock. A thread gives its token, so that sleeping under the lock does not compile.
     ///
     /// Context: any but NMI; interrupts off while held.
-    pub(crate) fn lock(&self) -> SpinIrqGuard<'_, NodeState> {
+    pub(crate) fn lock<'a>(&'a self, cx: &'a impl Cx) -> SpinIrqGuard<'a, NodeState> {
         self.locked.fetch_add(1, Ordering::Relaxed);
-        self.state.lock_irqsave(ATOMIC)
+        self.state.lock_irqsave(cx)
     }
 
     /// The parent; `None` for the root.

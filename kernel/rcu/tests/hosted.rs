@@ -1,0 +1,327 @@
+//! RCU on the hosted machine: OS threads are CPUs, signals are interrupts.
+//!
+//! Each test has a process and a machine of its own. What runs in a machine allocates through `HostAlloc` and prints
+//! nothing.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+use arch::hosted::{self, HostAlloc, in_own_process};
+use arch::{CpuId, PhysAddr, clock, cpu, irq, smp};
+use grange_rcu::{
+    self as rcu, Rcu, RcuBox, call_rcu, rcu_barrier, read_lock, synchronize_rcu,
+    synchronize_rcu_expedited,
+};
+use sched::{JoinHandle, Prio};
+use sync::callback::CallbackHead;
+use sync::{ATOMIC, IrqGuard, MaySleep, PreemptGuard};
+
+#[global_allocator]
+static ALLOCATOR: HostAlloc = HostAlloc;
+
+const MS: u64 = 1_000_000;
+const MEM: usize = 64 << 20;
+
+/// Boots a machine with RCU and runs `body` as its boot thread.
+fn machine(cpus: usize, cmdline: &'static str, body: impl FnOnce(&mut MaySleep) + Send) {
+    sync::param::parse(cmdline).expect("the tests' own command line");
+    let outcome = hosted::boot_cold(cpus, 1, MEM, || {
+        sync::init();
+        let regions: Vec<_> = arch::topology::memory_ranges()
+            .iter()
+            .map(|m| mm::Region {
+                start: PhysAddr::new(m.start),
+                end: PhysAddr::new(m.start + m.len),
+                node: m.node,
+            })
+            .collect();
+        // SAFETY: the machine's memory is nobody's yet.
+        unsafe { mm::init(&regions) };
+        mm::init_percpu();
+        // SAFETY: no token was made in this machine before.
+        let mut cx = unsafe { sched::init() }.expect("memory for the first threads");
+        rcu::init(&mut cx);
+        let mut stack = |_: CpuId| {
+            let stack = vec![0_u128; arch::task::STACK_SIZE / 16].leak();
+            stack.as_mut_ptr_range().end.cast::<u8>()
+        };
+        let missing = smp::start_all(|cpu| sched::start_secondary(cpu), &mut stack);
+        assert!(missing.is_empty(), "CPUs {missing} did not come up");
+        body(&mut cx);
+    });
+    if let Err(stopped) = outcome {
+        panic!("{stopped:?}");
+    }
+}
+
+fn spawn<T: Send + 'static>(
+    cx: &mut MaySleep,
+    on: Option<usize>,
+    f: impl FnOnce(&mut MaySleep) -> T + Send + 'static,
+) -> JoinHandle<T> {
+    sched::spawn(cx, "test", Prio::NORMAL, on.map(CpuId::new), f).expect("memory for a thread")
+}
+
+/// Waits until `cond`, at most 20 s; true if it came.
+fn soon(cx: &mut MaySleep, cond: impl Fn() -> bool) -> bool {
+    let until = clock::now_ns() + 20_000 * MS;
+    while !cond() && clock::now_ns() < until {
+        sched::sleep_ns(cx, MS);
+    }
+    cond()
+}
+
+/// A callback that counts.
+#[repr(C)]
+struct Counted {
+    head: CallbackHead,
+    count: Arc<AtomicUsize>,
+}
+
+/// Queues a callback that adds one to `count`.
+fn queue(count: &Arc<AtomicUsize>) {
+    unsafe fn func(head: *mut CallbackHead) {
+        // SAFETY: queued below, the head is first, and it is ours again.
+        let counted = unsafe { Box::from_raw(head.cast::<Counted>()) };
+        counted.count.fetch_add(1, Ordering::Relaxed);
+    }
+    let counted = Box::new(Counted {
+        head: CallbackHead::new(),
+        count: count.clone(),
+    });
+    // SAFETY: leaked to the callback.
+    unsafe { call_rcu(Box::into_raw(counted).cast(), func) };
+}
+
+#[test]
+fn grace_periods_pass_on_one_idle_cpu() {
+    in_own_process(|| {
+        machine(1, "", |cx| {
+            for _ in 0..400 {
+                synchronize_rcu(cx); // passes the wrap of the counter at 300
+            }
+        });
+    });
+}
+
+#[test]
+fn grace_periods_pass_on_four_cpus_with_a_deep_tree() {
+    in_own_process(|| {
+        machine(4, "grange.rcu_fanout=2 rcutree.rcu_fanout_leaf=2", |cx| {
+            for _ in 0..100 {
+                synchronize_rcu(cx);
+                synchronize_rcu_expedited(cx);
+            }
+        });
+    });
+}
+
+#[test]
+fn a_reader_from_before_the_grace_period_delays_it() {
+    in_own_process(|| {
+        machine(2, "", |cx| {
+            let state = Arc::new((AtomicBool::new(false), AtomicBool::new(false)));
+            let theirs = state.clone();
+            let reader = spawn(cx, Some(1), move |cx| {
+                let guard = read_lock(cx);
+                theirs.0.store(true, Ordering::SeqCst);
+                while !theirs.1.load(Ordering::SeqCst) {
+                    irq::relax();
+                }
+                drop(guard);
+            });
+            assert!(soon(cx, || state.0.load(Ordering::SeqCst)));
+            let count = Arc::new(AtomicUsize::new(0));
+            queue(&count);
+            let cookie = rcu::start_poll();
+            sched::sleep_ns(cx, 100 * MS);
+            assert_eq!(count.load(Ordering::Relaxed), 0);
+            assert!(!rcu::poll(cookie));
+            state.1.store(true, Ordering::SeqCst);
+            assert!(soon(cx, || count.load(Ordering::Relaxed) == 1));
+            assert!(soon(cx, || rcu::poll(cookie)));
+            reader.join(cx);
+        });
+    });
+}
+
+#[test]
+fn callbacks_of_all_cpus_run_and_a_barrier_waits_for_them() {
+    in_own_process(|| {
+        machine(4, "", |cx| {
+            for round in 0..5 {
+                let count = Arc::new(AtomicUsize::new(0));
+                let threads: Vec<_> = (0..4)
+                    .map(|on| {
+                        let count = count.clone();
+                        spawn(cx, Some(on), move |cx| {
+                            for i in 0..500 {
+                                if (i + round) % 2 == 0 {
+                                    let _off = IrqGuard::new(&*cx);
+                                    queue(&count);
+                                } else {
+                                    queue(&count);
+                                }
+                            }
+                        })
+                    })
+                    .collect();
+                threads.into_iter().for_each(|thread| thread.join(cx));
+                rcu_barrier(cx);
+                assert_eq!(count.load(Ordering::Relaxed), 2000);
+            }
+        });
+    });
+}
+
+/// The pipe: see the in-kernel suite.
+#[test]
+fn no_reader_sees_an_element_that_is_two_grace_periods_old() {
+    const STAGES: usize = 10;
+    struct Element {
+        stage: AtomicUsize,
+    }
+    struct Shared {
+        current: Rcu<Arc<Element>>,
+        stop: AtomicBool,
+        ages: [AtomicU64; STAGES + 1],
+    }
+    in_own_process(|| {
+        machine(3, "", |cx| {
+            let element = || {
+                RcuBox::new(Arc::new(Element {
+                    stage: AtomicUsize::new(0),
+                }))
+            };
+            let shared = Arc::new(Shared {
+                current: Rcu::new(element()),
+                stop: AtomicBool::new(false),
+                ages: [const { AtomicU64::new(0) }; STAGES + 1],
+            });
+            let readers: Vec<_> = (0..4)
+                .map(|i| {
+                    let shared = shared.clone();
+                    spawn(cx, Some(i % 3), move |_| {
+                        let mut turn = i as u32;
+                        while !shared.stop.load(Ordering::Relaxed) {
+                            turn = turn.wrapping_mul(1664525).wrapping_add(1013904223);
+                            let off = (turn & 0x3000 == 0).then(|| PreemptGuard::new(ATOMIC));
+                            let guard = read_lock(ATOMIC);
+                            let at = shared.current.read(&guard).expect("never null");
+                            let first = at.stage.load(Ordering::Relaxed);
+                            for _ in 0..turn >> 24 {
+                                irq::relax();
+                            }
+                            let last = at.stage.load(Ordering::Relaxed);
+                            drop(guard);
+                            drop(off);
+                            assert!(first <= last);
+                            shared.ages[last.min(STAGES)].fetch_add(1, Ordering::Relaxed);
+                        }
+                    })
+                })
+                .collect();
+            let until = clock::now_ns() + 3_000 * MS;
+            let mut old: Vec<(rcu::Retired<Arc<Element>>, Arc<Element>)> = Vec::new();
+            let mut turns = 0;
+            while clock::now_ns() < until {
+                let new = element();
+                let kept = {
+                    let guard = read_lock(cx);
+                    shared.current.read(&guard).expect("never null").clone()
+                };
+                let retired = shared.current.replace(Some(new)).expect("never null");
+                old.push((retired, kept));
+                if turns % 2 == 0 {
+                    synchronize_rcu(cx);
+                } else {
+                    synchronize_rcu_expedited(cx);
+                }
+                turns += 1;
+                let mut still = Vec::new();
+                for (retired, kept) in old.drain(..) {
+                    if kept.stage.fetch_add(1, Ordering::Relaxed) + 1 < STAGES {
+                        still.push((retired, kept));
+                    } else {
+                        retired.retire();
+                    }
+                }
+                old = still;
+            }
+            shared.stop.store(true, Ordering::Relaxed);
+            readers.into_iter().for_each(|reader| reader.join(cx));
+            let ages: Vec<_> = shared.ages.iter().map(|a| a.load(Ordering::Relaxed)).collect();
+            assert!(turns > 20, "{turns} grace periods");
+            assert!(ages[0] > 1000, "{ages:?}");
+            assert!(ages[2..].iter().all(|&n| n == 0), "too old: {ages:?}");
+            old.into_iter().for_each(|(retired, _)| retired.retire());
+            rcu_barrier(cx);
+        });
+    });
+}
+
+#[test]
+fn a_reader_that_ends_with_interrupts_off_does_not_hold_the_grace_period() {
+    in_own_process(|| {
+        machine(2, "", |cx| {
+            for round in 0..20 {
+                let state = Arc::new(AtomicUsize::new(0));
+                let theirs = state.clone();
+                let reader = spawn(cx, Some(1), move |_| {
+                    let guard = read_lock(ATOMIC);
+                    theirs.store(1, Ordering::SeqCst);
+                    // Long enough to be preempted by the rival, so that the thread is queued as blocked.
+                    while theirs.load(Ordering::SeqCst) < 2 {
+                        irq::relax();
+                    }
+                    let off = IrqGuard::new(ATOMIC);
+                    drop(guard);
+                    drop(off);
+                    while theirs.load(Ordering::SeqCst) < 3 {
+                        irq::relax();
+                    }
+                });
+                assert!(soon(cx, || state.load(Ordering::SeqCst) == 1));
+                let rival = spawn(cx, Some(1), move |cx| sched::sleep_ns(cx, MS));
+                rival.join(cx);
+                let cookie = rcu::start_poll();
+                state.store(2, Ordering::SeqCst);
+                if round % 2 == 0 {
+                    synchronize_rcu(cx);
+                } else {
+                    synchronize_rcu_expedited(cx);
+                }
+                assert!(soon(cx, || rcu::poll(cookie)));
+                state.store(3, Ordering::SeqCst);
+                reader.join(cx);
+            }
+        });
+    });
+}
+
+/// Interrupts of any kind that `cpu` has taken.
+fn interrupts(cpu: CpuId) -> u64 {
+    (0..=255).map(|vector| sync::irq::count(cpu, vector)).sum()
+}
+
+#[test]
+fn idle_cpus_are_not_woken_by_a_normal_grace_period() {
+    in_own_process(|| {
+        machine(5, "", |cx| {
+            let left_alone = spawn(cx, Some(0), |cx| {
+                sched::sleep_ns(cx, 100 * MS);
+                let before: Vec<_> = cpu::online().iter().map(interrupts).collect();
+                let idle = rcu::stats().idle_at_start;
+                for _ in 0..50 {
+                    synchronize_rcu(cx);
+                }
+                assert!(rcu::stats().idle_at_start >= idle + 100, "CPUs are not found idle");
+                let after = cpu::online().iter().map(interrupts);
+                after.zip(before).filter(|(after, before)| after == before).count()
+            });
+            // One CPU asks and one runs the grace-period thread; a third may be taken for it at first.
+            let left_alone = left_alone.join(cx);
+            assert!(left_alone >= 2, "{left_alone} CPUs were left alone");
+        });
+    });
+}
