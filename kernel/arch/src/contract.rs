@@ -1,5 +1,8 @@
 //! The types of the functions that both backends have, pinned: a backend that drifts does not compile.
 
+// The types are the point here; names for them would hide it.
+#![allow(clippy::type_complexity)]
+
 use crate::exit::Verdict;
 use crate::paging::{Flags, MapError};
 use crate::topology::MemAffinity;

@@ -18,7 +18,7 @@
 macro_rules! per_cpu {
     ($($(#[$attr:meta])* $vis:vis static $name:ident : $ty:ty = $init:expr ;)+) => {$(
         #[doc(hidden)]
-        #[allow(non_camel_case_types, unreachable_pub)]
+        #[allow(non_camel_case_types, unreachable_pub, clippy::upper_case_acronyms)]
         $vis enum $name {}
 
         // SAFETY: the accessors that the macro generates name the static `$name`, declared just below, and no other.
@@ -36,8 +36,10 @@ macro_rules! per_cpu {
         $(#[$attr])*
         #[cfg_attr(not(miri), unsafe(link_section = "grange_percpu"))]
         $vis static $name: $crate::percpu::PerCpu<$name> = {
+            #[allow(clippy::declare_interior_mutable_const)]
+            const INIT: $ty = $init;
             // SAFETY: this is the static that the type `$name` stands for, in the section of per-CPU variables.
-            unsafe { $crate::percpu::PerCpu::new($init) }
+            unsafe { $crate::percpu::PerCpu::new(INIT) }
         };
     )+};
 }
@@ -54,8 +56,8 @@ macro_rules! __per_cpu_access {
         $crate::__per_cpu_access!($name, u64, "qword", "{v}", reg, "rax");
     };
     ($name:ident, $w:ty, $ptr:literal, $v:literal, $reg:ident, $acc:tt) => {
-        // SAFETY (of the impl and of each asm! in it): every instruction accesses the symbol `$name` relative to gs and
-        // nothing else; the callers, methods of `PerCpu`, pick the width of the variable.
+        // SAFETY: every instruction accesses the symbol `$name` relative to gs and nothing else; the callers, methods of
+        // `PerCpu`, pick the width of the variable.
         unsafe impl $crate::percpu::Access<$w> for $name {
             #[inline(always)]
             unsafe fn load() -> $w {
@@ -181,8 +183,7 @@ macro_rules! __per_cpu_access {
         $crate::__per_cpu_access!($name, u64, AtomicU64);
     };
     ($name:ident, $w:ty, $atomic:ident) => {
-        // SAFETY (of the impl and of `word`): all accesses go to the symbol `$name`, whose width the callers, methods of
-        // `PerCpu`, know to be this one.
+        // SAFETY: all accesses go to the symbol `$name`, whose width the callers, methods of `PerCpu`, know to be this one.
         unsafe impl $crate::percpu::Access<$w> for $name {
             unsafe fn load() -> $w {
                 // SAFETY: the template is a live static of this width.

@@ -47,14 +47,14 @@ const FRAME_WORDS: usize = 9;
 pub unsafe fn prepare(stack_top: *mut u8, entry: extern "C" fn(usize) -> !, arg: usize) -> Context {
     debug_assert!(stack_top.addr().is_multiple_of(16), "a stack ends on a 16-byte boundary");
     let frame: [u64; FRAME_WORDS] = [
-        0,                                      // r15
-        0,                                      // r14
-        arg as u64,                             // r13
-        entry as usize as u64,                  // r12
-        0,                                      // rbx
-        0,                                      // rbp: the end of the frame-pointer chain
+        0,                                       // r15
+        0,                                       // r14
+        arg as u64,                              // r13
+        entry as usize as u64,                   // r12
+        0,                                       // rbx
+        0,                                       // rbp: the end of the frame-pointer chain
         trampoline as *const () as usize as u64, // return address
-        0,                                      // a return address of 0 ends an unwinder's walk
+        0,                                       // a return address of 0 ends an unwinder's walk
         0,
     ];
     let rsp = stack_top.wrapping_sub(size_of_val(&frame));

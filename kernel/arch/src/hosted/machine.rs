@@ -366,7 +366,7 @@ fn is_own_text(ip: usize) -> bool {
     ((&raw const __executable_start).addr()..(&raw const etext).addr()).contains(&ip)
 }
 
-/// Lets panics on a CPU be remembered, and end the machine if they cannot unwind (HOST-6). Once per process.
+/// Lets the place of a panic on a CPU be remembered. Once per process.
 fn install_panic_hook() {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
@@ -375,18 +375,17 @@ fn install_panic_hook() {
             if !IS_CPU.get() {
                 return before(info);
             }
-            // What core says when a panic reaches an `extern "C"` function or leaves a destructor while unwinding; the
-            // panic that did so has been through here.
-            let cannot_unwind = info.payload_as_str().is_some_and(|text| {
+            // What core says when a panic reaches an `extern "C"` function or leaves a destructor while unwinding. The
+            // panic that did so has been through here, and is the one to report.
+            let is_sequel = info.payload_as_str().is_some_and(|text| {
                 text.starts_with("panic in a function that cannot unwind") || text.starts_with("panic in a destructor")
             });
-            if cannot_unwind {
-                stop_after_panic(Box::new(()));
+            if !is_sequel {
+                host_call(|| {
+                    *lock(&LAST_PANIC) = Some(info.to_string());
+                    before(info);
+                });
             }
-            host_call(|| {
-                *lock(&LAST_PANIC) = Some(info.to_string());
-                before(info);
-            });
         }));
     });
 }

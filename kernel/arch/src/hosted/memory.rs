@@ -41,7 +41,12 @@ impl Memory {
         let flags = libc::MAP_SHARED | libc::MAP_FIXED_NOREPLACE | libc::MAP_NORESERVE;
         // SAFETY: a new mapping that replaces nothing (MAP_FIXED_NOREPLACE).
         let map = unsafe { libc::mmap(at, bytes, libc::PROT_READ | libc::PROT_WRITE, flags, fd, 0) };
-        assert_eq!(map.addr(), DIRECT_MAP as usize, "mmap of {bytes} bytes of RAM: {}", std::io::Error::last_os_error());
+        assert_eq!(
+            map.addr(),
+            DIRECT_MAP as usize,
+            "mmap of {bytes} bytes of RAM: {}",
+            std::io::Error::last_os_error()
+        );
         map.expose_provenance();
         // Relaxed: CPUs are started afterwards (HMEM-1).
         FD.store(fd, Ordering::Relaxed);

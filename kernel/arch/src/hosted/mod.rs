@@ -10,7 +10,7 @@
 //! | IPI | a bit in the target's pending set, and `SIGUSR1` to its thread | `ipi`, `signal` |
 //! | timer | a POSIX timer that sends `SIGALRM` to the thread | `timer` |
 //! | NMI | `SIGUSR2`, which does not ask for the flag; the kernel blocks it until its handler returned | `signal` |
-//! | exceptions | `SIGSEGV`, `SIGBUS`, `SIGFPE`, `SIGILL`, `SIGTRAP` | `signal` |
+//! | exceptions | `SIGSEGV`, `SIGBUS`, `SIGFPE`, `SIGILL`, `SIGTRAP`; `SIGABRT` is a panic | `signal` |
 //! | single-step | the trap flag and `SIGTRAP` | `step` |
 //! | memory | one memfd, mapped at a fixed address, cut into nodes | `memory` |
 //! | page tables | `mmap` of that memfd into a reserved window | `paging` |
@@ -41,9 +41,8 @@
 //!   stacks are [`task::STACK_SIZE`](crate::task::STACK_SIZE). Exceptions run on a stack of their own, as on an IST.
 //! - `HOST-5` A replayed interrupt (one that came while they were off) has a [`TrapFrame`](crate::trap::TrapFrame) that
 //!   shows the place where they were enabled; `set_ip` on it has no effect.
-//! - `HOST-6` A panic unwinds to the nearest `catch_unwind`, or else ends the machine. In a thread of
-//!   [`task::prepare`](crate::task::prepare) it cannot pass the `extern "C"` entry: the machine is then left from inside the
-//!   panic hook, for good, which also means that `std::panic::set_hook` must not be called afterwards.
+//! - `HOST-6` A panic unwinds to the nearest `catch_unwind`; without one, or where it cannot unwind (out of an `extern "C"`
+//!   thread entry, or with `panic = "abort"`), `std` aborts, which on a CPU ends the machine and not the process.
 //! - `HOST-7` More CPUs than the host has cores: `irq::relax` gives the core away now and then, a bare `PAUSE` does not.
 //!
 //! Linux: `arch/um/kernel/irq.c`, `arch/um/os-Linux/signal.c`.

@@ -6,6 +6,7 @@
 //! | `SIGUSR2` | NMI | all of the machine's signals | the interrupted one |
 //! | `SIGTRAP` | #DB, #BP | all of the machine's signals | the interrupted one |
 //! | `SIGSEGV`, `SIGBUS`, `SIGFPE`, `SIGILL` | other exceptions | itself | the CPU's alternate stack |
+//! | `SIGABRT` | the end of a panic that cannot unwind | all of the machine's signals | the interrupted one |
 //!
 //! A standard signal that is already pending merges with a second one, which is what the hardware does too.
 //!
@@ -47,7 +48,7 @@ crate::per_cpu! {
 /// Thread id of each CPU; 0: not up. Written by the CPU's own thread.
 static TIDS: [AtomicI32; MAX_CPUS] = [const { AtomicI32::new(0) }; MAX_CPUS];
 
-/// Who handled [`FAULTS`] and `SIGTRAP` before.
+/// Who handled [`FAULTS`], `SIGTRAP` and `SIGABRT` before.
 static BEFORE: OnceLock<std::vec::Vec<(c_int, sigaction)>> = OnceLock::new();
 
 /// Says which OS thread is `cpu`; `None`: no longer any.
@@ -139,6 +140,7 @@ pub(super) fn install() {
         set_action(SIG_TIMER, on_interrupt, nothing, libc::SA_NODEFER);
         set_action(SIG_NMI, on_nmi, ours, 0);
         let mut before = std::vec![(libc::SIGTRAP, set_action(libc::SIGTRAP, on_trap, ours, 0))];
+        before.push((libc::SIGABRT, set_action(libc::SIGABRT, on_abort, ours, 0)));
         for signal in FAULTS {
             before.push((signal, set_action(signal, on_fault, nothing, libc::SA_ONSTACK)));
         }
@@ -269,6 +271,14 @@ extern "C" fn on_fault(signal: c_int, info: *mut siginfo_t, context: *mut c_void
     });
 }
 
+/// `SIGABRT`: on a CPU, `std` has called `abort()` because a panic cannot unwind. The panic has been through the hook.
+extern "C" fn on_abort(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
+    if !IS_CPU.get() {
+        return pass_on(signal, info, context);
+    }
+    machine::stop_after_panic(std::boxed::Box::new("abort() was called"));
+}
+
 /// Calls the exception handler; without one the machine ends.
 fn raise(exception: Exception, frame: &mut TrapFrame) {
     match trap::handlers() {
@@ -295,7 +305,8 @@ fn or_end(f: impl FnOnce()) {
 fn pass_on(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
     let before = BEFORE.get().and_then(|all| all.iter().find(|(of, _)| *of == signal));
     let Some((_, action)) = before.filter(|(_, action)| action.sa_flags & libc::SA_SIGINFO != 0) else {
-        // SAFETY: back to the default action; the instruction faults again when we return, and the process ends.
+        // SAFETY: back to the default action; the instruction faults again when we return, or abort() goes on, and the
+        // process ends.
         unsafe { libc::signal(signal, libc::SIG_DFL) };
         return;
     };

@@ -15,6 +15,9 @@ use crate::{PAGE_SIZE, task};
 /// How long a CPU may take to start.
 const START_DEADLINE: Duration = Duration::from_secs(10);
 
+/// First code of a CPU.
+pub(super) type Entry = fn(CpuId);
+
 /// What a waiting CPU is to run: an entry function (0: wait on) and the top of a stack, written before it.
 struct Order {
     entry: AtomicUsize,
@@ -55,14 +58,14 @@ pub fn start_all(entry: fn(CpuId), stack_top: &mut dyn FnMut(CpuId) -> *mut u8) 
 }
 
 /// Waits, on the thread of `cpu`, for [`start_all`]; `None` if the machine ends first.
-pub(super) fn wait_for_start(cpu: CpuId) -> Option<(fn(CpuId), *mut u8)> {
+pub(super) fn wait_for_start(cpu: CpuId) -> Option<(Entry, *mut u8)> {
     let order = &ORDERS[cpu.index()];
     loop {
         // Acquire: pairs with the store in `start_all`.
         let entry = order.entry.load(Ordering::Acquire);
         if entry != 0 {
             // SAFETY: `start_all` stored a function of this type.
-            let entry: fn(CpuId) = unsafe { core::mem::transmute(entry) };
+            let entry: Entry = unsafe { core::mem::transmute(entry) };
             return Some((entry, ptr::with_exposed_provenance_mut(order.stack_top.load(Ordering::Relaxed))));
         }
         if machine::is_ending() {

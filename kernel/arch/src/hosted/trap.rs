@@ -38,8 +38,11 @@ pub struct TrapFrame {
 /// The interrupt flag in RFLAGS. A process always has it set; the frame shows the hosted flag in its place.
 const RFLAGS_IF: u64 = 1 << 9;
 
+/// Picks one register.
+type Field = fn(&mut Regs) -> &mut u64;
+
 /// Where each register lies in `mcontext_t.gregs`.
-const GREGS: [(libc::c_int, fn(&mut Regs) -> &mut u64); 15] = [
+const GREGS: [(libc::c_int, Field); 15] = [
     (libc::REG_R15, |r| &mut r.r15),
     (libc::REG_R14, |r| &mut r.r14),
     (libc::REG_R13, |r| &mut r.r13),

@@ -17,7 +17,10 @@ fn the_boot_closure_gives_back_its_value() {
 #[test]
 fn a_panic_in_the_boot_closure_is_reported_with_its_place() {
     let message = panic_of(try_machine(3, |_| (), || assert_eq!(1 + 1, 3, "sums")));
-    assert!(message.starts_with("CPU 0 panicked at") && message.contains("sums") && message.contains("life.rs"), "{message}");
+    assert!(
+        message.starts_with("CPU 0 panicked at") && message.contains("sums") && message.contains("life.rs"),
+        "{message}"
+    );
 }
 
 #[test]
@@ -30,18 +33,26 @@ fn a_panic_on_another_cpu_ends_the_machine() {
 
 #[test]
 fn a_panic_in_a_handler_ends_the_machine() {
-    let result = try_machine::<()>(1, |_| (), || {
-        on_irq(|_| panic!("in the handler"));
-        irq::enable();
-        ipi::send_self(0x30);
-        unreachable!()
-    });
+    let result = try_machine::<()>(
+        1,
+        |_| (),
+        || {
+            on_irq(|_| panic!("in the handler"));
+            irq::enable();
+            ipi::send_self(0x30);
+            unreachable!()
+        },
+    );
     assert!(panic_of(result).contains("in the handler"));
-    let result = try_machine::<()>(1, |_| (), || {
-        on_nmi(|_| panic!("in the NMI"));
-        ipi::send_nmi(CpuId::BOOT);
-        unreachable!()
-    });
+    let result = try_machine::<()>(
+        1,
+        |_| (),
+        || {
+            on_nmi(|_| panic!("in the NMI"));
+            ipi::send_nmi(CpuId::BOOT);
+            unreachable!()
+        },
+    );
     assert!(panic_of(result).contains("in the NMI"));
 }
 
@@ -51,13 +62,17 @@ fn a_panic_in_a_thread_ends_the_machine() {
         panic!("in the thread")
     }
     in_own_process(|| {
-        let result = try_machine::<()>(2, |_| (), || {
-            let stack = Stack::new();
-            let mut here = Context::RUNNING;
-            // SAFETY: a fresh stack; interrupts are off.
-            unsafe { task::switch(&mut here, &task::prepare(stack.top(), thread, 0)) };
-            unreachable!()
-        });
+        let result = try_machine::<()>(
+            2,
+            |_| (),
+            || {
+                let stack = Stack::new();
+                let mut here = Context::RUNNING;
+                // SAFETY: a fresh stack; interrupts are off.
+                unsafe { task::switch(&mut here, &task::prepare(stack.top(), thread, 0)) };
+                unreachable!()
+            },
+        );
         assert!(panic_of(result).contains("in the thread"));
         assert_eq!(boot(2, 1, MEM, |_| (), || 5), Ok(5), "and the next machine runs");
     });
@@ -73,24 +88,45 @@ fn a_panic_that_is_caught_does_no_harm() {
 
 #[test]
 fn an_exit_from_any_context_ends_the_machine_with_its_verdict() {
-    let from_nmi = try_machine::<()>(2, |_| (), || {
-        on_nmi(|_| exit::debug_exit(Verdict::Stall));
-        ipi::send_nmi(cpu_no(1));
-        loop {
-            core::hint::spin_loop();
-        }
-    });
+    let from_nmi = try_machine::<()>(
+        2,
+        |_| (),
+        || {
+            on_nmi(|_| exit::debug_exit(Verdict::Stall));
+            ipi::send_nmi(cpu_no(1));
+            loop {
+                core::hint::spin_loop();
+            }
+        },
+    );
     assert_eq!(from_nmi, Err(Stopped::Exit(Verdict::Stall)));
     assert_eq!(boot::<()>(1, 1, MEM, |_| (), || exit::power_off()), Err(Stopped::PowerOff));
-    assert_eq!(boot::<()>(2, 1, MEM, |_| exit::reboot(), || loop {}), Err(Stopped::Reboot));
+    assert_eq!(
+        boot::<()>(
+            2,
+            1,
+            MEM,
+            |_| exit::reboot(),
+            || loop {
+                irq::relax();
+            }
+        ),
+        Err(Stopped::Reboot)
+    );
 }
 
 #[test]
 fn an_exception_without_handlers_ends_the_machine() {
-    let result = boot::<()>(1, 1, MEM, |_| (), || {
-        // SAFETY: an address that is never mapped; this does not return.
-        unsafe { core::ptr::without_provenance::<u8>(0x1000).read_volatile() };
-    });
+    let result = boot::<()>(
+        1,
+        1,
+        MEM,
+        |_| (),
+        || {
+            // SAFETY: an address that is never mapped; this does not return.
+            unsafe { core::ptr::without_provenance::<u8>(0x1000).read_volatile() };
+        },
+    );
     assert!(matches!(result, Err(Stopped::Exception { exception, .. }) if exception.address == 0x1000), "{result:?}");
 }
 
@@ -133,8 +169,7 @@ fn many_cpus_come_up_and_go_down() {
 
 #[test]
 fn machines_queue_for_the_process() {
-    let threads: Vec<_> =
-        (0..8).map(|n| std::thread::spawn(move || machine(2, || cpu::online_count() + n))).collect();
+    let threads: Vec<_> = (0..8).map(|n| std::thread::spawn(move || machine(2, || cpu::online_count() + n))).collect();
     for (n, thread) in threads.into_iter().enumerate() {
         assert_eq!(thread.join().unwrap(), 2 + n);
     }

@@ -14,26 +14,35 @@ fn word(at: VirtAddr) -> *mut u64 {
 
 #[test]
 fn cpus_and_memory_are_dealt_out_to_the_nodes() {
-    boot(5, 2, MEM, |_| (), || {
-        assert_eq!((cpu::present().count(), cpu::online_count(), cpu::nodes_online()), (5, 5, 0b11));
-        let first: CpuMask = cpu::cpus_of(NodeId::new(0));
-        assert_eq!((first.count(), cpu::cpus_of(NodeId::new(1)).count()), (3, 2));
-        assert_eq!((cpu::distance(NodeId::new(0), NodeId::new(0)), cpu::distance(NodeId::new(0), NodeId::new(1))), (10, 20));
-        let ranges = topology::memory_ranges();
-        assert_eq!(ranges.iter().map(|r| r.node.index()).collect::<Vec<_>>(), [0, 1]);
-        for range in ranges {
-            assert!(range.len >= MEM as u64 && range.len.is_multiple_of(PAGE_SIZE as u64));
-            for phys in [range.start, range.start + range.len - 8] {
-                let virt = paging::phys_to_virt(PhysAddr::new(phys));
-                assert_eq!(paging::virt_to_phys(virt), Some(PhysAddr::new(phys)));
-                // SAFETY: RAM that nobody uses.
-                unsafe {
-                    assert_eq!(*word(virt), 0, "RAM is zero at boot");
-                    *word(virt) = phys;
+    boot(
+        5,
+        2,
+        MEM,
+        |_| (),
+        || {
+            assert_eq!((cpu::present().count(), cpu::online_count(), cpu::nodes_online()), (5, 5, 0b11));
+            let first: CpuMask = cpu::cpus_of(NodeId::new(0));
+            assert_eq!((first.count(), cpu::cpus_of(NodeId::new(1)).count()), (3, 2));
+            assert_eq!(
+                (cpu::distance(NodeId::new(0), NodeId::new(0)), cpu::distance(NodeId::new(0), NodeId::new(1))),
+                (10, 20)
+            );
+            let ranges = topology::memory_ranges();
+            assert_eq!(ranges.iter().map(|r| r.node.index()).collect::<Vec<_>>(), [0, 1]);
+            for range in ranges {
+                assert!(range.len >= MEM as u64 && range.len.is_multiple_of(PAGE_SIZE as u64));
+                for phys in [range.start, range.start + range.len - 8] {
+                    let virt = paging::phys_to_virt(PhysAddr::new(phys));
+                    assert_eq!(paging::virt_to_phys(virt), Some(PhysAddr::new(phys)));
+                    // SAFETY: RAM that nobody uses.
+                    unsafe {
+                        assert_eq!(*word(virt), 0, "RAM is zero at boot");
+                        *word(virt) = phys;
+                    }
                 }
             }
-        }
-    })
+        },
+    )
     .unwrap();
     assert!(topology::memory_ranges().is_empty() && cpu::present().is_empty(), "gone with the machine");
 }
