@@ -11,59 +11,53 @@ use crate::console::Raw;
 
 param! {
     /// What the kernel does once it is up.
-    pub static RUN: choice = "grange.run", default "shell", one of ["shell", "test"];
+    pub(crate) static RUN: choice = "grange.run", default "shell", one of ["shell", "test"];
 }
 
 param! {
     /// Shell commands to run instead of a session, separated by semicolons. The machine ends after
     /// the last one, as passed or failed.
-    pub static EXEC: str = "grange.exec", default "";
+    pub(crate) static EXEC: str = "grange.exec", default "";
 }
 
 param! {
     /// Seed of every random number in tests; the same seed gives the same run.
-    pub static SEED: u64 = "grange.seed", default 0, in 0..=u64::MAX;
+    pub(crate) static SEED: u64 = "grange.seed", default 0, in 0..=u64::MAX;
 }
 
 param! {
     /// Which tests to run: globs of suite.name, separated by commas.
-    pub static FILTER: str = "kunit.filter_glob", default "";
+    pub(crate) static FILTER: str = "kunit.filter_glob", default "";
 }
 
 param! {
     /// The test to begin with, as suite.name; those before it are left out.
-    pub static TEST_START: str = "grange.test_start", default "";
+    pub(crate) static TEST_START: str = "grange.test_start", default "";
 }
 
 param! {
     /// CPUs to start at most, the boot CPU included.
-    pub static MAXCPUS: u32 = "maxcpus", default 256, in 1..=256, unit "CPUs";
+    pub(crate) static MAXCPUS: u32 = "maxcpus", default 256, in 1..=256, unit "CPUs";
 }
 
 param! {
     /// The least grave messages that are printed.
-    pub static LOGLEVEL: choice = "grange.log", default "info",
+    pub(crate) static LOGLEVEL: choice = "grange.log", default "info",
         one of ["error", "warn", "info", "debug", "trace"];
 }
 
 /// Takes the command line in, or ends the boot with a line that says why not.
-pub fn parse(text: &'static [u8]) {
+pub(crate) fn parse(text: &'static [u8]) {
     use core::fmt::Write;
 
     let refused = match core::str::from_utf8(text).map(param::parse) {
         Ok(Ok(())) => return,
         Ok(Err(error)) => {
-            writeln!(
-                Raw,
-                "grange: command line refused: {error}; the shell's `params` lists all"
-            )
+            writeln!(Raw, "grange: command line refused: {error}; the shell's `params` lists all")
         }
         Err(error) => {
             let at = error.valid_up_to();
-            writeln!(
-                Raw,
-                "grange: command line refused: byte {at} of it is not UTF-8 text"
-            )
+            writeln!(Raw, "grange: command line refused: byte {at} of it is not UTF-8 text")
         }
     };
     // Writing to the port cannot fail.

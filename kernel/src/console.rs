@@ -21,7 +21,7 @@ static OUTPUT: SpinLock<()> = SpinLock::new((), lock_class!("kernel.console"));
 /// Makes COM1 the console of the log.
 ///
 /// Context: boot CPU, once.
-pub fn init() {
+pub(crate) fn init() {
     sync::log::set_console(log_line);
 }
 
@@ -39,7 +39,7 @@ fn log_line(bytes: &[u8]) {
 }
 
 /// Writes for people, with carriage returns, under no lock. Context: any.
-pub fn write(bytes: &[u8]) {
+pub(crate) fn write(bytes: &[u8]) {
     for line in bytes.split_inclusive(|&byte| byte == b'\n') {
         match line.strip_suffix(b"\n") {
             Some(line) => {
@@ -52,7 +52,7 @@ pub fn write(bytes: &[u8]) {
 }
 
 /// Writes text from a thread, a line at a time, so that interrupts are not off for long.
-pub fn print(text: &str) {
+pub(crate) fn print(text: &str) {
     for line in text.split_inclusive('\n') {
         let _lock = OUTPUT.lock_irqsave(ATOMIC);
         write(line.as_bytes());
@@ -60,7 +60,7 @@ pub fn print(text: &str) {
 }
 
 /// The next byte that was typed; sleeps until there is one.
-pub fn read(cx: &mut MaySleep) -> u8 {
+pub(crate) fn read(cx: &mut MaySleep) -> u8 {
     loop {
         match arch::console::read_com1() {
             Some(byte) => return byte,
@@ -70,7 +70,7 @@ pub fn read(cx: &mut MaySleep) -> u8 {
 }
 
 /// [`fmt::Write`] on COM1 under no lock, for reports of a kernel that is dying.
-pub struct Raw;
+pub(crate) struct Raw;
 
 impl fmt::Write for Raw {
     fn write_str(&mut self, text: &str) -> fmt::Result {

@@ -35,21 +35,14 @@ struct KernelHeap {
 }
 
 #[global_allocator]
-static HEAP: KernelHeap = KernelHeap {
-    chunks: SpinLock::new(
-        [const { Heap::empty() }; MAX_CHUNKS],
-        lock_class!("kernel.early_heap"),
-    ),
-};
+static HEAP: KernelHeap =
+    KernelHeap { chunks: SpinLock::new([const { Heap::empty() }; MAX_CHUNKS], lock_class!("kernel.early_heap")) };
 
 // SAFETY: blocks come from a chunk's free list or from `kmalloc`, each of which hands out memory once
 // until it is given back; both respect size and alignment (`kmalloc_size`).
 unsafe impl GlobalAlloc for KernelHeap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        debug_assert!(
-            !context::in_nmi(),
-            "HEAP-2: allocation of {layout:?} in an NMI"
-        );
+        debug_assert!(!context::in_nmi(), "HEAP-2: allocation of {layout:?} in an NMI");
         let block = if slab::kmalloc::is_up() {
             kmalloc_size(layout).and_then(|size| slab::kmalloc::kmalloc(size, AllocFlags::NOWAIT))
         } else {
@@ -59,10 +52,7 @@ unsafe impl GlobalAlloc for KernelHeap {
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        debug_assert!(
-            !context::in_nmi(),
-            "HEAP-2: {layout:?} given back in an NMI"
-        );
+        debug_assert!(!context::in_nmi(), "HEAP-2: {layout:?} given back in an NMI");
         let Some(block) = NonNull::new(block) else {
             return;
         };
@@ -77,9 +67,7 @@ impl KernelHeap {
     fn alloc_early(&self, layout: Layout) -> Option<NonNull<u8>> {
         let from_chunks = || {
             let mut chunks = self.chunks.lock_irqsave(ATOMIC);
-            chunks
-                .iter_mut()
-                .find_map(|chunk| chunk.allocate_first_fit(layout).ok())
+            chunks.iter_mut().find_map(|chunk| chunk.allocate_first_fit(layout).ok())
         };
         from_chunks().or_else(|| {
             self.grow()?;
@@ -90,9 +78,8 @@ impl KernelHeap {
     /// Gives the block back to its chunk; false if it is in none.
     fn free_early(&self, block: NonNull<u8>, layout: Layout) -> bool {
         let mut chunks = self.chunks.lock_irqsave(ATOMIC);
-        let home = chunks.iter_mut().find(|chunk| {
-            (chunk.bottom()..chunk.top()).contains(&block.as_ptr()) && chunk.size() > 0
-        });
+        let home =
+            chunks.iter_mut().find(|chunk| (chunk.bottom()..chunk.top()).contains(&block.as_ptr()) && chunk.size() > 0);
         let Some(chunk) = home else { return false };
         // SAFETY: the block lies in this chunk, so it was allocated from it (HEAP-1), with this
         // layout, by the contract of `GlobalAlloc`.

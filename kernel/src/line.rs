@@ -99,11 +99,7 @@ impl Editor {
         let after_cr = core::mem::replace(&mut self.after_cr, byte == b'\r');
         match self.escape {
             Escape::Started => {
-                self.escape = if matches!(byte, b'[' | b'O') {
-                    Escape::Sequence(0)
-                } else {
-                    Escape::No
-                };
+                self.escape = if matches!(byte, b'[' | b'O') { Escape::Sequence(0) } else { Escape::No };
                 return Event::None;
             }
             Escape::Sequence(number) => {
@@ -172,11 +168,7 @@ impl Editor {
     fn sequence(&mut self, number: u8, byte: u8, echo: &mut String) {
         if byte.is_ascii_digit() || byte == b';' {
             let digit = byte.wrapping_sub(b'0');
-            let number = if byte == b';' {
-                0
-            } else {
-                number.wrapping_mul(10).wrapping_add(digit)
-            };
+            let number = if byte == b';' { 0 } else { number.wrapping_mul(10).wrapping_add(digit) };
             self.escape = Escape::Sequence(number);
             return;
         }
@@ -330,11 +322,7 @@ mod tests {
             let event = editor.push(byte, &mut echo);
             screen.show(&core::mem::take(&mut echo));
             if event == Event::None {
-                assert_eq!(
-                    screen.text(),
-                    format!("> {}", editor.line),
-                    "after {keys:?}"
-                );
+                assert_eq!(screen.text(), format!("> {}", editor.line), "after {keys:?}");
                 assert_eq!(screen.column, 2 + editor.cursor, "after {keys:?}");
             } else {
                 if matches!(event, Event::Line(_)) {
@@ -361,16 +349,8 @@ mod tests {
     #[test]
     fn a_line_ends_with_cr_or_lf_and_crlf_is_one_end() {
         let lines = type_in(&mut editor(), "cpus\r\nnodes\nmem\r\rirq\n");
-        let texts: Vec<_> = lines
-            .iter()
-            .map(|event| {
-                if let Event::Line(line) = event {
-                    line.as_str()
-                } else {
-                    "?"
-                }
-            })
-            .collect();
+        let texts: Vec<_> =
+            lines.iter().map(|event| if let Event::Line(line) = event { line.as_str() } else { "?" }).collect();
         assert_eq!(texts, ["cpus", "nodes", "mem", "", "irq"]);
     }
 
@@ -399,14 +379,8 @@ mod tests {
         line(&mut editor, "second\r");
         line(&mut editor, "second\r");
         assert_eq!(line(&mut editor, "\x1b[A\x1b[A\r"), "first");
-        assert_eq!(
-            editor.history().collect::<Vec<_>>(),
-            ["first", "second", "first"]
-        );
-        assert_eq!(
-            line(&mut editor, "dra\x1b[A\x1b[A\x1b[B\x1b[Bft\r"),
-            "draft"
-        );
+        assert_eq!(editor.history().collect::<Vec<_>>(), ["first", "second", "first"]);
+        assert_eq!(line(&mut editor, "dra\x1b[A\x1b[A\x1b[B\x1b[Bft\r"), "draft");
         assert_eq!(line(&mut editor, "\x10\x10\x10\x10\x10\x10\r"), "first");
     }
 
@@ -429,10 +403,7 @@ mod tests {
 
     #[test]
     fn tab_asks_for_what_stands_before_the_cursor() {
-        assert_eq!(
-            type_in(&mut editor(), "no\t"),
-            [Event::Complete("no".into())]
-        );
+        assert_eq!(type_in(&mut editor(), "no\t"), [Event::Complete("no".into())]);
     }
 
     #[test]

@@ -42,17 +42,13 @@ static STOP: NmiHandler = NmiHandler::new("stop", on_nmi);
 /// Lets the kernel die in good order.
 ///
 /// Context: boot CPU, once, after `sync::init`.
-pub fn init() {
+pub(crate) fn init() {
     sync::nmi::register(&STOP);
     sync::irq::register_exception(on_exception);
     #[cfg(feature = "suites")]
     tests::com2::on_stuck(|| {
         die(Verdict::Stall, &mut |out| {
-            writeln!(
-                out,
-                "STALL cpu {}: a test takes far longer than it may",
-                cpu::current()
-            )?;
+            writeln!(out, "STALL cpu {}: a test takes far longer than it may", cpu::current())?;
             backtrace(out)
         })
     });
@@ -82,7 +78,7 @@ fn on_exception(exception: Exception, frame: &mut TrapFrame) -> bool {
 }
 
 /// Ends the machine with `verdict` after `say` has said why.
-pub fn die(verdict: Verdict, say: &mut dyn FnMut(&mut dyn Write) -> fmt::Result) -> ! {
+pub(crate) fn die(verdict: Verdict, say: &mut dyn FnMut(&mut dyn Write) -> fmt::Result) -> ! {
     irq::disable();
     sync::lock_order::switch_off();
     let me = cpu::current().index() + 1;
@@ -168,7 +164,7 @@ fn on_nmi(frame: &mut TrapFrame) -> bool {
 }
 
 /// Writes the return addresses of the caller, one a line.
-pub fn backtrace(out: &mut dyn Write) -> fmt::Result {
+pub(crate) fn backtrace(out: &mut dyn Write) -> fmt::Result {
     writeln!(out, "backtrace:")?;
     let mut depth = 0;
     let mut result = Ok(());

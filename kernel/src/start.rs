@@ -65,10 +65,7 @@ fn start(info: &'static mut BootInfo) -> ! {
 
 /// Steps 1 and 2.
 fn start_machine(info: &BootInfo) {
-    let phys_offset = info
-        .physical_memory_offset
-        .into_option()
-        .expect("CONFIG asks for it");
+    let phys_offset = info.physical_memory_offset.into_option().expect("CONFIG asks for it");
     let args = boot::BootArgs {
         phys_offset: VirtAddr::new(phys_offset),
         rsdp: info.rsdp_addr.into_option().map(PhysAddr::new),
@@ -79,12 +76,7 @@ fn start_machine(info: &BootInfo) {
     sync::log::init(log::LevelFilter::Info);
     console::init();
     cmdline::parse(command_line(info));
-    sync::log::init(
-        cmdline::LOGLEVEL
-            .get()
-            .parse()
-            .unwrap_or(log::LevelFilter::Info),
-    );
+    sync::log::init(cmdline::LOGLEVEL.get().parse().unwrap_or(log::LevelFilter::Info));
 }
 
 /// The command line, which the loader passes as the ramdisk.
@@ -104,11 +96,7 @@ fn start_memory(info: &BootInfo) {
         node: range.node.index(),
     });
     let mut free: ArrayVec<Region, { mm::init::MAX_REGIONS }> = ArrayVec::new();
-    for region in info
-        .memory_regions
-        .iter()
-        .filter(|r| r.kind == MemoryRegionKind::Usable)
-    {
+    for region in info.memory_regions.iter().filter(|r| r.kind == MemoryRegionKind::Usable) {
         regions::cut(region.start, region.end, affinity.clone(), |piece| {
             let region = Region {
                 start: PhysAddr::new(piece.start),
@@ -116,11 +104,7 @@ fn start_memory(info: &BootInfo) {
                 node: NodeId::new(piece.node),
             };
             if free.try_push(region).is_err() {
-                log::warn!(
-                    "too many pieces of memory: {:#x} to {:#x} left out",
-                    piece.start,
-                    piece.end
-                );
+                log::warn!("too many pieces of memory: {:#x} to {:#x} left out", piece.start, piece.end);
             }
         });
     }
@@ -131,9 +115,7 @@ fn start_memory(info: &BootInfo) {
 
 /// Step 5.
 fn start_areas() {
-    let order = (percpu::area_size() / PAGE_SIZE)
-        .next_power_of_two()
-        .ilog2() as usize;
+    let order = (percpu::area_size() / PAGE_SIZE).next_power_of_two().ilog2() as usize;
     for id in cpu::present().iter() {
         let node = Some(cpu::node_of(id));
         let pages = mm::alloc_pages(order, node, AllocFlags::NOWAIT);
@@ -141,11 +123,7 @@ fn start_areas() {
         // SAFETY: fresh pages, aligned to their size and large enough (`order`), never given back;
         // no CPU runs on an older area but this one, on the template.
         unsafe { percpu::init_area(id, area) };
-        let mut frame = || {
-            mm::alloc_pages(0, node, AllocFlags::NOWAIT)
-                .ok()
-                .map(|page| page.phys())
-        };
+        let mut frame = || mm::alloc_pages(0, node, AllocFlags::NOWAIT).ok().map(|page| page.phys());
         // SAFETY: each frame is fresh and never given back.
         unsafe { stacks::map(id, &mut frame) }.expect("memory for the stacks of the CPUs");
     }
@@ -205,18 +183,9 @@ fn run_tests(cx: &mut MaySleep) -> ! {
         seed: cmdline::SEED.get(),
     };
     let summary = tests::run(&plan, cx, &mut Com2);
-    log::info!(
-        "tests: {} passed, {} failed, {} skipped",
-        summary.passed,
-        summary.failed,
-        summary.skipped
-    );
+    log::info!("tests: {} passed, {} failed, {} skipped", summary.passed, summary.failed, summary.skipped);
     sync::log::flush();
-    debug_exit(if summary.is_pass() {
-        Verdict::Pass
-    } else {
-        Verdict::Fail
-    })
+    debug_exit(if summary.is_pass() { Verdict::Pass } else { Verdict::Fail })
 }
 
 #[cfg(not(feature = "suites"))]

@@ -82,11 +82,7 @@ pub struct Table {
 impl Table {
     /// An empty table. `name` is its key in JSON.
     pub fn new(name: &'static str, columns: &[&str]) -> Self {
-        Self {
-            name,
-            columns: columns.iter().map(|c| c.to_string()).collect(),
-            rows: Vec::new(),
-        }
+        Self { name, columns: columns.iter().map(|c| c.to_string()).collect(), rows: Vec::new() }
     }
 
     /// Adds a column behind the others, for the rows to come.
@@ -101,12 +97,7 @@ impl Table {
     /// Unless it has one cell for each column.
     pub fn row(&mut self, cells: impl IntoIterator<Item = Value>) {
         let row: Vec<_> = cells.into_iter().collect();
-        assert_eq!(
-            row.len(),
-            self.columns.len(),
-            "a row of table {}",
-            self.name
-        );
+        assert_eq!(row.len(), self.columns.len(), "a row of table {}", self.name);
         self.rows.push(row);
     }
 
@@ -118,26 +109,12 @@ impl Table {
     pub fn text(&self, out: &mut dyn Write) -> fmt::Result {
         let widths: Vec<usize> = (0..self.columns.len())
             .map(|at| {
-                let cells = self
-                    .rows
-                    .iter()
-                    .map(|row| row[at].to_string().chars().count());
-                cells
-                    .chain([self.columns[at].chars().count()])
-                    .max()
-                    .unwrap_or(0)
+                let cells = self.rows.iter().map(|row| row[at].to_string().chars().count());
+                cells.chain([self.columns[at].chars().count()]).max().unwrap_or(0)
             })
             .collect();
-        let right = |at: usize| {
-            self.rows
-                .iter()
-                .all(|row| matches!(row[at], Value::Int(_) | Value::None))
-        };
-        let header = self
-            .columns
-            .iter()
-            .map(|name| Value::from(name.as_str()))
-            .collect();
+        let right = |at: usize| self.rows.iter().all(|row| matches!(row[at], Value::Int(_) | Value::None));
+        let header = self.columns.iter().map(|name| Value::from(name.as_str())).collect();
         for row in core::iter::once(&header).chain(&self.rows) {
             let mut line = String::new();
             for (at, cell) in row.iter().enumerate() {
@@ -214,10 +191,7 @@ mod tests {
         table.row([Value::from(10u64), Value::None, "off".into()]);
         let mut text = String::new();
         table.text(&mut text).unwrap();
-        assert_eq!(
-            text,
-            "cpu  node  state\n  0     0  online\n 10     -  off\n"
-        );
+        assert_eq!(text, "cpu  node  state\n  0     0  online\n 10     -  off\n");
     }
 
     #[test]

@@ -2,9 +2,7 @@
 
 /// The commands of a line: separated by `;`, without empty ones.
 pub fn commands(line: &str) -> impl Iterator<Item = &str> {
-    line.split(';')
-        .map(str::trim)
-        .filter(|command| !command.is_empty())
+    line.split(';').map(str::trim).filter(|command| !command.is_empty())
 }
 
 /// The known word that is nearest to `typed`, if one is near enough to be meant.
@@ -12,10 +10,7 @@ pub fn nearest<'a>(typed: &str, known: impl Iterator<Item = &'a str>) -> Option<
     // A third of the letters may be wrong, one at least.
     let limit = (typed.len() / 3).max(1);
     let scored = known.map(|word| (distance(typed, word), word));
-    scored
-        .filter(|&(distance, _)| distance <= limit)
-        .min()
-        .map(|(_, word)| word)
+    scored.filter(|&(distance, _)| distance <= limit).min().map(|(_, word)| word)
 }
 
 /// What all of `words` that begin with `start` have in common behind it, and how many there are.
@@ -27,11 +22,7 @@ pub fn completion<'a>(start: &str, words: impl Iterator<Item = &'a str>) -> (usi
         common = Some(match common {
             None => rest,
             Some(before) => {
-                let same = before
-                    .bytes()
-                    .zip(rest.bytes())
-                    .take_while(|(a, b)| a == b)
-                    .count();
+                let same = before.bytes().zip(rest.bytes()).take_while(|(a, b)| a == b).count();
                 &before[..same]
             }
         });
@@ -74,10 +65,7 @@ mod tests {
 
     #[test]
     fn semicolons_separate_commands() {
-        assert_eq!(
-            commands(" cpus; mem --json;; ").collect::<Vec<_>>(),
-            ["cpus", "mem --json"]
-        );
+        assert_eq!(commands(" cpus; mem --json;; ").collect::<Vec<_>>(), ["cpus", "mem --json"]);
     }
 
     #[test]

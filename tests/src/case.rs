@@ -131,19 +131,13 @@ mod tests {
     }
 
     fn find(name: &str) -> &'static TestCase {
-        TESTS
-            .iter()
-            .find(|case| case.name == name)
-            .expect("registered by ktest!")
+        TESTS.iter().find(|case| case.name == name).expect("registered by ktest!")
     }
 
     #[test]
     fn a_test_registers_itself_with_its_module_as_suite() {
         let case = find("with_everything");
-        assert_eq!(
-            (case.suite, case.tags, case.budget_ms),
-            ("tests", TAG_RACE | TAG_SLOW, 77)
-        );
+        assert_eq!((case.suite, case.tags, case.budget_ms), ("tests", TAG_RACE | TAG_SLOW, 77));
         assert!(case.file.ends_with("case.rs"));
         let case = find("with_nothing");
         assert_eq!((case.tags, case.budget_ms), (0, DEFAULT_BUDGET_MS));

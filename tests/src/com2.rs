@@ -29,13 +29,8 @@ struct Stream {
 
 /// Protects the port and the frame numbers. Taken in any context but NMI, with interrupts off; the
 /// heartbeat only tries. Nests in nothing, and nothing in it.
-static STREAM: SpinLock<Stream> = SpinLock::new(
-    Stream {
-        frames: FrameWriter::new(),
-        open: false,
-    },
-    lock_class!("tests.com2"),
-);
+static STREAM: SpinLock<Stream> =
+    SpinLock::new(Stream { frames: FrameWriter::new(), open: false }, lock_class!("tests.com2"));
 
 /// Calls of [`heartbeat`]. Written by it, read by nobody else.
 static TICKS: AtomicU64 = AtomicU64::new(0);
@@ -58,39 +53,22 @@ impl Com2 {
         let mut stream = STREAM.lock_irqsave(ATOMIC);
         // From the first frame on heartbeats may join in.
         stream.open = true;
-        stream
-            .frames
-            .write(kind, payload, &mut arch::console::write_com2);
+        stream.frames.write(kind, payload, &mut arch::console::write_com2);
     }
 }
 
 impl Output for Com2 {
     fn start(&mut self, start: &Start) {
-        let Start {
-            seed,
-            cpus,
-            nodes,
-            build,
-        } = start;
+        let Start { seed, cpus, nodes, build } = start;
         self.frame(
             Kind::Start,
-            format_args!(
-                r#"{{"v":1,"seed":{seed},"cpus":{cpus},"nodes":{nodes},"build":"{build}"}}"#
-            ),
+            format_args!(r#"{{"v":1,"seed":{seed},"cpus":{cpus},"nodes":{nodes},"build":"{build}"}}"#),
         );
     }
 
     fn begin(&mut self, case: &TestCase) {
-        let TestCase {
-            suite,
-            name,
-            budget_ms,
-            ..
-        } = case;
-        self.frame(
-            Kind::Begin,
-            format_args!(r#"{{"suite":"{suite}","name":"{name}","budget_ms":{budget_ms}}}"#),
-        );
+        let TestCase { suite, name, budget_ms, .. } = case;
+        self.frame(Kind::Begin, format_args!(r#"{{"suite":"{suite}","name":"{name}","budget_ms":{budget_ms}}}"#));
     }
 
     fn ktap(&mut self, line: fmt::Arguments<'_>) {
@@ -102,12 +80,7 @@ impl Output for Com2 {
     }
 
     fn end(&mut self, summary: &Summary) {
-        let Summary {
-            planned,
-            passed,
-            failed,
-            skipped,
-        } = summary;
+        let Summary { planned, passed, failed, skipped } = summary;
         // One hold of the lock: no heartbeat may come between the count and the last frame.
         let mut stream = STREAM.lock_irqsave(ATOMIC);
         stream.open = false;
@@ -115,9 +88,7 @@ impl Output for Com2 {
         let payload = format_args!(
             r#"{{"planned":{planned},"passed":{passed},"failed":{failed},"skipped":{skipped},"frames":{frames}}}"#
         );
-        stream
-            .frames
-            .write(Kind::End, payload, &mut arch::console::write_com2);
+        stream.frames.write(Kind::End, payload, &mut arch::console::write_com2);
     }
 }
 
@@ -130,9 +101,7 @@ pub fn on_stuck(func: fn()) {
 
 /// Sets when the running test is stuck, or that none runs. Context: the runner.
 pub(crate) fn set_deadline(budget_ms: Option<u32>) {
-    let deadline = budget_ms.map_or(u64::MAX, |ms| {
-        arch::clock::now_ns() + u64::from(ms) * 1_000_000 * STUCK_FACTOR
-    });
+    let deadline = budget_ms.map_or(u64::MAX, |ms| arch::clock::now_ns() + u64::from(ms) * 1_000_000 * STUCK_FACTOR);
     DEADLINE_NS.store(deadline, Ordering::Relaxed);
 }
 
@@ -151,19 +120,13 @@ pub fn heartbeat() {
     }
     let due = NEXT_BEAT_NS.load(Ordering::Relaxed);
     let next = now + HEARTBEAT_NS;
-    if now < due
-        || NEXT_BEAT_NS
-            .compare_exchange(due, next, Ordering::Relaxed, Ordering::Relaxed)
-            .is_err()
-    {
+    if now < due || NEXT_BEAT_NS.compare_exchange(due, next, Ordering::Relaxed, Ordering::Relaxed).is_err() {
         return;
     }
     if let Some(mut stream) = STREAM.try_lock_irqsave(ATOMIC)
         && stream.open
     {
         let payload = format_args!(r#"{{"ticks":{ticks},"ns":{now}}}"#);
-        stream
-            .frames
-            .write(Kind::Heartbeat, payload, &mut arch::console::write_com2);
+        stream.frames.write(Kind::Heartbeat, payload, &mut arch::console::write_com2);
     }
 }

@@ -19,12 +19,7 @@ impl<'a> Filter<'a> {
     /// Whether to run this test.
     pub fn matches(&self, suite: &str, name: &str) -> bool {
         let mut any = false;
-        for pattern in self
-            .0
-            .split(',')
-            .map(str::trim)
-            .filter(|pattern| !pattern.is_empty())
-        {
+        for pattern in self.0.split(',').map(str::trim).filter(|pattern| !pattern.is_empty()) {
             any = true;
             let hit = match pattern.split_once('.') {
                 Some((of_suite, of_name)) => glob(of_suite, suite) && glob(of_name, name),

@@ -57,10 +57,7 @@ impl FrameWriter {
     /// Writes one frame to `sink`, in pieces.
     pub fn write(&mut self, kind: Kind, payload: fmt::Arguments<'_>, sink: &mut dyn FnMut(&[u8])) {
         sink(b"#G ");
-        let mut body = Body {
-            hash: crc32fast::Hasher::new(),
-            sink,
-        };
+        let mut body = Body { hash: crc32fast::Hasher::new(), sink };
         // A `Body` accepts everything; a payload whose own formatting fails is cut, but still framed.
         let _ = write!(body, "{:08x} {} ", self.next, kind.letter());
         let _ = Escape(&mut body).write_fmt(payload);
@@ -123,9 +120,7 @@ mod tests {
 
     fn frame(writer: &mut FrameWriter, kind: Kind, payload: &str) -> String {
         let mut out = Vec::new();
-        writer.write(kind, format_args!("{payload}"), &mut |bytes| {
-            out.extend_from_slice(bytes)
-        });
+        writer.write(kind, format_args!("{payload}"), &mut |bytes| out.extend_from_slice(bytes));
         String::from_utf8(out).unwrap()
     }
 
@@ -133,14 +128,8 @@ mod tests {
     fn a_frame_has_number_kind_payload_and_crc() {
         let mut writer = FrameWriter::new();
         let expected = |body: &str| format!("#G {body} {:08x}\n", crc32fast::hash(body.as_bytes()));
-        assert_eq!(
-            frame(&mut writer, Kind::Start, "{\"v\":1}"),
-            expected("00000000 S {\"v\":1}")
-        );
-        assert_eq!(
-            frame(&mut writer, Kind::Ktap, "  ok 1 a"),
-            expected("00000001 K   ok 1 a")
-        );
+        assert_eq!(frame(&mut writer, Kind::Start, "{\"v\":1}"), expected("00000000 S {\"v\":1}"));
+        assert_eq!(frame(&mut writer, Kind::Ktap, "  ok 1 a"), expected("00000001 K   ok 1 a"));
         assert_eq!(writer.count(), 2);
     }
 
@@ -151,11 +140,7 @@ mod tests {
 
     #[test]
     fn a_payload_never_breaks_the_line() {
-        let line = frame(
-            &mut FrameWriter::new(),
-            Kind::Ktap,
-            "a\nb\\n\r\t\u{1b}[0m\u{85}ä",
-        );
+        let line = frame(&mut FrameWriter::new(), Kind::Ktap, "a\nb\\n\r\t\u{1b}[0m\u{85}ä");
         assert!(line.contains(r" a\nb\\n\r\t\x1b[0m\x85ä "), "{line}");
         assert_eq!(line.matches('\n').count(), 1);
     }

@@ -58,12 +58,7 @@ impl<'a> Ktap<'a> {
         out.start(start);
         out.ktap(format_args!("KTAP version 1"));
         out.ktap(format_args!("1..{suites}"));
-        Self {
-            out,
-            suites: 0,
-            tests: 0,
-            failed_here: false,
-        }
+        Self { out, suites: 0, tests: 0, failed_here: false }
     }
 
     pub(crate) fn begin_suite(&mut self, name: &str, tests: usize) {
@@ -81,14 +76,9 @@ impl<'a> Ktap<'a> {
             Err(Failure::Skipped(why)) => {
                 // One line: what KTAP takes as the reason ends with it.
                 let why = why.lines().next().unwrap_or_default();
-                self.out
-                    .ktap(format_args!("  ok {number} {name} # SKIP {why}"));
+                self.out.ktap(format_args!("  ok {number} {name} # SKIP {why}"));
             }
-            Err(Failure::Failed {
-                file,
-                line,
-                message,
-            }) => {
+            Err(Failure::Failed { file, line, message }) => {
                 self.failed_here = true;
                 let mut place = Some((file, line));
                 for text in message.lines() {
@@ -116,10 +106,7 @@ pub struct PlainLines<'a>(pub &'a mut dyn FnMut(fmt::Arguments<'_>));
 
 impl Output for PlainLines<'_> {
     fn start(&mut self, start: &Start) {
-        (self.0)(format_args!(
-            "# seed {:#x}, {} CPUs, {} nodes, {}",
-            start.seed, start.cpus, start.nodes, start.build
-        ));
+        (self.0)(format_args!("# seed {:#x}, {} CPUs, {} nodes, {}", start.seed, start.cpus, start.nodes, start.build));
     }
 
     fn begin(&mut self, _case: &TestCase) {}
@@ -133,14 +120,7 @@ impl Output for PlainLines<'_> {
     }
 
     fn end(&mut self, summary: &Summary) {
-        let Summary {
-            passed,
-            failed,
-            skipped,
-            ..
-        } = summary;
-        (self.0)(format_args!(
-            "# {passed} passed, {failed} failed, {skipped} skipped"
-        ));
+        let Summary { passed, failed, skipped, .. } = summary;
+        (self.0)(format_args!("# {passed} passed, {failed} failed, {skipped} skipped"));
     }
 }

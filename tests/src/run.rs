@@ -91,13 +91,8 @@ const BUILD: &str = if cfg!(debug_assertions) {
 };
 
 /// The tests to run, in their order.
-pub fn select(
-    cases: impl Iterator<Item = &'static TestCase>,
-    plan: &Plan<'_>,
-) -> Vec<&'static TestCase> {
-    let mut chosen: Vec<_> = cases
-        .filter(|case| plan.filter.matches(case.suite, case.name))
-        .collect();
+pub fn select(cases: impl Iterator<Item = &'static TestCase>, plan: &Plan<'_>) -> Vec<&'static TestCase> {
+    let mut chosen: Vec<_> = cases.filter(|case| plan.filter.matches(case.suite, case.name)).collect();
     chosen.sort_unstable_by_key(|case| (case.suite, case.name));
     if let Some((suite, name)) = plan.start_at.and_then(|id| id.split_once('.')) {
         chosen.retain(|case| (case.suite, case.name) >= (suite, name));
@@ -105,16 +100,8 @@ pub fn select(
     chosen
 }
 
-fn run_cases(
-    cases: &[&'static TestCase],
-    start: &Start,
-    cx: &mut MaySleep,
-    out: &mut dyn Output,
-) -> Summary {
-    let mut summary = Summary {
-        planned: cases.len(),
-        ..Summary::default()
-    };
+fn run_cases(cases: &[&'static TestCase], start: &Start, cx: &mut MaySleep, out: &mut dyn Output) -> Summary {
+    let mut summary = Summary { planned: cases.len(), ..Summary::default() };
     let by_suite = || cases.chunk_by(|a, b| a.suite == b.suite);
     let mut ktap = Ktap::begin(out, start, by_suite().count());
     for suite in by_suite() {
@@ -135,35 +122,19 @@ fn run_cases(
     summary
 }
 
-fn run_case(
-    case: &TestCase,
-    seed: u64,
-    cx: &mut MaySleep,
-    out: &mut dyn Output,
-) -> Result<(), Failure> {
+fn run_case(case: &TestCase, seed: u64, cx: &mut MaySleep, out: &mut dyn Output) -> Result<(), Failure> {
     let seed = seed_of(seed, case);
     out.begin(case);
     com2::set_deadline(Some(case.budget_ms));
-    let result = (case.run)(&mut Test {
-        cx,
-        rng: Rng::new(seed),
-        seed,
-        out,
-    });
+    let result = (case.run)(&mut Test { cx, rng: Rng::new(seed), seed, out });
     com2::set_deadline(None);
     result
 }
 
 /// FNV-1a over the run's seed and the test's name.
 fn seed_of(seed: u64, case: &TestCase) -> u64 {
-    let bytes = seed
-        .to_le_bytes()
-        .into_iter()
-        .chain(case.suite.bytes())
-        .chain(case.name.bytes());
-    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    })
+    let bytes = seed.to_le_bytes().into_iter().chain(case.suite.bytes()).chain(case.name.bytes());
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
 }
 
 #[cfg(test)]
@@ -183,41 +154,18 @@ mod tests {
         skip!("needs\ntwo lines")
     }
 
-    const fn case(
-        suite: &'static str,
-        name: &'static str,
-        run: fn(&mut Test<'_>) -> Result<(), Failure>,
-    ) -> TestCase {
-        TestCase {
-            suite,
-            name,
-            file: "f.rs",
-            line: 1,
-            tags: 0,
-            budget_ms: 1000,
-            run,
-        }
+    const fn case(suite: &'static str, name: &'static str, run: fn(&mut Test<'_>) -> Result<(), Failure>) -> TestCase {
+        TestCase { suite, name, file: "f.rs", line: 1, tags: 0, budget_ms: 1000, run }
     }
 
-    static CASES: [TestCase; 4] = [
-        case("zeta", "b", pass),
-        case("alpha", "z", cannot),
-        case("zeta", "a", fail),
-        case("alpha", "a", pass),
-    ];
+    static CASES: [TestCase; 4] =
+        [case("zeta", "b", pass), case("alpha", "z", cannot), case("zeta", "a", fail), case("alpha", "a", pass)];
 
     fn ids(plan: &Plan<'_>) -> Vec<String> {
-        select(CASES.iter(), plan)
-            .iter()
-            .map(|c| format!("{}.{}", c.suite, c.name))
-            .collect()
+        select(CASES.iter(), plan).iter().map(|c| format!("{}.{}", c.suite, c.name)).collect()
     }
 
-    const ALL: Plan<'static> = Plan {
-        filter: Filter::ALL,
-        start_at: None,
-        seed: 7,
-    };
+    const ALL: Plan<'static> = Plan { filter: Filter::ALL, start_at: None, seed: 7 };
 
     #[test]
     fn tests_are_ordered_by_suite_and_name() {
@@ -226,20 +174,8 @@ mod tests {
 
     #[test]
     fn a_run_can_be_taken_up_at_a_test() {
-        assert_eq!(
-            ids(&Plan {
-                start_at: Some("alpha.z"),
-                ..ALL
-            }),
-            ["alpha.z", "zeta.a", "zeta.b"]
-        );
-        assert_eq!(
-            ids(&Plan {
-                start_at: Some("zeta.c"),
-                ..ALL
-            }),
-            [] as [&str; 0]
-        );
+        assert_eq!(ids(&Plan { start_at: Some("alpha.z"), ..ALL }), ["alpha.z", "zeta.a", "zeta.b"]);
+        assert_eq!(ids(&Plan { start_at: Some("zeta.c"), ..ALL }), [] as [&str; 0]);
     }
 
     #[test]
@@ -249,27 +185,11 @@ mod tests {
         let mut out = crate::report::PlainLines(&mut keep);
         // SAFETY: this host thread has no other token and no guard.
         let mut cx = unsafe { MaySleep::new() };
-        let start = Start {
-            seed: 7,
-            cpus: 1,
-            nodes: 1,
-            build: "b",
-        };
+        let start = Start { seed: 7, cpus: 1, nodes: 1, build: "b" };
         let summary = run_cases(&select(CASES.iter(), &ALL), &start, &mut cx, &mut out);
-        assert_eq!(
-            summary,
-            Summary {
-                planned: 4,
-                passed: 2,
-                failed: 1,
-                skipped: 1
-            }
-        );
+        assert_eq!(summary, Summary { planned: 4, passed: 2, failed: 1, skipped: 1 });
         assert!(!summary.is_pass());
-        let place = lines
-            .iter()
-            .position(|line| line.contains("1 is 1, 2 is 2"))
-            .unwrap();
+        let place = lines.iter().position(|line| line.contains("1 is 1, 2 is 2")).unwrap();
         lines[place] = "  # PLACE".to_string();
         assert_eq!(
             lines,

@@ -23,32 +23,28 @@ use crate::console;
 
 /// A command of the shell.
 #[derive(Debug)]
-pub struct Command {
+pub(crate) struct Command {
     /// What is typed.
-    pub name: &'static str,
+    pub(crate) name: &'static str,
     /// Its arguments, for the help.
-    pub arguments: &'static str,
+    pub(crate) arguments: &'static str,
     /// One line that says what it does.
-    pub help: &'static str,
+    pub(crate) help: &'static str,
     /// Does it.
-    pub run: fn(&mut Session<'_>, &[&str]) -> Result<(), Complaint>,
+    pub(crate) run: fn(&mut Session<'_>, &[&str]) -> Result<(), Complaint>,
 }
 
 /// All commands that are linked in, in the linker's order.
 #[linkme::distributed_slice]
-pub static COMMANDS: [Command];
+pub(crate) static COMMANDS: [Command];
 
 /// Declares a command: `command!(cpus, "[--json]", "CPUs and their nodes", cpus);`
 macro_rules! command {
     ($name:ident, $arguments:literal, $help:literal, $run:expr) => {
         const _: () = {
             #[linkme::distributed_slice($crate::shell::COMMANDS)]
-            static COMMAND: $crate::shell::Command = $crate::shell::Command {
-                name: stringify!($name),
-                arguments: $arguments,
-                help: $help,
-                run: $run,
-            };
+            static COMMAND: $crate::shell::Command =
+                $crate::shell::Command { name: stringify!($name), arguments: $arguments, help: $help, run: $run };
         };
     };
 }
@@ -56,16 +52,16 @@ pub(crate) use command;
 
 /// Why a command did not do what was asked.
 #[derive(Debug)]
-pub struct Complaint(pub String);
+pub(crate) struct Complaint(pub(crate) String);
 
 impl Complaint {
     /// With this text.
-    pub fn new(text: fmt::Arguments<'_>) -> Self {
+    pub(crate) fn new(text: fmt::Arguments<'_>) -> Self {
         Self(alloc::fmt::format(text))
     }
 
     /// The arguments do not fit.
-    pub fn usage(command: &str) -> Self {
+    pub(crate) fn usage(command: &str) -> Self {
         Self::new(format_args!("wrong arguments; `help {command}` shows them"))
     }
 }
@@ -77,11 +73,11 @@ impl From<fmt::Error> for Complaint {
 }
 
 /// What a command works with.
-pub struct Session<'a> {
+pub(crate) struct Session<'a> {
     /// The token of the shell's thread.
-    pub cx: &'a mut MaySleep,
+    pub(crate) cx: &'a mut MaySleep,
     /// The answer is for a program.
-    pub json: bool,
+    pub(crate) json: bool,
 }
 
 impl Session<'_> {
@@ -90,19 +86,15 @@ impl Session<'_> {
     /// # Errors
     ///
     /// None; the type suits the commands.
-    pub fn show(&mut self, table: &Table) -> Result<(), Complaint> {
+    pub(crate) fn show(&mut self, table: &Table) -> Result<(), Complaint> {
         let mut text = String::new();
-        if self.json {
-            table.json(&mut text)
-        } else {
-            table.text(&mut text)
-        }?;
+        if self.json { table.json(&mut text) } else { table.text(&mut text) }?;
         console::print(&text);
         Ok(())
     }
 
     /// Prints a line for people.
-    pub fn say(&mut self, text: fmt::Arguments<'_>) {
+    pub(crate) fn say(&mut self, text: fmt::Arguments<'_>) {
         let mut line = alloc::fmt::format(text);
         line.push('\n');
         console::print(&line);
@@ -110,7 +102,7 @@ impl Session<'_> {
 }
 
 /// Reads commands and runs them, for ever.
-pub fn interact(cx: &mut MaySleep) -> ! {
+pub(crate) fn interact(cx: &mut MaySleep) -> ! {
     let mut editor = Editor::new("grange> ");
     let mut echo = String::new();
     editor.begin(&mut echo);
@@ -135,24 +127,17 @@ pub fn interact(cx: &mut MaySleep) -> ! {
 }
 
 /// Runs the commands of `grange.exec=` and ends the machine: passed if all did what was asked.
-pub fn execute(cx: &mut MaySleep, commands: &str) -> ! {
+pub(crate) fn execute(cx: &mut MaySleep, commands: &str) -> ! {
     let all_well = run_line(cx, commands);
     sync::log::flush();
-    debug_exit(if all_well {
-        Verdict::Pass
-    } else {
-        Verdict::Fail
-    })
+    debug_exit(if all_well { Verdict::Pass } else { Verdict::Fail })
 }
 
 /// Runs the commands of a line, up to the first that complains.
 fn run_line(cx: &mut MaySleep, line: &str) -> bool {
     for command in words::commands(line) {
         if let Err(Complaint(text)) = run_command(cx, command) {
-            console::print(&alloc::format!(
-                "{}: {text}\n",
-                command.split(' ').next().unwrap_or("")
-            ));
+            console::print(&alloc::format!("{}: {text}\n", command.split(' ').next().unwrap_or("")));
             return false;
         }
     }
@@ -165,14 +150,10 @@ fn run_command(cx: &mut MaySleep, command: &str) -> Result<(), Complaint> {
     let json = parts.iter().any(|&part| part == "--json");
     parts.retain(|&part| part != "--json");
     let Some(found) = COMMANDS.iter().find(|command| command.name == name) else {
-        return Err(
-            match words::nearest(name, COMMANDS.iter().map(|command| command.name)) {
-                Some(near) => {
-                    Complaint::new(format_args!("no such command; did you mean `{near}`?"))
-                }
-                None => Complaint::new(format_args!("no such command; `help` lists all")),
-            },
-        );
+        return Err(match words::nearest(name, COMMANDS.iter().map(|command| command.name)) {
+            Some(near) => Complaint::new(format_args!("no such command; did you mean `{near}`?")),
+            None => Complaint::new(format_args!("no such command; `help` lists all")),
+        });
     };
     (found.run)(&mut Session { cx, json }, &parts)
 }

@@ -1,1 +1,7 @@
-//! The suites, one module a storey or a subject; the module's name is the suite's.
+//! The suites, one module a subject; the module's name is the suite's.
+
+mod boot;
+mod calls;
+mod nmi;
+mod percpu;
+mod threads;

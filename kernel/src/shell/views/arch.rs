@@ -8,35 +8,17 @@ use grange_kernel::table::{Table, Value};
 use crate::shell::{Complaint, Session, command};
 
 command!(cpus, "[--json]", "CPUs: node, APIC id, state", cpus);
-command!(
-    nodes,
-    "[--json]",
-    "NUMA nodes: CPUs, memory, distances",
-    nodes
-);
-command!(
-    irq,
-    "[--json]",
-    "interrupts handled, by vector and CPU",
-    irq
-);
+command!(nodes, "[--json]", "NUMA nodes: CPUs, memory, distances", nodes);
+command!(irq, "[--json]", "interrupts handled, by vector and CPU", irq);
 
 fn cpus(session: &mut Session<'_>, _: &[&str]) -> Result<(), Complaint> {
-    let mut table = Table::new(
-        "cpus",
-        &["cpu", "node", "apic id", "state", "ticks", "nmis"],
-    );
+    let mut table = Table::new("cpus", &["cpu", "node", "apic id", "state", "ticks", "nmis"]);
     for id in cpu::present().iter() {
         table.row([
             Value::from(id.index()),
             cpu::node_of(id).index().into(),
             cpu::apic_id(id).into(),
-            if cpu::is_online(id) {
-                "online"
-            } else {
-                "offline"
-            }
-            .into(),
+            if cpu::is_online(id) { "online" } else { "offline" }.into(),
             ::sync::irq::count(id, vector::TIMER).into(),
             ::sync::nmi::count(id).into(),
         ]);
@@ -47,9 +29,7 @@ fn cpus(session: &mut Session<'_>, _: &[&str]) -> Result<(), Complaint> {
 /// The nodes of the machine.
 pub(super) fn node_ids() -> impl Iterator<Item = NodeId> {
     let mask = cpu::nodes_online();
-    (0..::arch::MAX_NODES)
-        .filter(move |&index| mask & (1 << index) != 0)
-        .map(NodeId::new)
+    (0..::arch::MAX_NODES).filter(move |&index| mask & (1 << index) != 0).map(NodeId::new)
 }
 
 fn nodes(session: &mut Session<'_>, _: &[&str]) -> Result<(), Complaint> {
@@ -67,10 +47,7 @@ fn nodes(session: &mut Session<'_>, _: &[&str]) -> Result<(), Complaint> {
             mib(stats.managed),
             mib(stats.free + stats.per_cpu),
         ]);
-        row.extend(
-            ids.iter()
-                .map(|&to| Value::from(u32::from(cpu::distance(id, to)))),
-        );
+        row.extend(ids.iter().map(|&to| Value::from(u32::from(cpu::distance(id, to)))));
         table.row(row);
     }
     session.show(&table)
@@ -96,24 +73,14 @@ fn irq(session: &mut Session<'_>, _: &[&str]) -> Result<(), Complaint> {
         table.column(alloc::format!("cpu {id}"));
     }
     for number in u8::MIN..=u8::MAX {
-        let counts: Vec<u64> = online
-            .iter()
-            .map(|&id| ::sync::irq::count(id, number))
-            .collect();
+        let counts: Vec<u64> = online.iter().map(|&id| ::sync::irq::count(id, number)).collect();
         if name_of(number).is_none() && counts.iter().all(|&count| count == 0) {
             continue;
         }
-        let head = [
-            alloc::format!("{number:#04x}").into(),
-            name_of(number).unwrap_or("device").into(),
-        ];
+        let head = [alloc::format!("{number:#04x}").into(), name_of(number).unwrap_or("device").into()];
         table.row(head.into_iter().chain(counts.into_iter().map(Value::from)));
     }
     let nmis = online.iter().map(|&id| Value::from(::sync::nmi::count(id)));
-    table.row(
-        ["nmi".into(), "non-maskable".into()]
-            .into_iter()
-            .chain(nmis),
-    );
+    table.row(["nmi".into(), "non-maskable".into()].into_iter().chain(nmis));
     session.show(&table)
 }

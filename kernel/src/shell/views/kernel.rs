@@ -10,31 +10,19 @@ use crate::console;
 use crate::shell::{COMMANDS, Complaint, Session, command};
 
 command!(help, "[COMMAND]", "this list, or one line of it", help);
-command!(
-    panic,
-    "KIND",
-    "ends the kernel: message, null, call-data, write-text, stack, lock",
-    panic
-);
+command!(panic, "KIND", "ends the kernel: message, null, call-data, write-text, stack, lock", panic);
 command!(reboot, "", "resets the machine", reboot);
 command!(poweroff, "", "switches the machine off", poweroff);
 
 fn help(session: &mut Session<'_>, arguments: &[&str]) -> Result<(), Complaint> {
     let mut table = Table::new("help", &["command", "arguments", "what it does"]);
-    let mut commands: Vec<_> = COMMANDS
-        .iter()
-        .filter(|c| arguments.iter().all(|&name| c.name == name))
-        .collect();
+    let mut commands: Vec<_> = COMMANDS.iter().filter(|c| arguments.iter().all(|&name| c.name == name)).collect();
     if commands.is_empty() {
         return Err(Complaint::new(format_args!("no such command")));
     }
     commands.sort_unstable_by_key(|command| command.name);
     for command in commands {
-        table.row([
-            Value::from(command.name),
-            command.arguments.into(),
-            command.help.into(),
-        ]);
+        table.row([Value::from(command.name), command.arguments.into(), command.help.into()]);
     }
     session.show(&table)
 }
@@ -102,11 +90,7 @@ fn write_text() {
 fn overflow_the_stack() {
     fn deeper(depth: u64) -> u64 {
         let frame = core::hint::black_box([depth; 32]);
-        if depth == u64::MAX {
-            0
-        } else {
-            deeper(depth + 1) + frame[7]
-        }
+        if depth == u64::MAX { 0 } else { deeper(depth + 1) + frame[7] }
     }
     core::hint::black_box(deeper(0));
 }

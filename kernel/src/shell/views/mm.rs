@@ -7,20 +7,11 @@ use mm::stats;
 
 use crate::shell::{Complaint, Session, command};
 
-command!(
-    mem,
-    "[--json]",
-    "pages by node, and free blocks by order",
-    mem
-);
+command!(mem, "[--json]", "pages by node, and free blocks by order", mem);
 
 fn mem(session: &mut Session<'_>, _: &[&str]) -> Result<(), Complaint> {
-    let mut table = Table::new(
-        "mem",
-        &[
-            "node", "pages", "free", "per-cpu", "deferred", "in use", "low", "min", "failed",
-        ],
-    );
+    let mut table =
+        Table::new("mem", &["node", "pages", "free", "per-cpu", "deferred", "in use", "low", "min", "failed"]);
     for order in 0..=mm::MAX_ORDER {
         table.column(alloc::format!("2^{order}"));
     }

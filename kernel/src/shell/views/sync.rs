@@ -12,30 +12,10 @@ use grange_kernel::table::{Table, Value};
 use crate::console;
 use crate::shell::{Complaint, Session, command};
 
-command!(
-    dmesg,
-    "[--json]",
-    "the log, from its oldest line that is still there",
-    dmesg
-);
-command!(
-    params,
-    "[TEXT] [--json]",
-    "command line parameters: value, range, meaning",
-    params
-);
-command!(
-    nmi,
-    "[CPU]",
-    "sends an NMI to a CPU (all others): it logs where it was",
-    nmi
-);
-command!(
-    ipi,
-    "[--json]",
-    "times a call to each CPU and an NMI to it, there and back",
-    ipi
-);
+command!(dmesg, "[--json]", "the log, from its oldest line that is still there", dmesg);
+command!(params, "[TEXT] [--json]", "command line parameters: value, range, meaning", params);
+command!(nmi, "[CPU]", "sends an NMI to a CPU (all others): it logs where it was", nmi);
+command!(ipi, "[--json]", "times a call to each CPU and an NMI to it, there and back", ipi);
 
 /// Rounds of `ipi` for each CPU.
 const ROUNDS: usize = 21;
@@ -58,14 +38,9 @@ fn dmesg(session: &mut Session<'_>, _: &[&str]) -> Result<(), Complaint> {
 }
 
 fn params(session: &mut Session<'_>, arguments: &[&str]) -> Result<(), Complaint> {
-    let mut table = Table::new(
-        "params",
-        &["key", "value", "set", "unit", "allowed", "meaning"],
-    );
-    let mut entries: alloc::vec::Vec<_> = param::PARAMS
-        .iter()
-        .filter(|entry| arguments.iter().all(|text| entry.key.contains(text)))
-        .collect();
+    let mut table = Table::new("params", &["key", "value", "set", "unit", "allowed", "meaning"]);
+    let mut entries: alloc::vec::Vec<_> =
+        param::PARAMS.iter().filter(|entry| arguments.iter().all(|text| entry.key.contains(text))).collect();
     entries.sort_unstable_by_key(|entry| entry.key);
     for entry in entries {
         let meaning: String = entry.doc.concat();
@@ -136,17 +111,11 @@ fn nmi(session: &mut Session<'_>, arguments: &[&str]) -> Result<(), Complaint> {
             others
         }
         [number] => {
-            let id = number
-                .parse()
-                .ok()
-                .filter(|&index: &usize| index < arch::MAX_CPUS);
+            let id = number.parse().ok().filter(|&index: &usize| index < arch::MAX_CPUS);
             let id = id.map(CpuId::new).filter(|&id| cpu::is_online(id));
-            arch::CpuMask::of(id.ok_or_else(|| {
-                Complaint::new(format_args!(
-                    "{number} is no online CPU ({})",
-                    cpu::online()
-                ))
-            })?)
+            arch::CpuMask::of(
+                id.ok_or_else(|| Complaint::new(format_args!("{number} is no online CPU ({})", cpu::online())))?,
+            )
         }
         _ => return Err(Complaint::usage("nmi")),
     };
@@ -158,10 +127,7 @@ fn nmi(session: &mut Session<'_>, arguments: &[&str]) -> Result<(), Complaint> {
     let all = wait_for_answers(before, targets.count() as u64);
     ::sync::log::flush();
     if !all {
-        return Err(Complaint::new(format_args!(
-            "no answer from CPUs {}",
-            ASKED.load()
-        )));
+        return Err(Complaint::new(format_args!("no answer from CPUs {}", ASKED.load())));
     }
     session.say(format_args!("{} answered", targets.count()));
     Ok(())
@@ -169,16 +135,7 @@ fn nmi(session: &mut Session<'_>, arguments: &[&str]) -> Result<(), Complaint> {
 
 fn ipi(session: &mut Session<'_>, _: &[&str]) -> Result<(), Complaint> {
     register();
-    let mut table = Table::new(
-        "ipi",
-        &[
-            "cpu",
-            "call min ns",
-            "call p50 ns",
-            "nmi min ns",
-            "nmi p50 ns",
-        ],
-    );
+    let mut table = Table::new("ipi", &["cpu", "call min ns", "call p50 ns", "nmi min ns", "nmi p50 ns"]);
     for id in cpu::online().iter().filter(|&id| id != cpu::current()) {
         let call = time(|| {
             smp::call_on(id, |_| {}, 0, true);
@@ -190,13 +147,7 @@ fn ipi(session: &mut Session<'_>, _: &[&str]) -> Result<(), Complaint> {
             ipi::send_nmi(id);
             wait_for_answers(before, 1)
         })?;
-        table.row([
-            id.index().into(),
-            call.0.into(),
-            call.1.into(),
-            nmi.0.into(),
-            nmi.1.into(),
-        ]);
+        table.row([id.index().into(), call.0.into(), call.1.into(), nmi.0.into(), nmi.1.into()]);
     }
     session.show(&table)
 }

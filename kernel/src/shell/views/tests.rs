@@ -9,12 +9,7 @@ use grange_kernel::table::{Table, Value};
 use crate::cmdline;
 use crate::shell::{Complaint, Session, command};
 
-command!(
-    test,
-    "[GLOB,GLOB…] [--list]",
-    "runs the tests whose suite.name matches, or all",
-    test
-);
+command!(test, "[GLOB,GLOB…] [--list]", "runs the tests whose suite.name matches, or all", test);
 
 fn test(session: &mut Session<'_>, arguments: &[&str]) -> Result<(), Complaint> {
     let list = arguments.contains(&"--list");
@@ -23,11 +18,7 @@ fn test(session: &mut Session<'_>, arguments: &[&str]) -> Result<(), Complaint> 
     if globs.next().is_some() {
         return Err(Complaint::usage("test"));
     }
-    let plan = Plan {
-        filter,
-        start_at: None,
-        seed: cmdline::SEED.get(),
-    };
+    let plan = Plan { filter, start_at: None, seed: cmdline::SEED.get() };
     if list || session.json {
         let mut table = Table::new("tests", &["suite", "name", "file", "line", "budget ms"]);
         for case in ::tests::run::select(::tests::TESTS.iter(), &plan) {
@@ -48,9 +39,6 @@ fn test(session: &mut Session<'_>, arguments: &[&str]) -> Result<(), Complaint> 
     if summary.is_pass() {
         Ok(())
     } else {
-        Err(Complaint::new(format_args!(
-            "{} of {} failed",
-            summary.failed, summary.planned
-        )))
+        Err(Complaint::new(format_args!("{} of {} failed", summary.failed, summary.planned)))
     }
 }
