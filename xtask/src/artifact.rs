@@ -39,22 +39,14 @@ impl Profile {
 ///
 /// # Errors
 /// `Build` when cargo fails, `Usage` when a given file is not there, `Host` when there is no bare-metal core.
-pub fn make(
-    workspace: &Workspace,
-    args: &KernelArgs,
-    default: Profile,
-) -> anyhow::Result<Artifacts> {
+pub fn make(workspace: &Workspace, args: &KernelArgs, default: Profile) -> anyhow::Result<Artifacts> {
     for (option, path) in [("--kernel", &args.kernel), ("--loader", &args.loader)] {
         if let Some(path) = path.as_ref().filter(|path| !path.is_file()) {
             return Err(usage(format!("{option} {}: no such file", path.display())));
         }
     }
     let profile = args.profile_or(default);
-    let core = if args.kernel.is_some() && args.loader.is_some() {
-        None
-    } else {
-        Some(core::ensure(workspace)?)
-    };
+    let core = if args.kernel.is_some() && args.loader.is_some() { None } else { Some(core::ensure(workspace)?) };
     let loader = match (&args.loader, core) {
         (None, Some(core)) => build(workspace, core, "grange-boot", Profile::Release)?,
         (given, _) => given.clone().unwrap_or_default(),
@@ -63,35 +55,14 @@ pub fn make(
         (None, Some(core)) => build(workspace, core, "grange", profile)?,
         (given, _) => given.clone().unwrap_or_default(),
     };
-    let profile = if args.kernel.is_some() {
-        "given"
-    } else {
-        profile.name()
-    };
-    Ok(Artifacts {
-        loader: std::path::absolute(loader)?,
-        kernel: std::path::absolute(kernel)?,
-        profile,
-    })
+    let profile = if args.kernel.is_some() { "given" } else { profile.name() };
+    Ok(Artifacts { loader: std::path::absolute(loader)?, kernel: std::path::absolute(kernel)?, profile })
 }
 
 /// `cargo build` of one bare-metal package; returns the executable that cargo names.
-fn build(
-    workspace: &Workspace,
-    core: Core,
-    package: &str,
-    profile: Profile,
-) -> anyhow::Result<PathBuf> {
+fn build(workspace: &Workspace, core: Core, package: &str, profile: Profile) -> anyhow::Result<PathBuf> {
     let mut cargo = workspace.cargo();
-    cargo.args([
-        "build",
-        "--package",
-        package,
-        "--target",
-        TARGET,
-        "--profile",
-        profile.name(),
-    ]);
+    cargo.args(["build", "--package", package, "--target", TARGET, "--profile", profile.name()]);
     core.apply(&mut cargo);
     cargo.arg("--message-format=json-render-diagnostics");
     if !workspace.verbose {
@@ -99,33 +70,18 @@ fn build(
     } else {
         eprintln!("$ {}", shell_line(&cargo));
     }
-    let output = cargo
-        .stdin(Stdio::null())
-        .stderr(Stdio::inherit())
-        .output()
-        .context("cannot start cargo")?;
+    let output = cargo.stdin(Stdio::null()).stderr(Stdio::inherit()).output().context("cannot start cargo")?;
     if !output.status.success() {
-        return Err(stop(
-            Exit::Build,
-            format!("{package} ({}) did not build", profile.name()),
-        ));
+        return Err(stop(Exit::Build, format!("{package} ({}) did not build", profile.name())));
     }
-    executable(&String::from_utf8_lossy(&output.stdout), package).ok_or_else(|| {
-        stop(
-            Exit::Build,
-            format!("cargo built {package} but named no executable"),
-        )
-    })
+    executable(&String::from_utf8_lossy(&output.stdout), package)
+        .ok_or_else(|| stop(Exit::Build, format!("cargo built {package} but named no executable")))
 }
 
 fn executable(messages: &str, package: &str) -> Option<PathBuf> {
-    let parsed = messages
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let parsed = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let named = parsed.filter(|message| message["target"]["name"] == package);
-    named
-        .filter_map(|message| message["executable"].as_str().map(PathBuf::from))
-        .next_back()
+    named.filter_map(|message| message["executable"].as_str().map(PathBuf::from)).next_back()
 }
 
 /// `cargo xtask build`: prints where the two files are and how large.
@@ -134,17 +90,9 @@ fn executable(messages: &str, package: &str) -> Option<PathBuf> {
 /// As [`make`].
 pub fn command(workspace: &Workspace, args: &BuildArgs) -> anyhow::Result<Exit> {
     let made = make(workspace, &args.kernel, Profile::Release)?;
-    let size = |path: &Path| {
-        path.metadata()
-            .map(|meta| meta.len() / 1024)
-            .unwrap_or_default()
-    };
+    let size = |path: &Path| path.metadata().map(|meta| meta.len() / 1024).unwrap_or_default();
     for (what, path) in [("loader", &made.loader), ("kernel", &made.kernel)] {
-        println!(
-            "{what}  {}  {} KiB",
-            workspace.short(path).display(),
-            size(path)
-        );
+        println!("{what}  {}  {} KiB", workspace.short(path).display(), size(path));
     }
     Ok(Exit::Passed)
 }
@@ -164,10 +112,7 @@ mod tests {
             r#"{"reason":"build-finished","success":true}"#,
             "\n",
         );
-        assert_eq!(
-            executable(messages, "grange"),
-            Some(PathBuf::from("/t/grange"))
-        );
+        assert_eq!(executable(messages, "grange"), Some(PathBuf::from("/t/grange")));
         assert_eq!(executable(messages, "grange-boot"), None);
     }
 }

@@ -16,8 +16,7 @@ use crate::workspace::Workspace;
 pub fn ci(workspace: &Workspace, args: &CiArgs) -> anyhow::Result<Exit> {
     core::ensure(workspace)?;
     emulator::ensure(workspace, "qemu-system-x86_64".as_ref())?;
-    let this =
-        std::env::current_exe().map_err(|error| stop(Exit::Host, format!("who am I: {error}")))?;
+    let this = std::env::current_exe().map_err(|error| stop(Exit::Host, format!("who am I: {error}")))?;
     let mut times: Vec<(&str, Duration)> = Vec::new();
     let mut worst = Exit::Passed;
     for (step, words) in [(CiStep::Lint, "lint"), (CiStep::Test, "test")] {
@@ -25,9 +24,7 @@ pub fn ci(workspace: &Workspace, args: &CiArgs) -> anyhow::Result<Exit> {
             continue;
         }
         if step == CiStep::Test {
-            times
-                .iter()
-                .for_each(|(step, time)| println!("ci: {step} took {:.1} s", time.as_secs_f64()));
+            times.iter().for_each(|(step, time)| println!("ci: {step} took {:.1} s", time.as_secs_f64()));
         }
         let started = Instant::now();
         let mut command = Command::new(&this);
@@ -42,10 +39,7 @@ pub fn ci(workspace: &Workspace, args: &CiArgs) -> anyhow::Result<Exit> {
             eprintln!("ci: {words} failed");
         }
     }
-    let told: Vec<String> = times
-        .iter()
-        .map(|(step, time)| format!("{step} {:.1} s", time.as_secs_f64()))
-        .collect();
+    let told: Vec<String> = times.iter().map(|(step, time)| format!("{step} {:.1} s", time.as_secs_f64())).collect();
     eprintln!("ci: {}: {}", told.join(", "), worst.word());
     Ok(worst)
 }
@@ -62,9 +56,7 @@ fn exit_of(code: Option<i32>) -> Exit {
         Exit::Build,
         Exit::Interrupted,
     ];
-    ALL.into_iter()
-        .find(|exit| code == Some(exit.code().into()))
-        .unwrap_or(Exit::Host)
+    ALL.into_iter().find(|exit| code == Some(exit.code().into())).unwrap_or(Exit::Host)
 }
 
 #[cfg(test)]

@@ -88,12 +88,7 @@ pub struct MachineArgs {
     #[arg(long, value_name = "SIZE")]
     pub memory: Option<String>,
     /// Memory of each node, for uneven machines: 256M,64M,0
-    #[arg(
-        long,
-        value_name = "SIZE,SIZE,…",
-        value_delimiter = ',',
-        conflicts_with = "memory"
-    )]
+    #[arg(long, value_name = "SIZE,SIZE,…", value_delimiter = ',', conflicts_with = "memory")]
     pub node_memory: Option<Vec<String>>,
     /// Distances between nodes in the SLIT
     #[arg(long, value_enum, default_value_t)]
@@ -111,12 +106,7 @@ pub struct MachineArgs {
     #[arg(long, value_name = "PATH", default_value = "qemu-system-x86_64")]
     pub qemu: PathBuf,
     /// Kernel command line, as `key=value key=value`
-    #[arg(
-        long,
-        value_name = "LINE",
-        default_value = "",
-        allow_hyphen_values = true
-    )]
+    #[arg(long, value_name = "LINE", default_value = "", allow_hyphen_values = true)]
     pub append: String,
     /// Print the QEMU line as a runnable script and stop
     #[arg(long)]
@@ -330,13 +320,8 @@ pub struct BuildArgs {
 
 /// A time: bare numbers are seconds.
 fn seconds(text: &str) -> Result<Duration, String> {
-    let parsed = text
-        .parse::<f64>()
-        .ok()
-        .and_then(|s| Duration::try_from_secs_f64(s).ok());
-    parsed
-        .or_else(|| humantime::parse_duration(text).ok())
-        .ok_or_else(|| "a time such as 30, 30s or 5m".to_owned())
+    let parsed = text.parse::<f64>().ok().and_then(|s| Duration::try_from_secs_f64(s).ok());
+    parsed.or_else(|| humantime::parse_duration(text).ok()).ok_or_else(|| "a time such as 30, 30s or 5m".to_owned())
 }
 
 /// A number, decimal or with 0x.
@@ -360,18 +345,9 @@ mod tests {
 
     #[test]
     fn every_command_with_options_shows_two_examples() {
-        for command in Cli::command()
-            .get_subcommands()
-            .filter(|command| command.get_arguments().count() > 0)
-        {
-            let help = command
-                .get_after_help()
-                .map(ToString::to_string)
-                .unwrap_or_default();
-            let examples = help
-                .lines()
-                .filter(|line| line.starts_with("  cargo xtask"))
-                .count();
+        for command in Cli::command().get_subcommands().filter(|command| command.get_arguments().count() > 0) {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let examples = help.lines().filter(|line| line.starts_with("  cargo xtask")).count();
             assert_eq!(examples, 2, "{}", command.get_name());
         }
     }
@@ -388,9 +364,7 @@ mod tests {
     #[test]
     fn everything_after_two_dashes_goes_to_qemu() {
         let cli = Cli::try_parse_from(["xtask", "run", "--cpus", "2", "--", "-d", "int"]).unwrap();
-        let Command::Run(args) = cli.command else {
-            panic!("not run")
-        };
+        let Command::Run(args) = cli.command else { panic!("not run") };
         assert_eq!(args.qemu_args, ["-d", "int"]);
         assert_eq!(args.machine.cpus, Some(2));
     }

@@ -20,11 +20,8 @@ pub fn symbolized(log: &str, symbols: Option<&Symbols>) -> String {
         let Some(symbols) = symbols else { continue };
         for (position, address) in addresses(line).enumerate() {
             // In a backtrace all but the first are return addresses: the call is the instruction before.
-            let returns = line
-                .trim_start()
-                .strip_prefix('#')
-                .is_some_and(|rest| !rest.starts_with("0 "))
-                && position == 0;
+            let returns =
+                line.trim_start().strip_prefix('#').is_some_and(|rest| !rest.starts_with("0 ")) && position == 0;
             for frame in symbols.frames(address - u64::from(returns)) {
                 let _ = writeln!(out, "        {frame}");
             }
@@ -37,18 +34,11 @@ pub fn symbolized(log: &str, symbols: Option<&Symbols>) -> String {
 #[must_use]
 pub fn around(log: &[u8], from: usize, to: usize, limit: usize) -> String {
     let to = to.min(log.len());
-    let start = log[..from.min(to)]
-        .iter()
-        .rposition(|&byte| byte == b'\n')
-        .map_or(0, |at| at + 1);
+    let start = log[..from.min(to)].iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1);
     let text = String::from_utf8_lossy(&log[start..to]).replace('\r', "");
     let lines: Vec<&str> = text.lines().collect();
     let skipped = lines.len().saturating_sub(limit);
-    let mut out = if skipped > 0 {
-        format!("… {skipped} lines before\n")
-    } else {
-        String::new()
-    };
+    let mut out = if skipped > 0 { format!("… {skipped} lines before\n") } else { String::new() };
     for line in &lines[skipped..] {
         let _ = writeln!(out, "{line}");
     }
@@ -60,7 +50,7 @@ pub fn around(log: &[u8], from: usize, to: usize, limit: usize) -> String {
 pub fn crash_line(log: &str) -> Option<&str> {
     log.lines()
         .map(str::trim)
-        .find(|line| line.contains("PANIC") || line.starts_with("BUG:"))
+        .find(|line| ["PANIC", "STALL", "command line refused"].iter().any(|mark| line.contains(mark)))
 }
 
 #[cfg(test)]
@@ -76,18 +66,12 @@ mod tests {
 
     #[test]
     fn the_reason_of_a_crash_is_found_among_other_lines() {
-        assert_eq!(
-            crash_line("boot\n  PANIC cpu 3: oops\nbacktrace:\n"),
-            Some("PANIC cpu 3: oops")
-        );
+        assert_eq!(crash_line("boot\n  PANIC cpu 3: oops\nbacktrace:\n"), Some("PANIC cpu 3: oops"));
         assert_eq!(crash_line("all is well\n"), None);
     }
 
     #[test]
     fn a_log_without_symbols_stays_as_it_is() {
-        assert_eq!(
-            symbolized("a 0xffffffff80001234\nb\n", None),
-            "a 0xffffffff80001234\nb\n"
-        );
+        assert_eq!(symbolized("a 0xffffffff80001234\nb\n", None), "a 0xffffffff80001234\nb\n");
     }
 }

@@ -25,12 +25,7 @@ struct Need {
 
 impl Need {
     fn new(name: &'static str, found: Result<String, String>, steps: &[Step]) -> Need {
-        Need {
-            name,
-            found,
-            steps: steps.to_vec(),
-            optional: false,
-        }
+        Need { name, found, steps: steps.to_vec(), optional: false }
     }
 
     fn optional(mut self) -> Need {
@@ -47,11 +42,7 @@ impl Need {
     }
 
     fn fix(&self) -> String {
-        self.steps
-            .iter()
-            .map(|step| step.line(!super::toolchain::is_root()))
-            .collect::<Vec<_>>()
-            .join(" && ")
+        self.steps.iter().map(|step| step.line(!super::toolchain::is_root())).collect::<Vec<_>>().join(" && ")
     }
 }
 
@@ -62,18 +53,12 @@ impl Need {
 pub fn doctor(workspace: &Workspace, args: &DoctorArgs) -> anyhow::Result<Exit> {
     let mut needs = needs(workspace, &args.qemu);
     if args.fix {
-        for need in needs
-            .iter()
-            .filter(|need| need.found.is_err() && !need.optional && !need.steps.is_empty())
-        {
+        for need in needs.iter().filter(|need| need.found.is_err() && !need.optional && !need.steps.is_empty()) {
             install(workspace, need.name, &need.steps)?;
         }
         needs = self::needs(workspace, &args.qemu);
     }
-    let missing = needs
-        .iter()
-        .filter(|need| need.found.is_err() && !need.optional)
-        .count();
+    let missing = needs.iter().filter(|need| need.found.is_err() && !need.optional).count();
     if args.json {
         let list: Vec<Value> = needs
             .iter()
@@ -94,25 +79,14 @@ pub fn doctor(workspace: &Workspace, args: &DoctorArgs) -> anyhow::Result<Exit> 
             println!("{:<7} {}: {what}{fix}", need.word(), need.name);
         }
     }
-    Ok(if missing == 0 {
-        Exit::Passed
-    } else {
-        Exit::Host
-    })
+    Ok(if missing == 0 { Exit::Passed } else { Exit::Host })
 }
 
 fn needs(workspace: &Workspace, qemu: &Path) -> Vec<Need> {
-    let program =
-        |name: &str, arg: &str| output_of(Command::new(name).arg(arg).current_dir(&workspace.root));
+    let program = |name: &str, arg: &str| output_of(Command::new(name).arg(arg).current_dir(&workspace.root));
     let first_line = |text: String| text.lines().next().unwrap_or_default().to_owned();
     let tool = |name: &'static str, arg: &str, steps: &[Step]| {
-        Need::new(
-            name,
-            program(name, arg)
-                .map(first_line)
-                .ok_or_else(|| format!("no {name} that runs")),
-            steps,
-        )
+        Need::new(name, program(name, arg).map(first_line).ok_or_else(|| format!("no {name} that runs")), steps)
     };
     let found = find_program(qemu);
     let component = |name: &str| [Step::user(&format!("rustup component add {name}"))];
@@ -121,47 +95,30 @@ fn needs(workspace: &Workspace, qemu: &Path) -> Vec<Need> {
         tool("cargo", "--version", &[]),
         Need::new(
             "linker",
-            find_program(Path::new("cc"))
-                .map(shown)
-                .ok_or("no cc: the host's own tools do not link".into()),
-            &[
-                Step::root("apt-get update"),
-                Step::root("apt-get install -y --no-install-recommends gcc libc6-dev"),
-            ],
+            find_program(Path::new("cc")).map(shown).ok_or("no cc: the host's own tools do not link".into()),
+            &[Step::root("apt-get update"), Step::root("apt-get install -y --no-install-recommends gcc libc6-dev")],
         ),
         bare_core(workspace),
         tool("cargo-fmt", "--version", &component("rustfmt")),
         tool("cargo-clippy", "--version", &component("clippy")),
         Need::new("qemu", version(found.as_deref()), &emulator::steps()),
         Need::new("firmware", firmware(found.as_deref()), &emulator::steps()),
-        Need::new(
-            "qemu features",
-            features(found.as_deref()),
-            &emulator::steps(),
-        ),
+        Need::new("qemu features", features(found.as_deref()), &emulator::steps()),
         Need::new(
             "kvm",
-            if emulator::kvm_is_real() {
-                Ok("real".into())
-            } else {
-                Err("not real here: the emulator is used".into())
-            },
+            if emulator::kvm_is_real() { Ok("real".into()) } else { Err("not real here: the emulator is used".into()) },
             &[],
         )
         .optional(),
         Need::new(
             "cargo-nextest",
-            find_program(Path::new("cargo-nextest"))
-                .map(shown)
-                .ok_or("cargo test is used".into()),
+            find_program(Path::new("cargo-nextest")).map(shown).ok_or("cargo test is used".into()),
             &[Step::user("cargo install --locked cargo-nextest")],
         )
         .optional(),
         Need::new(
             "gdb",
-            find_program(Path::new("gdb"))
-                .map(shown)
-                .ok_or("only for debugging".into()),
+            find_program(Path::new("gdb")).map(shown).ok_or("only for debugging".into()),
             &[Step::root("apt-get install -y --no-install-recommends gdb")],
         )
         .optional(),
@@ -204,19 +161,12 @@ fn features(program: Option<&Path>) -> Result<String, String> {
     let help = |args: &[&str]| output_of(Command::new(program).args(args)).unwrap_or_default();
     let wanted = [
         ("q35", help(&["-machine", "help"]).contains("q35")),
-        (
-            "isa-debug-exit",
-            help(&["-device", "help"]).contains("isa-debug-exit"),
-        ),
+        ("isa-debug-exit", help(&["-device", "help"]).contains("isa-debug-exit")),
         ("tcg", help(&["-accel", "help"]).contains("tcg")),
         ("icount", help(&["--help"]).contains("-icount")),
         ("numa", help(&["--help"]).contains("-numa")),
     ];
-    let lacking: Vec<&str> = wanted
-        .iter()
-        .filter(|(_, there)| !there)
-        .map(|(name, _)| *name)
-        .collect();
+    let lacking: Vec<&str> = wanted.iter().filter(|(_, there)| !there).map(|(name, _)| *name).collect();
     if lacking.is_empty() {
         Ok(wanted.map(|(name, _)| name).join(", "))
     } else {

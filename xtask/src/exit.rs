@@ -61,20 +61,13 @@ impl Exit {
     /// Position in the order in which statuses win, 0 first.
     #[must_use]
     pub fn rank(self) -> usize {
-        BY_RANK
-            .iter()
-            .position(|&exit| exit == self)
-            .unwrap_or(BY_RANK.len())
+        BY_RANK.iter().position(|&exit| exit == self).unwrap_or(BY_RANK.len())
     }
 
     /// Of two ends, the one that is reported.
     #[must_use]
     pub fn worst(self, other: Exit) -> Exit {
-        if other.rank() < self.rank() {
-            other
-        } else {
-            self
-        }
+        if other.rank() < self.rank() { other } else { self }
     }
 
     /// One word for reports.
@@ -111,11 +104,7 @@ impl std::error::Error for Stop {}
 
 /// An error that ends the command with `exit`.
 pub fn stop(exit: Exit, line: impl Into<String>) -> anyhow::Error {
-    Stop {
-        exit,
-        line: line.into(),
-    }
-    .into()
+    Stop { exit, line: line.into() }.into()
 }
 
 /// An error about what the user asked for: names the bad input and what is allowed.
@@ -126,9 +115,7 @@ pub fn usage(line: impl Into<String>) -> anyhow::Error {
 /// The status an error ends the command with. One that names none is the host's trouble (a file, a process).
 #[must_use]
 pub fn of(error: &anyhow::Error) -> Exit {
-    error
-        .downcast_ref::<Stop>()
-        .map_or(Exit::Host, |stop| stop.exit)
+    error.downcast_ref::<Stop>().map_or(Exit::Host, |stop| stop.exit)
 }
 
 #[cfg(test)]
@@ -155,9 +142,7 @@ mod tests {
     #[test]
     fn an_error_keeps_its_status_through_added_context() {
         use anyhow::Context as _;
-        let error = Err::<(), _>(usage("--cpus 0"))
-            .context("while reading the shape")
-            .unwrap_err();
+        let error = Err::<(), _>(usage("--cpus 0")).context("while reading the shape").unwrap_err();
         assert_eq!(of(&error), Exit::Usage);
         assert_eq!(of(&anyhow::anyhow!("disk full")), Exit::Host);
     }

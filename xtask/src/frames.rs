@@ -34,17 +34,11 @@ impl Kind {
     ];
 
     fn letter(self) -> &'static str {
-        Self::ALL
-            .iter()
-            .find(|(_, kind)| *kind == self)
-            .map_or("?", |(letter, _)| letter)
+        Self::ALL.iter().find(|(_, kind)| *kind == self).map_or("?", |(letter, _)| letter)
     }
 
     fn from_letter(text: &str) -> Option<Kind> {
-        Self::ALL
-            .iter()
-            .find(|(letter, _)| *letter == text)
-            .map(|(_, kind)| *kind)
+        Self::ALL.iter().find(|(letter, _)| *letter == text).map(|(_, kind)| *kind)
     }
 }
 
@@ -118,14 +112,7 @@ impl FrameReader {
         let due = self.due;
         // Go on from what came: one lost frame is one error, not one for each that follows.
         self.due = frame.seq.wrapping_add(1);
-        if frame.seq == due {
-            Ok(frame)
-        } else {
-            Err(FrameError::Order {
-                due,
-                came: frame.seq,
-            })
-        }
+        if frame.seq == due { Ok(frame) } else { Err(FrameError::Order { due, came: frame.seq }) }
     }
 }
 
@@ -155,13 +142,8 @@ fn parse(line: &[u8]) -> Result<Frame, FrameError> {
 
 /// Exactly eight lower-case hexadecimal digits.
 fn hex8(text: &str) -> Option<u32> {
-    let all_hex = text.len() == 8
-        && text
-            .bytes()
-            .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-    all_hex
-        .then(|| u32::from_str_radix(text, 16).ok())
-        .flatten()
+    let all_hex = text.len() == 8 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    all_hex.then(|| u32::from_str_radix(text, 16).ok()).flatten()
 }
 
 /// Undoes the escapes; `None` for one that the writer never makes, and for a bare control character.
@@ -183,10 +165,7 @@ fn unescape(text: &str) -> Option<String> {
             't' => '\t',
             'x' => {
                 let digits: String = chars.by_ref().take(2).collect();
-                u8::from_str_radix(&digits, 16)
-                    .ok()
-                    .filter(|_| digits.len() == 2)
-                    .map(char::from)?
+                u8::from_str_radix(&digits, 16).ok().filter(|_| digits.len() == 2).map(char::from)?
             }
             _ => return None,
         });
@@ -222,23 +201,10 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_back_with_spaces_and_control_characters() {
-        for (seq, payload) in ["  ok 1 a", "", "a\nb\tc\\n\r\u{1b}[0m", "{\"x\":1}", "ä ö"]
-            .iter()
-            .enumerate()
-        {
-            let mut reader = FrameReader {
-                due: seq as u32,
-                ..FrameReader::default()
-            };
+        for (seq, payload) in ["  ok 1 a", "", "a\nb\tc\\n\r\u{1b}[0m", "{\"x\":1}", "ä ö"].iter().enumerate() {
+            let mut reader = FrameReader { due: seq as u32, ..FrameReader::default() };
             let frames = reader.push(encode(seq as u32, Kind::Ktap, payload).as_bytes());
-            assert_eq!(
-                frames,
-                [Ok(Frame {
-                    seq: seq as u32,
-                    kind: Kind::Ktap,
-                    payload: (*payload).to_owned()
-                })]
-            );
+            assert_eq!(frames, [Ok(Frame { seq: seq as u32, kind: Kind::Ktap, payload: (*payload).to_owned() })]);
         }
     }
 
@@ -263,10 +229,7 @@ mod tests {
                     continue;
                 }
                 let frames = FrameReader::default().push(&bad);
-                assert!(
-                    frames.iter().all(Result::is_err),
-                    "byte {at} bit {bit}: {frames:?}"
-                );
+                assert!(frames.iter().all(Result::is_err), "byte {at} bit {bit}: {frames:?}");
             }
         }
     }
@@ -274,20 +237,9 @@ mod tests {
     #[test]
     fn lost_doubled_and_swapped_frames_are_errors_of_order() {
         let frame = |seq| encode(seq, Kind::Heartbeat, "{}");
-        let errors = |text: &str| {
-            read(text)
-                .into_iter()
-                .filter_map(Result::err)
-                .collect::<Vec<_>>()
-        };
-        assert_eq!(
-            errors(&(frame(0) + &frame(2) + &frame(3))),
-            [FrameError::Order { due: 1, came: 2 }]
-        );
-        assert_eq!(
-            errors(&(frame(0) + &frame(0))),
-            [FrameError::Order { due: 1, came: 0 }]
-        );
+        let errors = |text: &str| read(text).into_iter().filter_map(Result::err).collect::<Vec<_>>();
+        assert_eq!(errors(&(frame(0) + &frame(2) + &frame(3))), [FrameError::Order { due: 1, came: 2 }]);
+        assert_eq!(errors(&(frame(0) + &frame(0))), [FrameError::Order { due: 1, came: 0 }]);
         assert_eq!(errors(&(frame(1) + &frame(0))).len(), 2);
     }
 
@@ -301,19 +253,11 @@ mod tests {
 
     #[test]
     fn unknown_kinds_and_escapes_are_refused_even_with_a_right_crc() {
-        for body in [
-            "00000000 X {}",
-            "00000000 K a\\qb",
-            "00000000 K a\\x4",
-            "00000000 K a\tb",
-            "0000000 K a",
-            "00000000 K",
-        ] {
+        for body in
+            ["00000000 X {}", "00000000 K a\\qb", "00000000 K a\\x4", "00000000 K a\tb", "0000000 K a", "00000000 K"]
+        {
             let line = format!("#G {body} {:08x}\n", crc32fast::hash(body.as_bytes()));
-            assert!(
-                matches!(read(&line)[..], [Err(FrameError::Form(_))]),
-                "{body}"
-            );
+            assert!(matches!(read(&line)[..], [Err(FrameError::Form(_))]), "{body}");
         }
     }
 }

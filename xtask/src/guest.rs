@@ -75,25 +75,15 @@ impl Boot<'_> {
             qmp: Some(socket_dir.path().join("qmp")),
             reboots: false,
         };
-        let mut command =
-            self.machine
-                .command(self.artifacts, self.kernel_line, self.seed, &wiring);
-        let without_socket = Wiring {
-            qmp: None,
-            ..wiring.clone()
-        };
-        let to_keep =
-            self.machine
-                .command(self.artifacts, self.kernel_line, self.seed, &without_socket);
+        let mut command = self.machine.command(self.artifacts, self.kernel_line, self.seed, &wiring);
+        let without_socket = Wiring { qmp: None, ..wiring.clone() };
+        let to_keep = self.machine.command(self.artifacts, self.kernel_line, self.seed, &without_socket);
         write_script(&self.file("qemu-cmd"), &script(&to_keep))?;
         for name in ["console.log", "com2.log"] {
             write(&self.file(name), "")?;
         }
         let stderr = File::create(self.file("qemu-stderr.log")).context("qemu-stderr.log")?;
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(stderr);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
         let started = Instant::now();
         let mut child = Owned::start(&mut command)?;
         let mut tail = Tail::open(&self.file("com2.log"), &self.file("console.log"))?;
@@ -120,13 +110,7 @@ impl Boot<'_> {
         tail.read(on_frame)?;
         let stderr = std::fs::read_to_string(self.file("qemu-stderr.log")).unwrap_or_default();
         let console = std::fs::read(self.file("console.log")).unwrap_or_default();
-        Ok(Left {
-            stream: tail.finish(),
-            ending,
-            console,
-            stderr,
-            took: started.elapsed(),
-        })
+        Ok(Left { stream: tail.finish(), ending, console, stderr, took: started.elapsed() })
     }
 
     /// The guest hangs: an NMI to every CPU makes the kernel print where each is.
@@ -159,12 +143,7 @@ struct Tail {
 impl Tail {
     fn open(frames: &Path, console: &Path) -> anyhow::Result<Tail> {
         let file = File::open(frames).with_context(|| frames.display().to_string())?;
-        Ok(Tail {
-            file,
-            console: console.to_path_buf(),
-            reader: FrameReader::default(),
-            stream: Stream::default(),
-        })
+        Ok(Tail { file, console: console.to_path_buf(), reader: FrameReader::default(), stream: Stream::default() })
     }
 
     fn read(&mut self, on_frame: &mut dyn FnMut(&Frame, usize)) -> anyhow::Result<()> {

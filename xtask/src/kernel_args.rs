@@ -15,9 +15,7 @@ impl KernelLine {
     /// Starts with what the user wrote, as it is.
     #[must_use]
     pub fn new(append: &str) -> Self {
-        KernelLine {
-            line: append.trim().to_owned(),
-        }
+        KernelLine { line: append.trim().to_owned() }
     }
 
     /// Adds `key=value`, with quotes where the value needs them.
@@ -33,11 +31,7 @@ impl KernelLine {
         if !self.line.is_empty() {
             self.line.push(' ');
         }
-        let quote = if value.contains(' ') || value.is_empty() {
-            "\""
-        } else {
-            ""
-        };
+        let quote = if value.contains(' ') || value.is_empty() { "\"" } else { "" };
         self.line.push_str(&format!("{key}={quote}{value}{quote}"));
         Ok(())
     }
@@ -48,21 +42,13 @@ impl KernelLine {
     /// `Usage` when it is longer than [`MAX_LINE`], or when quotes in what the user wrote do not close.
     pub fn finish(&self) -> anyhow::Result<&str> {
         if self.line.len() > MAX_LINE {
-            return Err(usage(format!(
-                "the kernel command line has {} bytes: at most {MAX_LINE}",
-                self.line.len()
-            )));
+            return Err(usage(format!("the kernel command line has {} bytes: at most {MAX_LINE}", self.line.len())));
         }
         if !self.line.matches('"').count().is_multiple_of(2) {
-            return Err(usage(format!(
-                "--append {}: a double quote is not closed",
-                self.line
-            )));
+            return Err(usage(format!("--append {}: a double quote is not closed", self.line)));
         }
         if self.line.chars().any(char::is_control) {
-            return Err(usage(
-                "--append holds a control character: words are separated by spaces".to_owned(),
-            ));
+            return Err(usage("--append holds a control character: words are separated by spaces".to_owned()));
         }
         Ok(&self.line)
     }
@@ -77,10 +63,7 @@ mod tests {
         let mut line = KernelLine::new(" idle=poll ");
         line.set("grange.exec", "cpus; mem --json").unwrap();
         line.set("grange.seed", "7").unwrap();
-        assert_eq!(
-            line.finish().unwrap(),
-            r#"idle=poll grange.exec="cpus; mem --json" grange.seed=7"#
-        );
+        assert_eq!(line.finish().unwrap(), r#"idle=poll grange.exec="cpus; mem --json" grange.seed=7"#);
     }
 
     #[test]
@@ -88,23 +71,14 @@ mod tests {
         let mut line = KernelLine::default();
         assert!(line.set("grange.exec", r#"say "hi""#).is_err());
         assert!(line.set("grange.exec", "a\nb").is_err());
-        assert!(
-            KernelLine::new(r#"a="b"#)
-                .finish()
-                .unwrap_err()
-                .to_string()
-                .contains("not closed")
-        );
+        assert!(KernelLine::new(r#"a="b"#).finish().unwrap_err().to_string().contains("not closed"));
         assert!(KernelLine::new("a=1\tb=2").finish().is_err());
     }
 
     #[test]
     fn a_line_over_the_limit_is_refused_and_one_at_it_is_not() {
         assert!(KernelLine::new(&"x".repeat(MAX_LINE)).finish().is_ok());
-        let error = KernelLine::new(&"x".repeat(MAX_LINE + 1))
-            .finish()
-            .unwrap_err()
-            .to_string();
+        let error = KernelLine::new(&"x".repeat(MAX_LINE + 1)).finish().unwrap_err().to_string();
         assert!(error.contains("3001 bytes: at most 3000"), "{error}");
     }
 }

@@ -49,10 +49,7 @@ impl KernelTest {
 
     /// The names of its tags.
     pub fn tag_names(&self) -> impl Iterator<Item = &'static str> {
-        TAG_NAMES
-            .iter()
-            .filter(|(_, bit)| self.tags & bit != 0)
-            .map(|(name, _)| *name)
+        TAG_NAMES.iter().filter(|(_, bit)| self.tags & bit != 0).map(|(name, _)| *name)
     }
 }
 
@@ -66,10 +63,7 @@ pub fn list(kernel: &Path) -> anyhow::Result<Vec<KernelTest>> {
     let elf = object::File::parse(&*bytes).map_err(|error| bad(&error.to_string()))?;
     let mut tests = Vec::new();
     for case in section(&elf).chunks(CASE_SIZE) {
-        tests.push(
-            decode(&elf, case)
-                .ok_or_else(|| bad("the section linkme_TESTS is not an array of TestCase"))?,
-        );
+        tests.push(decode(&elf, case).ok_or_else(|| bad("the section linkme_TESTS is not an array of TestCase"))?);
     }
     tests.sort_by(|a, b| a.id.cmp(&b.id));
     if let Some(pair) = tests.windows(2).find(|pair| pair[0].id == pair[1].id) {
@@ -83,53 +77,28 @@ fn section<'data>(elf: &object::File<'data>) -> &'data [u8] {
     if let Some(section) = elf.section_by_name("linkme_TESTS") {
         return section.data().unwrap_or_default();
     }
-    let address = |name: &str| {
-        elf.symbols()
-            .find(|symbol| symbol.name() == Ok(name))
-            .map(|symbol| symbol.address())
-    };
-    match (
-        address("__start_linkme_TESTS"),
-        address("__stop_linkme_TESTS"),
-    ) {
-        (Some(start), Some(stop)) if start < stop => {
-            at(elf, start, (stop - start) as usize).unwrap_or_default()
-        }
+    let address = |name: &str| elf.symbols().find(|symbol| symbol.name() == Ok(name)).map(|symbol| symbol.address());
+    match (address("__start_linkme_TESTS"), address("__stop_linkme_TESTS")) {
+        (Some(start), Some(stop)) if start < stop => at(elf, start, (stop - start) as usize).unwrap_or_default(),
         _ => &[],
     }
 }
 
 /// The file's bytes that are loaded at an address.
 fn at<'data>(elf: &object::File<'data>, address: u64, length: usize) -> Option<&'data [u8]> {
-    elf.segments()
-        .find_map(|segment| segment.data_range(address, length as u64).ok().flatten())
+    elf.segments().find_map(|segment| segment.data_range(address, length as u64).ok().flatten())
 }
 
 fn decode(elf: &object::File<'_>, case: &[u8]) -> Option<KernelTest> {
-    let word = |offset: usize| {
-        Some(u64::from_le_bytes(
-            case.get(offset..offset + 8)?.try_into().ok()?,
-        ))
-    };
-    let half = |offset: usize| {
-        Some(u32::from_le_bytes(
-            case.get(offset..offset + 4)?.try_into().ok()?,
-        ))
-    };
+    let word = |offset: usize| Some(u64::from_le_bytes(case.get(offset..offset + 8)?.try_into().ok()?));
+    let half = |offset: usize| Some(u32::from_le_bytes(case.get(offset..offset + 4)?.try_into().ok()?));
     let string = |offset: usize| {
-        let length = usize::try_from(word(offset + 8)?)
-            .ok()
-            .filter(|&length| length <= MAX_STRING)?;
-        std::str::from_utf8(at(elf, word(offset)?, length)?)
-            .ok()
-            .map(str::to_owned)
+        let length = usize::try_from(word(offset + 8)?).ok().filter(|&length| length <= MAX_STRING)?;
+        std::str::from_utf8(at(elf, word(offset)?, length)?).ok().map(str::to_owned)
     };
     let [suite, name, file] = STRINGS.map(string);
     Some(KernelTest {
-        id: TestId {
-            suite: suite?,
-            name: name?,
-        },
+        id: TestId { suite: suite?, name: name? },
         file: file?,
         line: half(LINE)?,
         tags: half(TAGS)?,
@@ -151,14 +120,10 @@ impl Filter {
     pub fn new(words: &[String]) -> anyhow::Result<Filter> {
         let mut globs = Vec::new();
         for word in words {
-            let patterns = if word.contains('.') {
-                vec![word.clone()]
-            } else {
-                vec![format!("{word}.*"), format!("*.{word}")]
-            };
+            let patterns =
+                if word.contains('.') { vec![word.clone()] } else { vec![format!("{word}.*"), format!("*.{word}")] };
             for pattern in patterns {
-                let glob = Glob::new(&pattern)
-                    .map_err(|error| usage(format!("filter {word}: {error}")))?;
+                let glob = Glob::new(&pattern).map_err(|error| usage(format!("filter {word}: {error}")))?;
                 globs.push((word.clone(), glob.compile_matcher()));
             }
         }
@@ -187,15 +152,8 @@ pub fn filter_glob(all: &[KernelTest], chosen: &[TestId]) -> Option<String> {
     }
     let mut words: Vec<String> = Vec::new();
     for id in chosen {
-        let whole = all
-            .iter()
-            .filter(|test| test.id.suite == id.suite)
-            .all(|test| chosen.contains(&test.id));
-        let word = if whole {
-            format!("{}.*", id.suite)
-        } else {
-            id.to_string()
-        };
+        let whole = all.iter().filter(|test| test.id.suite == id.suite).all(|test| chosen.contains(&test.id));
+        let word = if whole { format!("{}.*", id.suite) } else { id.to_string() };
         if words.last() != Some(&word) {
             words.push(word);
         }
@@ -208,47 +166,21 @@ mod tests {
     use super::*;
 
     fn test(suite: &str, name: &str) -> KernelTest {
-        let id = TestId {
-            suite: suite.into(),
-            name: name.into(),
-        };
-        KernelTest {
-            id,
-            file: String::new(),
-            line: 1,
-            tags: 0,
-            budget_ms: 0,
-        }
+        let id = TestId { suite: suite.into(), name: name.into() };
+        KernelTest { id, file: String::new(), line: 1, tags: 0, budget_ms: 0 }
     }
 
     fn chosen(words: &[&str]) -> Vec<String> {
-        let filter = Filter::new(
-            &words
-                .iter()
-                .map(|&word| word.to_owned())
-                .collect::<Vec<_>>(),
-        )
-        .unwrap();
-        let all = [
-            test("nmi", "nested"),
-            test("percpu", "isolated"),
-            test("percpu", "sum"),
-            test("sum", "percpu2"),
-        ];
-        all.iter()
-            .filter(|test| filter.wants(&test.id))
-            .map(|test| test.id.to_string())
-            .collect()
+        let filter = Filter::new(&words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>()).unwrap();
+        let all = [test("nmi", "nested"), test("percpu", "isolated"), test("percpu", "sum"), test("sum", "percpu2")];
+        all.iter().filter(|test| filter.wants(&test.id)).map(|test| test.id.to_string()).collect()
     }
 
     #[test]
     fn a_word_without_a_dot_is_a_suite_or_a_test_of_any_suite() {
         assert_eq!(chosen(&["sum"]), ["percpu.sum", "sum.percpu2"]);
         assert_eq!(chosen(&["percpu"]), ["percpu.isolated", "percpu.sum"]);
-        assert_eq!(
-            chosen(&["per*.is*", "nmi"]),
-            ["nmi.nested", "percpu.isolated"]
-        );
+        assert_eq!(chosen(&["per*.is*", "nmi"]), ["nmi.nested", "percpu.isolated"]);
         assert_eq!(chosen(&[]).len(), 4);
         assert!(chosen(&["nothing"]).is_empty());
     }
@@ -262,25 +194,16 @@ mod tests {
 
     #[test]
     fn whole_suites_are_written_short_and_everything_needs_no_filter() {
-        let all = [
-            test("nmi", "nested"),
-            test("percpu", "isolated"),
-            test("percpu", "sum"),
-        ];
+        let all = [test("nmi", "nested"), test("percpu", "isolated"), test("percpu", "sum")];
         let ids: Vec<TestId> = all.iter().map(|test| test.id.clone()).collect();
         assert_eq!(filter_glob(&all, &ids), None);
         assert_eq!(filter_glob(&all, &ids[1..]).as_deref(), Some("percpu.*"));
-        assert_eq!(
-            filter_glob(&all, &ids[..2]).as_deref(),
-            Some("nmi.*,percpu.isolated")
-        );
+        assert_eq!(filter_glob(&all, &ids[..2]).as_deref(), Some("nmi.*,percpu.isolated"));
     }
 
     #[test]
     fn a_file_that_is_no_elf_is_the_hosts_trouble() {
-        let error = list(Path::new(file!()))
-            .or_else(|_| list(Path::new("/proc/version")))
-            .unwrap_err();
+        let error = list(Path::new(file!())).or_else(|_| list(Path::new("/proc/version"))).unwrap_err();
         assert_eq!(crate::exit::of(&error), Exit::Host);
     }
 }

@@ -104,10 +104,7 @@ impl Parser {
     pub fn line(&mut self, line: &str) -> Result<Option<&TestLine>, KtapError> {
         self.lines += 1;
         let before = self.tests.len();
-        self.step(line).map_err(|what| KtapError {
-            line: self.lines,
-            what,
-        })?;
+        self.step(line).map_err(|what| KtapError { line: self.lines, what })?;
         Ok(self.tests.get(before))
     }
 
@@ -116,21 +113,13 @@ impl Parser {
     /// # Errors
     /// When it ended before its plan was met.
     pub fn finish(&self) -> Result<(), KtapError> {
-        let error = |what: String| {
-            Err(KtapError {
-                line: self.lines,
-                what,
-            })
-        };
+        let error = |what: String| Err(KtapError { line: self.lines, what });
         match self.state {
             State::Done => Ok(()),
             State::Version => error("no KTAP at all".to_owned()),
             State::Plan => error("no plan".to_owned()),
             State::Outer => error(format!("{} of {} suites", self.suites.len(), self.planned)),
-            State::Head | State::Inner => error(format!(
-                "suite {} is cut",
-                self.suite.name.as_deref().unwrap_or("?")
-            )),
+            State::Head | State::Inner => error(format!("suite {} is cut", self.suite.name.as_deref().unwrap_or("?"))),
         }
     }
 
@@ -149,24 +138,17 @@ impl Parser {
             State::Version => return Err(format!("expected `KTAP version 1`, found {line:?}")),
             State::Plan => {
                 self.planned = plan(line)?;
-                self.state = if self.planned == 0 {
-                    State::Done
-                } else {
-                    State::Outer
-                };
+                self.state = if self.planned == 0 { State::Done } else { State::Outer };
             }
             State::Outer => {
-                let inner = line
-                    .strip_prefix("  ")
-                    .ok_or_else(|| format!("expected a suite, found {line:?}"))?;
+                let inner = line.strip_prefix("  ").ok_or_else(|| format!("expected a suite, found {line:?}"))?;
                 self.suite = Suite::default();
                 self.state = State::Head;
                 self.head(inner)?;
             }
             State::Head => {
-                let inner = line
-                    .strip_prefix("  ")
-                    .ok_or_else(|| format!("expected a suite's plan, found {line:?}"))?;
+                let inner =
+                    line.strip_prefix("  ").ok_or_else(|| format!("expected a suite's plan, found {line:?}"))?;
                 self.head(inner)?;
             }
             State::Inner => match line.strip_prefix("  ") {
@@ -187,18 +169,14 @@ impl Parser {
             self.suite.planned = plan(inner)?;
             self.state = State::Inner;
         } else {
-            return Err(format!(
-                "expected a suite's version, name and plan, found {inner:?}"
-            ));
+            return Err(format!("expected a suite's version, name and plan, found {inner:?}"));
         }
         Ok(())
     }
 
     fn inner(&mut self, inner: &str) -> Result<(), String> {
         if let Some(comment) = inner.strip_prefix('#') {
-            self.suite
-                .detail
-                .push(comment.strip_prefix(' ').unwrap_or(comment).to_owned());
+            self.suite.detail.push(comment.strip_prefix(' ').unwrap_or(comment).to_owned());
             return Ok(());
         }
         let result = result(inner)?;
@@ -212,12 +190,7 @@ impl Parser {
         let mut detail = std::mem::take(&mut self.suite.detail);
         detail.extend(result.remark.map(str::to_owned));
         let suite = self.suite.name.clone().unwrap_or_default();
-        self.tests.push(TestLine {
-            suite,
-            name: name.to_owned(),
-            outcome: result.outcome,
-            detail,
-        });
+        self.tests.push(TestLine { suite, name: name.to_owned(), outcome: result.outcome, detail });
         Ok(())
     }
 
@@ -225,31 +198,20 @@ impl Parser {
         let result = result(line)?;
         let name = self.suite.name.clone().unwrap_or_default();
         if self.suite.seen.len() != self.suite.planned {
-            return Err(format!(
-                "suite {name} ends after {} of {} tests",
-                self.suite.seen.len(),
-                self.suite.planned
-            ));
+            return Err(format!("suite {name} ends after {} of {} tests", self.suite.seen.len(), self.suite.planned));
         }
         if result.name != name {
             return Err(format!("suite {name} ends as {}", result.name));
         }
         if (result.outcome == Outcome::Failed) != (self.suite.failed > 0) {
-            return Err(format!(
-                "suite {name} contradicts its tests: {} failed",
-                self.suite.failed
-            ));
+            return Err(format!("suite {name} contradicts its tests: {} failed", self.suite.failed));
         }
         check_number(result.number, self.suites.len() + 1, self.planned)?;
         if self.suites.contains(&name) {
             return Err(format!("suite {name} a second time"));
         }
         self.suites.push(name);
-        self.state = if self.suites.len() == self.planned {
-            State::Done
-        } else {
-            State::Outer
-        };
+        self.state = if self.suites.len() == self.planned { State::Done } else { State::Outer };
         Ok(())
     }
 }
@@ -282,41 +244,24 @@ fn result(line: &str) -> Result<ResultLine<'_>, String> {
         (false, None | Some("TIMEOUT" | "ERROR")) => Outcome::Failed,
         (true, Some("SKIP")) => Outcome::Skipped,
         (_, Some(word)) => {
-            return Err(format!(
-                "{} with the directive {word}",
-                if ok { "ok" } else { "not ok" }
-            ));
+            return Err(format!("{} with the directive {word}", if ok { "ok" } else { "not ok" }));
         }
     };
-    Ok(ResultLine {
-        number,
-        name: checked_name(name)?,
-        outcome,
-        remark: directive,
-    })
+    Ok(ResultLine { number, name: checked_name(name)?, outcome, remark: directive })
 }
 
 fn plan(line: &str) -> Result<usize, String> {
-    line.strip_prefix("1..")
-        .and_then(decimal)
-        .ok_or_else(|| format!("expected a plan `1..N`, found {line:?}"))
+    line.strip_prefix("1..").and_then(decimal).ok_or_else(|| format!("expected a plan `1..N`, found {line:?}"))
 }
 
 /// Digits only: no sign, no space, nothing that `parse` would forgive.
 fn decimal(text: &str) -> Option<usize> {
-    text.bytes()
-        .all(|byte| byte.is_ascii_digit())
-        .then(|| text.parse().ok())
-        .flatten()
+    text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten()
 }
 
 fn checked_name(name: &str) -> Result<&str, String> {
     let fits = |c: char| c.is_ascii_alphanumeric() || "_-.:".contains(c);
-    if !name.is_empty() && name.chars().all(fits) {
-        Ok(name)
-    } else {
-        Err(format!("{name:?} is no name"))
-    }
+    if !name.is_empty() && name.chars().all(fits) { Ok(name) } else { Err(format!("{name:?} is no name")) }
 }
 
 fn check_number(number: usize, due: usize, planned: usize) -> Result<(), String> {
@@ -361,10 +306,8 @@ ok 2 nmi";
     #[test]
     fn a_good_document_gives_its_tests_with_their_details() {
         let tests = parse(GOOD).unwrap();
-        let outcomes: Vec<_> = tests
-            .iter()
-            .map(|test| (test.suite.as_str(), test.name.as_str(), test.outcome))
-            .collect();
+        let outcomes: Vec<_> =
+            tests.iter().map(|test| (test.suite.as_str(), test.name.as_str(), test.outcome)).collect();
         assert_eq!(
             outcomes,
             [
@@ -385,8 +328,7 @@ ok 2 nmi";
     #[test]
     fn no_line_can_be_left_out_doubled_or_swapped() {
         let lines: Vec<&str> = GOOD.lines().collect();
-        let refused =
-            |lines: &[&str], what: &str| assert!(parse(&lines.join("\n")).is_err(), "{what}");
+        let refused = |lines: &[&str], what: &str| assert!(parse(&lines.join("\n")).is_err(), "{what}");
         for at in 0..lines.len() {
             // A diagnostic is free text: it may be there or not, once or twice.
             let free = lines[at].contains("# at ");
@@ -408,39 +350,19 @@ ok 2 nmi";
     #[test]
     fn every_broken_rule_is_named() {
         let cases = [
-            (
-                "KTAP version 1",
-                "KTAP version 2",
-                "expected `KTAP version 1`",
-            ),
+            ("KTAP version 1", "KTAP version 2", "expected `KTAP version 1`"),
             ("1..2\n  KTAP", "1..3\n  KTAP", "2 of 3 suites"),
             ("1..2\n  KTAP", "1..+2\n  KTAP", "expected a plan"),
             ("  1..2", "  1..3", "ends after 2 of 3"),
             ("  1..2", "  1..1", "number 2 of 1"),
-            (
-                "not ok 2 counters_add_up",
-                "not ok 3 counters_add_up",
-                "number 3 where 2 was due",
-            ),
+            ("not ok 2 counters_add_up", "not ok 3 counters_add_up", "number 3 where 2 was due"),
             ("counters_add_up", "areas_are_isolated", "a second time"),
             ("not ok 1 percpu", "ok 1 percpu", "contradicts its tests"),
             ("ok 2 nmi", "not ok 2 nmi", "contradicts its tests"),
             ("ok 2 nmi", "ok 2 percpu", "suite nmi ends as percpu"),
-            (
-                "# SKIP one CPU",
-                "# TODO later",
-                "ok with the directive TODO",
-            ),
-            (
-                "# SKIP one CPU",
-                "# TIMEOUT",
-                "ok with the directive TIMEOUT",
-            ),
-            (
-                "not ok 2 counters_add_up",
-                "not ok 2 counters_add_up # SKIP",
-                "not ok with the directive SKIP",
-            ),
+            ("# SKIP one CPU", "# TODO later", "ok with the directive TODO"),
+            ("# SKIP one CPU", "# TIMEOUT", "ok with the directive TIMEOUT"),
+            ("not ok 2 counters_add_up", "not ok 2 counters_add_up # SKIP", "not ok with the directive SKIP"),
             ("  ok 1 areas", "ok 1 areas", "ends after 0 of 2"),
             ("  ok 1 areas", "    ok 1 areas", "expected a result"),
             ("  ok 1 areas", "  Ok 1 areas", "expected a result"),

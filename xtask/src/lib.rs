@@ -8,7 +8,7 @@
 //! | [`frames`], [`ktap`], [`verdict`] | what a guest said on COM2, and whether that is a pass: pure functions |
 //! | [`kernel_tests`], [`symbols`], [`console`] | what is read from the kernel's ELF, and its addresses made readable |
 //! | [`guest`], [`pulse`], [`rundir`] | one boot under watch, and the folder that keeps what it left |
-//! | [`run`], [`test`], [`lint`], [`ci`], [`doctor`] | the commands |
+//! | [`run`] with [`typist`], [`test`], [`lint`], [`ci`], [`doctor`] | the commands |
 //!
 //! It is a library so that the tests in `tests/` can use the parsers and the writer of frames.
 
@@ -34,6 +34,7 @@ pub mod shape;
 pub mod symbols;
 pub mod test;
 pub mod toolchain;
+pub mod typist;
 pub mod verdict;
 pub mod workspace;
 
@@ -57,11 +58,7 @@ pub fn main() -> ExitCode {
             exit::of(&error)
         }
     };
-    let end = if process::interrupted() {
-        Exit::Interrupted
-    } else {
-        end
-    };
+    let end = if process::interrupted() { Exit::Interrupted } else { end };
     ExitCode::from(end.code())
 }
 

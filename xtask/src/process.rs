@@ -42,11 +42,7 @@ pub fn quoted(word: &OsStr) -> String {
 /// The command as one types it in a POSIX shell.
 #[must_use]
 pub fn shell_line(command: &Command) -> String {
-    std::iter::once(command.get_program())
-        .chain(command.get_args())
-        .map(quoted)
-        .collect::<Vec<_>>()
-        .join(" ")
+    std::iter::once(command.get_program()).chain(command.get_args()).map(quoted).collect::<Vec<_>>().join(" ")
 }
 
 /// Prints the command, runs it with this terminal, and waits for it.
@@ -55,23 +51,14 @@ pub fn shell_line(command: &Command) -> String {
 /// When it cannot be started.
 pub fn run_shown(command: &mut Command) -> anyhow::Result<ExitStatus> {
     eprintln!("$ {}", shell_line(command));
-    command
-        .status()
-        .with_context(|| format!("cannot start {}", command.get_program().to_string_lossy()))
+    command.status().with_context(|| format!("cannot start {}", command.get_program().to_string_lossy()))
 }
 
 /// Runs the command and returns what it printed, or `None` when it cannot be started or fails.
 #[must_use]
 pub fn output_of(command: &mut Command) -> Option<String> {
-    let output = command
-        .stdin(Stdio::null())
-        .stderr(Stdio::null())
-        .output()
-        .ok()?;
-    output
-        .status
-        .success()
-        .then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    let output = command.stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
 /// A child that is killed when this value goes away.
@@ -86,13 +73,7 @@ impl Owned {
     pub fn start(command: &mut Command) -> anyhow::Result<Self> {
         let child = command.spawn();
         child.map(Owned).map_err(|error| {
-            stop(
-                Exit::Host,
-                format!(
-                    "cannot start {}: {error}",
-                    command.get_program().to_string_lossy()
-                ),
-            )
+            stop(Exit::Host, format!("cannot start {}: {error}", command.get_program().to_string_lossy()))
         })
     }
 
@@ -135,21 +116,13 @@ mod tests {
     fn a_shell_line_quotes_only_what_needs_it() {
         let mut command = Command::new("qemu");
         command.args(["-m", "512M", "-append", "grange.exec=\"cpus; it's\"", ""]);
-        assert_eq!(
-            shell_line(&command),
-            r#"qemu -m 512M -append 'grange.exec="cpus; it'\''s"' ''"#
-        );
+        assert_eq!(shell_line(&command), r#"qemu -m 512M -append 'grange.exec="cpus; it'\''s"' ''"#);
     }
 
     #[test]
     fn a_child_that_outlives_its_time_is_not_waited_for() {
         let mut child = Owned::start(Command::new("sleep").arg("30")).unwrap();
-        assert!(
-            child
-                .wait_for(Some(Duration::from_millis(30)))
-                .unwrap()
-                .is_none()
-        );
+        assert!(child.wait_for(Some(Duration::from_millis(30))).unwrap().is_none());
         child.kill();
     }
 

@@ -35,8 +35,7 @@ impl Limits {
     /// The usual limits times `scale`.
     #[must_use]
     pub fn scaled(scale: f64) -> Limits {
-        let seconds =
-            |seconds: f64| Duration::try_from_secs_f64(seconds * scale).unwrap_or(Duration::MAX);
+        let seconds = |seconds: f64| Duration::try_from_secs_f64(seconds * scale).unwrap_or(Duration::MAX);
         Limits {
             boot: seconds(60.0),
             silence: seconds(20.0),
@@ -62,14 +61,7 @@ impl Pulse {
     /// A guest that starts now.
     #[must_use]
     pub fn new(limits: Limits, now: Instant) -> Pulse {
-        Pulse {
-            limits,
-            started: now,
-            last_frame: None,
-            guest: Duration::ZERO,
-            running: None,
-            budgets: HashMap::new(),
-        }
+        Pulse { limits, started: now, last_frame: None, guest: Duration::ZERO, running: None, budgets: HashMap::new() }
     }
 
     /// Takes a frame.
@@ -77,9 +69,7 @@ impl Pulse {
         self.last_frame = Some(now);
         match frame.kind {
             Kind::Heartbeat => {
-                let ns = serde_json::from_str::<Value>(&frame.payload)
-                    .ok()
-                    .and_then(|beat| beat["ns"].as_u64());
+                let ns = serde_json::from_str::<Value>(&frame.payload).ok().and_then(|beat| beat["ns"].as_u64());
                 self.guest = self.guest.max(Duration::from_nanos(ns.unwrap_or(0)));
                 if let Some((_, since @ None)) = &mut self.running {
                     // The first beat inside the test starts its clock: the beat before may be long ago.
@@ -88,12 +78,10 @@ impl Pulse {
             }
             Kind::Begin => {
                 self.running = begun(&frame.payload).map(|id| (id, None));
-                let budget = serde_json::from_str::<Value>(&frame.payload)
-                    .ok()
-                    .and_then(|begin| begin["budget_ms"].as_u64());
+                let budget =
+                    serde_json::from_str::<Value>(&frame.payload).ok().and_then(|begin| begin["budget_ms"].as_u64());
                 if let (Some((id, _)), Some(budget @ 1..)) = (&self.running, budget) {
-                    self.budgets
-                        .insert(id.clone(), Duration::from_millis(budget));
+                    self.budgets.insert(id.clone(), Duration::from_millis(budget));
                 }
             }
             Kind::Ktap => self.running = None,
@@ -107,22 +95,14 @@ impl Pulse {
         let whole = now.duration_since(self.started);
         let seconds = |time: Duration| format!("{:.0} s", time.as_secs_f64());
         let Some(last) = self.last_frame else {
-            return (whole > self.limits.boot).then(|| {
-                format!(
-                    "the kernel did not start its tests within {}",
-                    seconds(whole)
-                )
-            });
+            return (whole > self.limits.boot)
+                .then(|| format!("the kernel did not start its tests within {}", seconds(whole)));
         };
         if let Some((id, Some(since))) = &self.running {
             let budget = self.budgets.get(id).copied().unwrap_or(DEFAULT_BUDGET) * GRACE;
             let took = self.guest.saturating_sub(*since);
-            if took.as_millis() * 100 > budget.as_millis() * u128::from(self.limits.budget_percent)
-            {
-                return Some(format!(
-                    "{id} still runs after {} of the guest's time",
-                    seconds(took)
-                ));
+            if took.as_millis() * 100 > budget.as_millis() * u128::from(self.limits.budget_percent) {
+                return Some(format!("{id} still runs after {} of the guest's time", seconds(took)));
             }
         }
         let silent = now.duration_since(last);
@@ -138,18 +118,11 @@ mod tests {
     use super::*;
 
     fn frame(kind: Kind, payload: &str) -> Frame {
-        Frame {
-            seq: 0,
-            kind,
-            payload: payload.to_owned(),
-        }
+        Frame { seq: 0, kind, payload: payload.to_owned() }
     }
 
     fn beat(seconds: u64) -> Frame {
-        frame(
-            Kind::Heartbeat,
-            &format!("{{\"ticks\":1,\"ns\":{}}}", seconds * 1_000_000_000),
-        )
+        frame(Kind::Heartbeat, &format!("{{\"ticks\":1,\"ns\":{}}}", seconds * 1_000_000_000))
     }
 
     const BEGIN: &str = r#"{"suite":"nmi","name":"nested"}"#;
@@ -159,12 +132,7 @@ mod tests {
         let start = Instant::now();
         let pulse = Pulse::new(Limits::scaled(1.0), start);
         assert_eq!(pulse.hang(start + Duration::from_secs(59)), None);
-        assert!(
-            pulse
-                .hang(start + Duration::from_secs(61))
-                .unwrap()
-                .contains("did not start")
-        );
+        assert!(pulse.hang(start + Duration::from_secs(61)).unwrap().contains("did not start"));
     }
 
     #[test]
@@ -175,12 +143,7 @@ mod tests {
             pulse.frame(&beat(second), start + Duration::from_secs(second));
         }
         assert_eq!(pulse.hang(start + Duration::from_secs(100)), None);
-        assert!(
-            pulse
-                .hang(start + Duration::from_secs(111))
-                .unwrap()
-                .contains("no sign of life")
-        );
+        assert!(pulse.hang(start + Duration::from_secs(111)).unwrap().contains("no sign of life"));
     }
 
     #[test]
@@ -197,12 +160,7 @@ mod tests {
         }
         // The guest's own clock runs on: this is a loop.
         pulse.frame(&beat(6 + 61), start + Duration::from_secs(601));
-        assert!(
-            pulse
-                .hang(start + Duration::from_secs(601))
-                .unwrap()
-                .contains("nmi.nested still runs")
-        );
+        assert!(pulse.hang(start + Duration::from_secs(601)).unwrap().contains("nmi.nested still runs"));
     }
 
     #[test]
@@ -210,13 +168,7 @@ mod tests {
         let start = Instant::now();
         for (scale, hangs) in [(1.0, true), (10.0, false)] {
             let mut pulse = Pulse::new(Limits::scaled(scale), start);
-            pulse.frame(
-                &frame(
-                    Kind::Begin,
-                    r#"{"suite":"nmi","name":"nested","budget_ms":1000}"#,
-                ),
-                start,
-            );
+            pulse.frame(&frame(Kind::Begin, r#"{"suite":"nmi","name":"nested","budget_ms":1000}"#), start);
             pulse.frame(&beat(0), start);
             pulse.frame(&beat(7), start);
             assert_eq!(pulse.hang(start).is_some(), hangs, "scale {scale}");

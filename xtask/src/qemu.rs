@@ -31,31 +31,18 @@ impl Engine {
     ///
     /// # Errors
     /// `Usage` for options that exclude each other, and for a KVM that is not there.
-    pub fn choose(
-        accel: Accel,
-        thread: Thread,
-        deterministic: bool,
-        cpus: u32,
-    ) -> anyhow::Result<Engine> {
+    pub fn choose(accel: Accel, thread: Thread, deterministic: bool, cpus: u32) -> anyhow::Result<Engine> {
         if deterministic {
             return match (accel, thread) {
-                (Accel::Kvm, _) => Err(usage(
-                    "--deterministic with --accel kvm: only the emulator is repeatable",
-                )),
-                (_, Thread::Multi) => Err(usage(
-                    "--deterministic with --thread multi: it needs one host thread",
-                )),
+                (Accel::Kvm, _) => Err(usage("--deterministic with --accel kvm: only the emulator is repeatable")),
+                (_, Thread::Multi) => Err(usage("--deterministic with --thread multi: it needs one host thread")),
                 _ => Ok(Engine::Deterministic),
             };
         }
         if accel == Accel::Kvm && !Path::new("/dev/kvm").exists() {
-            return Err(usage(
-                "--accel kvm: there is no /dev/kvm here; auto and tcg are allowed",
-            ));
+            return Err(usage("--accel kvm: there is no /dev/kvm here; auto and tcg are allowed"));
         }
-        if accel == Accel::Kvm
-            || (accel == Accel::Auto && thread == Thread::Auto && emulator::kvm_is_real())
-        {
+        if accel == Accel::Kvm || (accel == Accel::Auto && thread == Thread::Auto && emulator::kvm_is_real()) {
             return Ok(Engine::Kvm);
         }
         let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
@@ -120,13 +107,7 @@ impl Machine {
         let engine = Engine::choose(args.accel, args.thread, args.deterministic, shape.cpus())?;
         crate::kernel_args::KernelLine::new(&args.append).finish()?;
         let program = emulator::ensure(workspace, &args.qemu)?;
-        Ok(Machine {
-            program,
-            shape,
-            engine,
-            append: args.append.clone(),
-            extra: extra.to_vec(),
-        })
+        Ok(Machine { program, shape, engine, append: args.append.clone(), extra: extra.to_vec() })
     }
 
     /// The words the kernel needs because of the engine: in deterministic runs no CPU may halt.
@@ -137,50 +118,22 @@ impl Machine {
 
     /// The QEMU line.
     #[must_use]
-    pub fn command(
-        &self,
-        artifacts: &Artifacts,
-        kernel_line: &str,
-        seed: u64,
-        wiring: &Wiring,
-    ) -> Command {
+    pub fn command(&self, artifacts: &Artifacts, kernel_line: &str, seed: u64, wiring: &Wiring) -> Command {
         let mut command = Command::new(&self.program);
-        command.args([
-            "-nodefaults",
-            "-machine",
-            "q35",
-            "-cpu",
-            "max",
-            "-display",
-            "none",
-        ]);
+        command.args(["-nodefaults", "-machine", "q35", "-cpu", "max", "-display", "none"]);
         command.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);
         match self.engine {
             Engine::Kvm => command.args(["-accel", "kvm"]),
             Engine::Multi => command.args(["-accel", "tcg,thread=multi"]),
             Engine::Single => command.args(["-accel", "tcg,thread=single"]),
             Engine::Deterministic => {
-                command.args([
-                    "-accel",
-                    "tcg,thread=single",
-                    "-icount",
-                    "shift=4,sleep=off",
-                ]);
-                command.args([
-                    "-rtc",
-                    "base=2026-01-01,clock=vm",
-                    "-seed",
-                    &(seed as u32).to_string(),
-                ])
+                command.args(["-accel", "tcg,thread=single", "-icount", "shift=4,sleep=off"]);
+                command.args(["-rtc", "base=2026-01-01,clock=vm", "-seed", &(seed as u32).to_string()])
             }
         };
         self.add_shape(&mut command);
         wiring.add_to(&mut command);
-        command
-            .arg("-kernel")
-            .arg(&artifacts.loader)
-            .arg("-initrd")
-            .arg(&artifacts.kernel);
+        command.arg("-kernel").arg(&artifacts.loader).arg("-initrd").arg(&artifacts.kernel);
         command.args(["-append", kernel_line]).args(&self.extra);
         command
     }
@@ -189,25 +142,17 @@ impl Machine {
         let shape = &self.shape;
         let (sockets, cores) = shape.sockets_and_cores();
         command.arg("-m").arg(format!("{}M", shape.memory() >> 20));
-        command.arg("-smp").arg(format!(
-            "{},sockets={sockets},cores={cores},threads=1",
-            shape.cpus()
-        ));
+        command.arg("-smp").arg(format!("{},sockets={sockets},cores={cores},threads=1", shape.cpus()));
         // Without -numa there is no SRAT: one node is what the kernel then makes of it.
         if shape.nodes() == 1 {
             return;
         }
         let mut first_cpu = 0;
         for node in 0..shape.nodes() {
-            let (cpus, memory) = (
-                shape.node_cpus[node as usize],
-                shape.node_memory[node as usize] >> 20,
-            );
+            let (cpus, memory) = (shape.node_cpus[node as usize], shape.node_memory[node as usize] >> 20);
             let mut numa = format!("node,nodeid={node}");
             if memory > 0 {
-                command
-                    .arg("-object")
-                    .arg(format!("memory-backend-ram,id=m{node},size={memory}M"));
+                command.arg("-object").arg(format!("memory-backend-ram,id=m{node},size={memory}M"));
                 let _ = write!(numa, ",memdev=m{node}");
             }
             match cpus {
@@ -221,10 +166,7 @@ impl Machine {
         if shape.distance != Distance::None {
             for a in 0..shape.nodes() {
                 for b in a + 1..shape.nodes() {
-                    command.arg("-numa").arg(format!(
-                        "dist,src={a},dst={b},val={}",
-                        shape.distance_between(a, b)
-                    ));
+                    command.arg("-numa").arg(format!("dist,src={a},dst={b},val={}", shape.distance_between(a, b)));
                 }
             }
         }
@@ -255,28 +197,15 @@ impl Wiring {
                 chardev.push(",logfile=");
                 chardev.push(console);
             }
-            command.arg("-chardev").arg(chardev).args([
-                "-serial",
-                "chardev:com1",
-                "-mon",
-                "chardev=com1",
-            ]);
+            command.arg("-chardev").arg(chardev).args(["-serial", "chardev:com1", "-mon", "chardev=com1"]);
         } else {
             let mut chardev = OsString::from("file,id=com1,path=");
             chardev.push(console.unwrap_or_else(|| "/dev/null".into()));
-            command.arg("-chardev").arg(chardev).args([
-                "-serial",
-                "chardev:com1",
-                "-monitor",
-                "none",
-            ]);
+            command.arg("-chardev").arg(chardev).args(["-serial", "chardev:com1", "-monitor", "none"]);
         }
         let mut chardev = OsString::from("file,id=com2,path=");
         chardev.push(escaped(&self.frames));
-        command
-            .arg("-chardev")
-            .arg(chardev)
-            .args(["-serial", "chardev:com2"]);
+        command.arg("-chardev").arg(chardev).args(["-serial", "chardev:com2"]);
         if let Some(socket) = &self.qmp {
             let mut qmp = OsString::from("unix:");
             qmp.push(escaped(socket));
@@ -314,21 +243,11 @@ mod tests {
     use crate::process::shell_line;
 
     fn machine(shape: Shape, engine: Engine) -> Machine {
-        Machine {
-            program: "qemu".into(),
-            shape,
-            engine,
-            append: String::new(),
-            extra: vec!["-d".into(), "int".into()],
-        }
+        Machine { program: "qemu".into(), shape, engine, append: String::new(), extra: vec!["-d".into(), "int".into()] }
     }
 
     fn artifacts() -> Artifacts {
-        Artifacts {
-            loader: "/t/boot".into(),
-            kernel: "/t/grange".into(),
-            profile: "release",
-        }
+        Artifacts { loader: "/t/boot".into(), kernel: "/t/grange".into(), profile: "release" }
     }
 
     fn wiring(terminal: bool) -> Wiring {
@@ -343,14 +262,12 @@ mod tests {
 
     #[test]
     fn nodes_get_their_memory_their_cpus_and_all_distances() {
-        let line = shell_line(
-            &machine(Shape::even(7, 3).unwrap(), Engine::Single).command(
-                &artifacts(),
-                "a=1 b=2",
-                0,
-                &wiring(false),
-            ),
-        );
+        let line = shell_line(&machine(Shape::even(7, 3).unwrap(), Engine::Single).command(
+            &artifacts(),
+            "a=1 b=2",
+            0,
+            &wiring(false),
+        ));
         for part in [
             "-accel tcg,thread=single",
             "-m 512M -smp 7,sockets=7,cores=1,threads=1",
@@ -366,21 +283,10 @@ mod tests {
 
     #[test]
     fn a_node_may_lack_memory_or_cpus_and_one_node_needs_no_numa() {
-        let shape = Shape {
-            node_cpus: vec![1, 0, 2],
-            node_memory: vec![64 << 20, 64 << 20, 0],
-            distance: Distance::None,
-        };
-        let line = shell_line(&machine(shape, Engine::Single).command(
-            &artifacts(),
-            "",
-            0,
-            &wiring(false),
-        ));
-        assert!(
-            line.contains("-numa node,nodeid=0,memdev=m0,cpus=0 "),
-            "{line}"
-        );
+        let shape =
+            Shape { node_cpus: vec![1, 0, 2], node_memory: vec![64 << 20, 64 << 20, 0], distance: Distance::None };
+        let line = shell_line(&machine(shape, Engine::Single).command(&artifacts(), "", 0, &wiring(false)));
+        assert!(line.contains("-numa node,nodeid=0,memdev=m0,cpus=0 "), "{line}");
         assert!(line.contains("-numa node,nodeid=1,memdev=m1 "), "{line}");
         assert!(line.contains("-numa node,nodeid=2,cpus=1-2 "), "{line}");
         assert!(!line.contains("dist,"), "{line}");
@@ -395,16 +301,9 @@ mod tests {
 
     #[test]
     fn commas_in_paths_are_doubled() {
-        let line = shell_line(&machine(Shape::even(1, 1).unwrap(), Engine::Multi).command(
-            &artifacts(),
-            "",
-            0,
-            &wiring(true),
-        ));
-        assert!(
-            line.contains("stdio,id=com1,mux=on,signal=off,logfile=/r/a,,b/console.log"),
-            "{line}"
-        );
+        let line =
+            shell_line(&machine(Shape::even(1, 1).unwrap(), Engine::Multi).command(&artifacts(), "", 0, &wiring(true)));
+        assert!(line.contains("stdio,id=com1,mux=on,signal=off,logfile=/r/a,,b/console.log"), "{line}");
     }
 
     #[test]
@@ -413,10 +312,7 @@ mod tests {
         assert_eq!(choose(Thread::Auto, 1), Engine::Multi);
         assert_eq!(choose(Thread::Auto, 255), Engine::Single);
         assert_eq!(choose(Thread::Multi, 255), Engine::Multi);
-        assert_eq!(
-            Engine::choose(Accel::Auto, Thread::Auto, true, 4).unwrap(),
-            Engine::Deterministic
-        );
+        assert_eq!(Engine::choose(Accel::Auto, Thread::Auto, true, 4).unwrap(), Engine::Deterministic);
         assert!(Engine::choose(Accel::Auto, Thread::Multi, true, 4).is_err());
         assert!(Engine::choose(Accel::Kvm, Thread::Auto, true, 4).is_err());
     }
@@ -425,9 +321,6 @@ mod tests {
     fn the_script_is_one_option_a_line_and_quotes_what_a_shell_would_split() {
         let mut command = Command::new("qemu");
         command.args(["-m", "512M", "-append", "a b"]);
-        assert_eq!(
-            script(&command),
-            "#!/bin/sh\nexec qemu \\\n  -m 512M \\\n  -append 'a b'\n"
-        );
+        assert_eq!(script(&command), "#!/bin/sh\nexec qemu \\\n  -m 512M \\\n  -append 'a b'\n");
     }
 }

@@ -27,11 +27,7 @@ impl Qmp {
         loop {
             if let Ok(stream) = UnixStream::connect(socket) {
                 stream.set_nonblocking(true).ok()?;
-                let mut qmp = Qmp {
-                    stream,
-                    partial: Vec::new(),
-                    shutdown: None,
-                };
+                let mut qmp = Qmp { stream, partial: Vec::new(), shutdown: None };
                 qmp.send("qmp_capabilities")?;
                 return Some(qmp);
             }
@@ -74,12 +70,7 @@ impl Qmp {
 
 fn shutdown_in(line: &[u8]) -> Option<String> {
     let message: Value = serde_json::from_slice(line).ok()?;
-    (message["event"] == "SHUTDOWN").then(|| {
-        message["data"]["reason"]
-            .as_str()
-            .unwrap_or("unknown")
-            .to_owned()
-    })
+    (message["event"] == "SHUTDOWN").then(|| message["data"]["reason"].as_str().unwrap_or("unknown").to_owned())
 }
 
 #[cfg(test)]
@@ -97,23 +88,13 @@ mod tests {
             let (mut stream, _) = listener.accept().unwrap();
             let mut lines = std::io::BufReader::new(stream.try_clone().unwrap()).lines();
             let heard: Vec<String> = (0..2).map(|_| lines.next().unwrap().unwrap()).collect();
-            stream
-                .write_all(b"{\"QMP\":{}}\n{\"return\":{}}\n{\"event\":\"SHUT")
-                .unwrap();
-            stream
-                .write_all(b"DOWN\",\"data\":{\"guest\":true,\"reason\":\"guest-reset\"}}\n")
-                .unwrap();
+            stream.write_all(b"{\"QMP\":{}}\n{\"return\":{}}\n{\"event\":\"SHUT").unwrap();
+            stream.write_all(b"DOWN\",\"data\":{\"guest\":true,\"reason\":\"guest-reset\"}}\n").unwrap();
             heard
         });
         let mut qmp = Qmp::connect(&socket, Duration::from_secs(5)).unwrap();
         qmp.inject_nmi().unwrap();
-        assert_eq!(
-            server.join().unwrap(),
-            [
-                r#"{"execute":"qmp_capabilities"}"#,
-                r#"{"execute":"inject-nmi"}"#
-            ]
-        );
+        assert_eq!(server.join().unwrap(), [r#"{"execute":"qmp_capabilities"}"#, r#"{"execute":"inject-nmi"}"#]);
         assert_eq!(qmp.shutdown_reason(), Some("guest-reset"));
     }
 

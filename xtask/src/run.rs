@@ -17,13 +17,16 @@ use crate::rundir::{RunDir, write, write_script};
 use crate::shape::Defaults;
 use crate::symbols::Symbols;
 use crate::workspace::Workspace;
-use crate::{console, process};
+use crate::{console, process, typist};
 
 /// The machine one gets without asking for another.
 const DEFAULTS: Defaults = Defaults { cpus: 4, nodes: 2 };
 
 /// What the kernel prints on COM1 before it resets the machine because the user asked it to.
 const REBOOT_MARK: &str = "rebooting";
+
+/// What the kernel prints on COM1 when it refuses its command line.
+const REFUSED_MARK: &str = "command line refused";
 
 /// Runs the command.
 ///
@@ -42,56 +45,45 @@ pub fn run(workspace: &Workspace, args: &RunArgs) -> anyhow::Result<Exit> {
     let artifacts = artifact::make(workspace, &args.kernel, Profile::Release)?;
     if args.machine.print_qemu {
         let frames = workspace.target.join("grange/com2.log");
-        let wiring = Wiring {
-            terminal: true,
-            console: None,
-            frames,
-            qmp: None,
-            reboots: false,
-        };
-        print!(
-            "{}",
-            script(&machine.command(&artifacts, &line, 0, &wiring))
-        );
+        let wiring = Wiring { terminal: true, console: None, frames, qmp: None, reboots: false };
+        print!("{}", script(&machine.command(&artifacts, &line, 0, &wiring)));
         return Ok(Exit::Passed);
     }
     let dir = RunDir::create(workspace, "run")?;
-    dir.describe(
-        workspace,
-        "run",
-        &json!({ "machine": machine.shape.options(), "engine": machine.engine.name() }),
-    )?;
+    dir.describe(workspace, "run", &json!({ "machine": machine.shape.options(), "engine": machine.engine.name() }))?;
     eprintln!(
         "grange: {} ({}), {} kernel; {}logs in {}",
         machine.shape,
         machine.engine.name(),
         artifacts.profile,
-        if args.exec.is_none() {
-            "Ctrl-A X leaves; "
-        } else {
-            ""
-        },
+        if args.exec.is_none() { "Ctrl-A X leaves; " } else { "" },
         workspace.short(dir.path()).display()
     );
+    let terminal = std::io::stdin().is_terminal();
     let session = Session {
         machine: &machine,
         artifacts: &artifacts,
         line: &line,
         dir: &dir,
+        piped: !terminal && args.exec.is_none(),
     };
     let end = args.timeout.map(|time| Instant::now() + time);
     let ended = loop {
         let ended = session.boot(end)?;
-        let asked_to = console::read(&dir.path().join("console.log"))
-            .lines()
-            .rev()
-            .take(3)
-            .any(|line| line.contains(REBOOT_MARK));
-        if !(matches!(ended, Ended::Reset) && asked_to && args.exec.is_none()) {
-            break ended;
+        let asked_to =
+            console::read(&dir.path().join("console.log")).lines().rev().take(3).any(|line| line.contains(REBOOT_MARK));
+        match ended {
+            // A person who typed `reboot` wants to see it boot; what came through a pipe is gone with the old boot.
+            Ended::Reset if asked_to && terminal && args.exec.is_none() => {}
+            Ended::Reset if asked_to => break Ended::PoweredOff,
+            ended => break ended,
         }
     };
-    let exit = ended.judge(args);
+    let exit = match (ended.judge(args), session.refused()) {
+        // The kernel has said so itself, in a line that names the word.
+        (Exit::Panicked, true) => Exit::Usage,
+        (exit, _) => exit,
+    };
     session.afterwards(workspace, exit)?;
     Ok(exit)
 }
@@ -125,14 +117,8 @@ impl Ended {
             },
             Ended::PoweredOff => (Exit::Passed, String::new()),
             Ended::Left if args.exec.is_none() => (Exit::Passed, String::new()),
-            Ended::Left => (
-                Exit::Incomplete,
-                "QEMU ended before the commands did".to_owned(),
-            ),
-            Ended::Reset => (
-                Exit::Panicked,
-                "the machine was reset: a triple fault, or `reboot`".to_owned(),
-            ),
+            Ended::Left => (Exit::Incomplete, "QEMU ended before the commands did".to_owned()),
+            Ended::Reset => (Exit::Panicked, "the machine was reset: a triple fault, or `reboot`".to_owned()),
             Ended::TimeOut => (Exit::Hung, "the time of --timeout is over".to_owned()),
             Ended::Interrupted => (Exit::Interrupted, "interrupted".to_owned()),
         };
@@ -148,6 +134,8 @@ struct Session<'a> {
     artifacts: &'a Artifacts,
     line: &'a str,
     dir: &'a RunDir,
+    /// The shell's input comes through a pipe.
+    piped: bool,
 }
 
 impl Session<'_> {
@@ -161,24 +149,26 @@ impl Session<'_> {
             qmp: Some(sockets.path().join("qmp")),
             reboots: false,
         };
-        let to_keep = Wiring {
-            qmp: None,
-            ..wiring.clone()
-        };
+        let to_keep = Wiring { qmp: None, ..wiring.clone() };
         let kept = self.machine.command(self.artifacts, self.line, 0, &to_keep);
         write_script(&self.dir.path().join("qemu-cmd"), &script(&kept))?;
-        let mut child =
-            Owned::start(&mut self.machine.command(self.artifacts, self.line, 0, &wiring))?;
+        let mut command = self.machine.command(self.artifacts, self.line, 0, &wiring);
+        if self.piped {
+            command.stdin(Stdio::piped());
+        }
+        let console = self.dir.path().join("console.log");
+        write(&console, "")?;
+        let mut child = Owned::start(&mut command)?;
+        if let Some(stdin) = child.0.stdin.take() {
+            typist::start(std::io::stdin(), stdin, &console);
+        }
         let mut qmp = None;
         let mut reason = None;
         loop {
             // QEMU makes its socket a moment after it starts.
             qmp = qmp.or_else(|| Qmp::connect(&sockets.path().join("qmp"), Duration::ZERO));
             let status = child.0.try_wait()?;
-            reason = qmp
-                .as_mut()
-                .and_then(|qmp| qmp.shutdown_reason().map(str::to_owned))
-                .or(reason);
+            reason = qmp.as_mut().and_then(|qmp| qmp.shutdown_reason().map(str::to_owned)).or(reason);
             match status {
                 Some(status) if status.code() == Some(0) => {
                     return Ok(match reason.as_deref() {
@@ -193,11 +183,7 @@ impl Session<'_> {
             let over = end.is_some_and(|end| Instant::now() >= end);
             if over || interrupted() {
                 self.end(&mut child, qmp);
-                return Ok(if over {
-                    Ended::TimeOut
-                } else {
-                    Ended::Interrupted
-                });
+                return Ok(if over { Ended::TimeOut } else { Ended::Interrupted });
             }
             std::thread::sleep(process::POLL);
         }
@@ -211,11 +197,13 @@ impl Session<'_> {
         }
         child.kill();
         if std::io::stdin().is_terminal() {
-            let _ = Command::new("stty")
-                .arg("sane")
-                .stdin(Stdio::inherit())
-                .status();
+            let _ = Command::new("stty").arg("sane").stdin(Stdio::inherit()).status();
         }
+    }
+
+    /// Whether the kernel refused its command line.
+    fn refused(&self) -> bool {
+        console::read(&self.dir.path().join("console.log")).contains(REFUSED_MARK)
     }
 
     /// Keeps the readable log, and shows the functions of a crash.
@@ -226,24 +214,12 @@ impl Session<'_> {
         write(&self.dir.path().join("console.sym.log"), &readable)?;
         self.dir.write(
             "verdict.json",
-            &format!(
-                "{:#}\n",
-                json!({ "v": 1, "verdict": exit.word(), "exit": exit.code() })
-            ),
+            &format!("{:#}\n", json!({ "v": 1, "verdict": exit.word(), "exit": exit.code() })),
         )?;
-        if matches!(exit, Exit::Panicked | Exit::Hung)
-            && readable.lines().count() > raw.lines().count()
-        {
-            let from = readable
-                .lines()
-                .position(|line| line.contains("PANIC"))
-                .unwrap_or(0);
+        if matches!(exit, Exit::Panicked | Exit::Hung) && readable.lines().count() > raw.lines().count() {
+            let from = readable.lines().position(|line| line.contains("PANIC")).unwrap_or(0);
             eprintln!("\nWith the functions:");
-            readable
-                .lines()
-                .skip(from)
-                .take(200)
-                .for_each(|line| eprintln!("{line}"));
+            readable.lines().skip(from).take(200).for_each(|line| eprintln!("{line}"));
         }
         Ok(())
     }

@@ -36,13 +36,8 @@ impl RunDir {
         if std::os::unix::fs::symlink(path.file_name().unwrap_or_default(), &temporary).is_ok() {
             let _ = fs::rename(&temporary, &link);
         }
-        let events = fs::File::create(path.join("events.jsonl"))
-            .with_context(|| path.display().to_string())?;
-        Ok(RunDir {
-            path,
-            started: Instant::now(),
-            events: Mutex::new(events),
-        })
+        let events = fs::File::create(path.join("events.jsonl")).with_context(|| path.display().to_string())?;
+        Ok(RunDir { path, started: Instant::now(), events: Mutex::new(events) })
     }
 
     /// The folder.
@@ -73,14 +68,8 @@ impl RunDir {
     ///
     /// # Errors
     /// When the disk does not let it.
-    pub fn describe(
-        &self,
-        workspace: &Workspace,
-        command: &str,
-        more: &Value,
-    ) -> anyhow::Result<()> {
-        let git =
-            |args: &[&str]| output_of(Command::new("git").args(args).current_dir(&workspace.root));
+    pub fn describe(&self, workspace: &Workspace, command: &str, more: &Value) -> anyhow::Result<()> {
+        let git = |args: &[&str]| output_of(Command::new("git").args(args).current_dir(&workspace.root));
         let mut about = json!({
             "v": 1,
             "command": command,
@@ -125,16 +114,13 @@ pub fn write(path: &Path, content: &str) -> anyhow::Result<()> {
 pub fn write_script(path: &Path, content: &str) -> anyhow::Result<()> {
     use std::os::unix::fs::PermissionsExt as _;
     write(path, content)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o755))
-        .with_context(|| path.display().to_string())
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).with_context(|| path.display().to_string())
 }
 
 /// A folder that was not there before.
 fn fresh(runs: &Path, command: &str) -> anyhow::Result<PathBuf> {
     fs::create_dir_all(runs).with_context(|| runs.display().to_string())?;
-    let utc = humantime::format_rfc3339_seconds(SystemTime::now())
-        .to_string()
-        .replace(':', "");
+    let utc = humantime::format_rfc3339_seconds(SystemTime::now()).to_string().replace(':', "");
     for id in 0..u32::MAX {
         let id = id.wrapping_mul(0x9e37).wrapping_add(std::process::id()) & 0xffff;
         let path = runs.join(format!("{utc}-{command}-{id:04x}"));
@@ -171,9 +157,6 @@ mod tests {
         second.event("boot", &json!({ "cpus": 4 }));
         let line = fs::read_to_string(second.path().join("events.jsonl")).unwrap();
         let event: Value = serde_json::from_str(&line).unwrap();
-        assert_eq!(
-            (&event["event"], &event["cpus"]),
-            (&json!("boot"), &json!(4))
-        );
+        assert_eq!((&event["event"], &event["cpus"]), (&json!("boot"), &json!(4)));
     }
 }

@@ -48,28 +48,15 @@ impl Shape {
         let nodes = node_cpus.len();
         let node_memory = match &args.node_memory {
             Some(sizes) if sizes.len() != nodes => {
-                return Err(usage(format!(
-                    "--node-memory gives {} sizes for {nodes} nodes: one a node",
-                    sizes.len()
-                )));
+                return Err(usage(format!("--node-memory gives {} sizes for {nodes} nodes: one a node", sizes.len())));
             }
-            Some(sizes) => sizes
-                .iter()
-                .map(|size| bytes("--node-memory", size))
-                .collect::<anyhow::Result<_>>()?,
-            None => deal(
-                bytes("--memory", args.memory.as_deref().unwrap_or("512M"))? / MIB,
-                nodes,
-            )
-            .into_iter()
-            .map(|mib| mib * MIB)
-            .collect(),
+            Some(sizes) => sizes.iter().map(|size| bytes("--node-memory", size)).collect::<anyhow::Result<_>>()?,
+            None => deal(bytes("--memory", args.memory.as_deref().unwrap_or("512M"))? / MIB, nodes)
+                .into_iter()
+                .map(|mib| mib * MIB)
+                .collect(),
         };
-        let shape = Shape {
-            node_cpus,
-            node_memory,
-            distance: args.distance,
-        };
+        let shape = Shape { node_cpus, node_memory, distance: args.distance };
         shape.check_memory()?;
         Ok(shape)
     }
@@ -80,11 +67,7 @@ impl Shape {
     /// As [`Shape::from_args`].
     pub fn even(cpus: u32, nodes: u32) -> anyhow::Result<Shape> {
         Shape::from_args(
-            &MachineArgs {
-                cpus: Some(cpus),
-                nodes: Some(nodes),
-                ..MachineArgs::default()
-            },
+            &MachineArgs { cpus: Some(cpus), nodes: Some(nodes), ..MachineArgs::default() },
             Defaults { cpus, nodes },
         )
     }
@@ -120,22 +103,14 @@ impl Shape {
         let cores = self.node_cpus[0];
         let even = cores > 0 && self.node_cpus.iter().all(|&cpus| cpus == cores);
         let highest_id = (self.nodes() - 1) * cores.next_power_of_two() + cores.saturating_sub(1);
-        if even && highest_id <= MAX_APIC_ID {
-            (self.nodes(), cores)
-        } else {
-            (self.cpus(), 1)
-        }
+        if even && highest_id <= MAX_APIC_ID { (self.nodes(), cores) } else { (self.cpus(), 1) }
     }
 
     /// Distance between two nodes, 10 to oneself.
     #[must_use]
     pub fn distance_between(&self, a: u32, b: u32) -> u32 {
         let apart = a.abs_diff(b);
-        let hops = if self.distance == Distance::Ring {
-            apart.min(self.nodes() - apart)
-        } else {
-            apart
-        };
+        let hops = if self.distance == Distance::Ring { apart.min(self.nodes() - apart) } else { apart };
         (10 + 10 * hops).min(254)
     }
 
@@ -149,21 +124,12 @@ impl Shape {
             format!("--node-cpus {}", join(self.node_cpus.iter()))
         };
         let even_memory = deal(self.memory() / MIB, self.node_memory.len());
-        match self
-            .node_memory
-            .iter()
-            .map(|bytes| bytes / MIB)
-            .eq(even_memory)
-        {
+        match self.node_memory.iter().map(|bytes| bytes / MIB).eq(even_memory) {
             true if self.memory() == 512 * MIB => cpus,
             true => format!("{cpus} --memory {}M", self.memory() / MIB),
             false => format!(
                 "{cpus} --node-memory {}",
-                join(
-                    self.node_memory
-                        .iter()
-                        .map(|bytes| format!("{}M", bytes / MIB))
-                )
+                join(self.node_memory.iter().map(|bytes| format!("{}M", bytes / MIB)))
             ),
         }
     }
@@ -178,10 +144,7 @@ impl Shape {
         }
         if self.node_memory[0] < MIN_NODE0 {
             let has = self.node_memory[0] / MIB;
-            return Err(usage(format!(
-                "node 0 with {has} MiB of memory: too small, at least {} MiB",
-                MIN_NODE0 / MIB
-            )));
+            return Err(usage(format!("node 0 with {has} MiB of memory: too small, at least {} MiB", MIN_NODE0 / MIB)));
         }
         Ok(())
     }
@@ -190,42 +153,25 @@ impl Shape {
 impl fmt::Display for Shape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let plural = |n: u32| if n == 1 { "" } else { "s" };
-        write!(
-            f,
-            "{} CPU{} on {} node{}",
-            self.cpus(),
-            plural(self.cpus()),
-            self.nodes(),
-            plural(self.nodes())
-        )
+        write!(f, "{} CPU{} on {} node{}", self.cpus(), plural(self.cpus()), self.nodes(), plural(self.nodes()))
     }
 }
 
 fn join(items: impl Iterator<Item = impl fmt::Display>) -> String {
-    items
-        .map(|item| item.to_string())
-        .collect::<Vec<_>>()
-        .join(",")
+    items.map(|item| item.to_string()).collect::<Vec<_>>().join(",")
 }
 
 /// `total` in `parts` parts that differ by at most one, the larger ones first.
 fn deal(total: u64, parts: usize) -> Vec<u64> {
     let parts = parts as u64;
-    (0..parts)
-        .map(|part| total / parts + u64::from(part < total % parts))
-        .collect()
+    (0..parts).map(|part| total / parts + u64::from(part < total % parts)).collect()
 }
 
 fn node_cpus(args: &MachineArgs, defaults: Defaults) -> anyhow::Result<Vec<u32>> {
     if let Some(split) = &args.node_cpus {
-        let cpus = split
-            .iter()
-            .fold(0_u32, |sum, &cpus| sum.saturating_add(cpus));
+        let cpus = split.iter().fold(0_u32, |sum, &cpus| sum.saturating_add(cpus));
         check_counts(cpus, split.len() as u32)?;
-        if args.cpus.is_some_and(|given| given != cpus)
-            || args
-                .nodes
-                .is_some_and(|given| given as usize != split.len())
+        if args.cpus.is_some_and(|given| given != cpus) || args.nodes.is_some_and(|given| given as usize != split.len())
         {
             let split_text = join(split.iter());
             return Err(usage(format!(
@@ -237,33 +183,23 @@ fn node_cpus(args: &MachineArgs, defaults: Defaults) -> anyhow::Result<Vec<u32>>
     }
     let cpus = args.cpus.unwrap_or(defaults.cpus);
     // A user who asks for one CPU and says nothing of nodes does not mean the default's two.
-    let nodes = args.nodes.unwrap_or(if args.cpus.is_some() {
-        defaults.nodes.min(cpus.max(1))
-    } else {
-        defaults.nodes
-    });
+    let nodes =
+        args.nodes.unwrap_or(if args.cpus.is_some() { defaults.nodes.min(cpus.max(1)) } else { defaults.nodes });
     check_counts(cpus, nodes)?;
     if nodes > cpus {
         return Err(usage(format!(
             "--nodes {nodes} with --cpus {cpus}: more nodes than CPUs; for nodes without CPUs give --node-cpus, such as 1,0"
         )));
     }
-    Ok(deal(u64::from(cpus), nodes as usize)
-        .into_iter()
-        .map(|cpus| cpus as u32)
-        .collect())
+    Ok(deal(u64::from(cpus), nodes as usize).into_iter().map(|cpus| cpus as u32).collect())
 }
 
 fn check_counts(cpus: u32, nodes: u32) -> anyhow::Result<()> {
     if !(1..=MAX_CPUS).contains(&cpus) {
-        return Err(usage(format!(
-            "{cpus} CPUs: allowed are 1 to {MAX_CPUS} (an xAPIC has 255 ids for CPUs)"
-        )));
+        return Err(usage(format!("{cpus} CPUs: allowed are 1 to {MAX_CPUS} (an xAPIC has 255 ids for CPUs)")));
     }
     if !(1..=MAX_NODES).contains(&nodes) {
-        return Err(usage(format!(
-            "{nodes} nodes: allowed are 1 to {MAX_NODES}"
-        )));
+        return Err(usage(format!("{nodes} nodes: allowed are 1 to {MAX_NODES}")));
     }
     Ok(())
 }
@@ -276,16 +212,8 @@ fn bytes(option: &str, text: &str) -> anyhow::Result<u64> {
         Some((at, 'g' | 'G')) => (&text[..at], 1 << 30),
         _ => (text, MIB),
     };
-    let bytes = digits
-        .parse::<u64>()
-        .ok()
-        .and_then(|n| n.checked_mul(unit))
-        .filter(|bytes| bytes % MIB == 0);
-    bytes.ok_or_else(|| {
-        usage(format!(
-            "{option} {text}: not a size in whole MiB, such as 512M or 2G"
-        ))
-    })
+    let bytes = digits.parse::<u64>().ok().and_then(|n| n.checked_mul(unit)).filter(|bytes| bytes % MIB == 0);
+    bytes.ok_or_else(|| usage(format!("{option} {text}: not a size in whole MiB, such as 512M or 2G")))
 }
 
 #[cfg(test)]
@@ -300,25 +228,14 @@ mod tests {
     }
 
     fn args(cpus: u32, nodes: u32) -> MachineArgs {
-        MachineArgs {
-            cpus: Some(cpus),
-            nodes: Some(nodes),
-            ..MachineArgs::default()
-        }
+        MachineArgs { cpus: Some(cpus), nodes: Some(nodes), ..MachineArgs::default() }
     }
 
     #[test]
     fn cpus_and_memory_are_dealt_out_with_the_rest_to_the_first_nodes() {
         let shape = shape(&args(7, 3)).unwrap();
         assert_eq!(shape.node_cpus, [3, 2, 2]);
-        assert_eq!(
-            shape
-                .node_memory
-                .iter()
-                .map(|bytes| bytes / MIB)
-                .collect::<Vec<_>>(),
-            [171, 171, 170]
-        );
+        assert_eq!(shape.node_memory.iter().map(|bytes| bytes / MIB).collect::<Vec<_>>(), [171, 171, 170]);
         assert_eq!(shape.sockets_and_cores(), (7, 1));
         assert_eq!(shape.slug(), "7c3n");
     }
@@ -333,23 +250,14 @@ mod tests {
     #[test]
     fn distances_of_a_ring_close_and_those_of_a_line_do_not() {
         let mut shape = shape(&args(4, 4)).unwrap();
-        assert_eq!(
-            (0..4)
-                .map(|node| shape.distance_between(0, node))
-                .collect::<Vec<_>>(),
-            [10, 20, 30, 20]
-        );
+        assert_eq!((0..4).map(|node| shape.distance_between(0, node)).collect::<Vec<_>>(), [10, 20, 30, 20]);
         shape.distance = Distance::Line;
         assert_eq!(shape.distance_between(0, 3), 40);
     }
 
     #[test]
     fn one_cpu_without_a_word_about_nodes_is_one_node() {
-        let one = shape(&MachineArgs {
-            cpus: Some(1),
-            ..MachineArgs::default()
-        })
-        .unwrap();
+        let one = shape(&MachineArgs { cpus: Some(1), ..MachineArgs::default() }).unwrap();
         assert_eq!((one.cpus(), one.nodes()), (1, 1));
     }
 
@@ -361,52 +269,22 @@ mod tests {
             shape(&args).unwrap_err()
         };
         let cases: [(String, &str); 13] = [
-            (
-                shape(&args(0, 1)).unwrap_err(),
-                "0 CPUs: allowed are 1 to 255",
-            ),
+            (shape(&args(0, 1)).unwrap_err(), "0 CPUs: allowed are 1 to 255"),
             (shape(&args(256, 1)).unwrap_err(), "xAPIC has 255 ids"),
-            (
-                shape(&args(4, 0)).unwrap_err(),
-                "0 nodes: allowed are 1 to 64",
-            ),
+            (shape(&args(4, 0)).unwrap_err(), "0 nodes: allowed are 1 to 64"),
             (shape(&args(100, 65)).unwrap_err(), "65 nodes"),
             (shape(&args(2, 3)).unwrap_err(), "more nodes than CPUs"),
             (with(|a| a.node_cpus = Some(vec![0, 0])), "0 CPUs"),
-            (
-                with(|a| (a.node_cpus, a.cpus) = (Some(vec![2, 1]), Some(4))),
-                "contradicts",
-            ),
-            (
-                with(|a| (a.node_cpus, a.nodes) = (Some(vec![2, 1]), Some(3))),
-                "contradicts",
-            ),
-            (
-                with(|a| a.memory = Some("16M".into())),
-                "16 MiB of memory: too small, at least 64 MiB",
-            ),
-            (
-                with(|a| a.memory = Some("lots".into())),
-                "--memory lots: not a size",
-            ),
-            (
-                with(|a| a.memory = Some("99999999999G".into())),
-                "not a size",
-            ),
-            (
-                with(|a| a.node_memory = Some(vec!["64M".into()])),
-                "1 sizes for 2 nodes",
-            ),
-            (
-                with(|a| a.node_memory = Some(vec!["0".into(), "512M".into()])),
-                "node 0 with 0 MiB",
-            ),
+            (with(|a| (a.node_cpus, a.cpus) = (Some(vec![2, 1]), Some(4))), "contradicts"),
+            (with(|a| (a.node_cpus, a.nodes) = (Some(vec![2, 1]), Some(3))), "contradicts"),
+            (with(|a| a.memory = Some("16M".into())), "16 MiB of memory: too small, at least 64 MiB"),
+            (with(|a| a.memory = Some("lots".into())), "--memory lots: not a size"),
+            (with(|a| a.memory = Some("99999999999G".into())), "not a size"),
+            (with(|a| a.node_memory = Some(vec!["64M".into()])), "1 sizes for 2 nodes"),
+            (with(|a| a.node_memory = Some(vec!["0".into(), "512M".into()])), "node 0 with 0 MiB"),
         ];
         for (error, expected) in cases {
-            assert!(
-                error.contains(expected) && !error.contains('\n'),
-                "{error:?} lacks {expected:?}"
-            );
+            assert!(error.contains(expected) && !error.contains('\n'), "{error:?} lacks {expected:?}");
         }
     }
 
@@ -417,10 +295,7 @@ mod tests {
             node_memory: Some(vec!["256M".into(), "64M".into(), "0".into()]),
             ..MachineArgs::default()
         };
-        assert_eq!(
-            shape(&uneven).unwrap().options(),
-            "--node-cpus 4,0,3 --node-memory 256M,64M,0M"
-        );
+        assert_eq!(shape(&uneven).unwrap().options(), "--node-cpus 4,0,3 --node-memory 256M,64M,0M");
         assert_eq!(shape(&args(7, 3)).unwrap().options(), "--cpus 7 --nodes 3");
     }
 }

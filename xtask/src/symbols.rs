@@ -17,69 +17,49 @@ impl Symbols {
     /// Opens the ELF; `None` when it has no debug information that can be read.
     #[must_use]
     pub fn load(kernel: &Path, root: &Path) -> Option<Symbols> {
-        Loader::new(kernel).ok().map(|loader| Symbols {
-            loader,
-            root: root.to_path_buf(),
-        })
+        Loader::new(kernel).ok().map(|loader| Symbols { loader, root: root.to_path_buf() })
     }
 
     /// The frames at an address, innermost first, each as `function at file:line`.
     #[must_use]
     pub fn frames(&self, address: u64) -> Vec<String> {
+        let symbol = || self.loader.find_symbol(address).map(|name| short(&rustc_demangle::demangle(name).to_string()));
         let mut lines = Vec::new();
         if let Ok(mut frames) = self.loader.find_frames(address) {
             while let Ok(Some(frame)) = frames.next() {
-                let function = frame
-                    .function
-                    .as_ref()
-                    .and_then(|name| name.demangle().ok().map(|name| short(&name)));
-                let place = frame
-                    .location
-                    .as_ref()
-                    .and_then(|at| Some((self.shorter(at.file?), at.line.unwrap_or(0))));
+                let function = frame.function.as_ref().and_then(|name| name.demangle().ok().map(|name| short(&name)));
+                let place = frame.location.as_ref().and_then(|at| Some((self.shorter(at.file?), at.line.unwrap_or(0))));
                 if function.is_none() && place.is_none() {
                     continue;
                 }
-                let function = function.unwrap_or_else(|| "?".to_owned());
-                lines.push(place.map_or(function.clone(), |(file, line)| {
-                    format!("{function} at {file}:{line}")
-                }));
+                // Line tables alone leave out functions into which nothing was inlined; the symbol table has them.
+                let function = function.or_else(symbol).unwrap_or_else(|| "?".to_owned());
+                lines.push(place.map_or(function.clone(), |(file, line)| format!("{function} at {file}:{line}")));
             }
         }
-        if lines.is_empty()
-            && let Some(symbol) = self.loader.find_symbol(address)
-        {
-            lines.push(short(&rustc_demangle::demangle(symbol).to_string()));
+        if lines.is_empty() {
+            lines.extend(symbol());
         }
         let last = lines.len().saturating_sub(1);
-        lines
-            .iter_mut()
-            .take(last)
-            .for_each(|line| line.push_str(" (inlined)"));
+        lines.iter_mut().take(last).for_each(|line| line.push_str(" (inlined)"));
         lines
     }
 
+    /// A path as seen from the checkout, the standard library or the crate it belongs to.
     fn shorter<'a>(&self, file: &'a str) -> &'a str {
-        let inside = file
-            .strip_prefix(self.root.to_string_lossy().as_ref())
-            .map(|rest| rest.trim_start_matches('/'));
-        let library = || {
-            file.split_once("/rustlib/src/rust/")
-                .or_else(|| file.split_once("/registry/src/"))
-                .map(|(_, rest)| rest)
-        };
-        inside.or_else(library).unwrap_or(file)
+        let root = self.root.to_string_lossy();
+        let inside = file.strip_prefix(root.as_ref()).map(|rest| rest.trim_start_matches('/'));
+        let library = || file.find("/library/").filter(|_| file.starts_with("/rustc/") || file.contains("/rustlib/"));
+        let registry =
+            || file.split_once("/registry/src/").and_then(|(_, rest)| rest.split_once('/')).map(|(_, rest)| rest);
+        inside.or_else(|| library().map(|at| &file[at + 1..])).or_else(registry).unwrap_or(file)
     }
 }
 
 /// A name without its hash.
 fn short(name: &str) -> String {
     match name.rsplit_once("::h") {
-        Some((path, hash))
-            if hash.len() == 16 && hash.bytes().all(|byte| byte.is_ascii_hexdigit()) =>
-        {
-            path.to_owned()
-        }
+        Some((path, hash)) if hash.len() == 16 && hash.bytes().all(|byte| byte.is_ascii_hexdigit()) => path.to_owned(),
         _ => name.to_owned(),
     }
 }
@@ -87,13 +67,8 @@ fn short(name: &str) -> String {
 /// Every kernel address written out in a line of text.
 pub fn addresses(line: &str) -> impl Iterator<Item = u64> {
     line.match_indices("0xffffffff").filter_map(|(at, _)| {
-        let digits = line[at + 2..]
-            .bytes()
-            .take_while(u8::is_ascii_hexdigit)
-            .count();
-        let address = (digits == 16)
-            .then(|| u64::from_str_radix(&line[at + 2..at + 18], 16).ok())
-            .flatten()?;
+        let digits = line[at + 2..].bytes().take_while(u8::is_ascii_hexdigit).count();
+        let address = (digits == 16).then(|| u64::from_str_radix(&line[at + 2..at + 18], 16).ok()).flatten()?;
         (address >= KERNEL_BASE).then_some(address)
     })
 }
@@ -104,20 +79,16 @@ mod tests {
 
     #[test]
     fn addresses_are_found_wherever_they_stand_in_a_line() {
-        let found: Vec<u64> = addresses("#0 0xffffffff80001234, rip=0xffffffff8000abcd; cr2 0x10 0xffffffff1 0xffff800000000000").collect();
+        let found: Vec<u64> =
+            addresses("#0 0xffffffff80001234, rip=0xffffffff8000abcd; cr2 0x10 0xffffffff1 0xffff800000000000")
+                .collect();
         assert_eq!(found, [0xffff_ffff_8000_1234, 0xffff_ffff_8000_abcd]);
-        assert_eq!(
-            addresses("0xffffffff00000000 and 0xffffffff800012345").count(),
-            0
-        );
+        assert_eq!(addresses("0xffffffff00000000 and 0xffffffff800012345").count(), 0);
     }
 
     #[test]
     fn the_hash_of_a_name_is_left_out() {
-        assert_eq!(
-            short("arch::cpu::current::h0123456789abcdef"),
-            "arch::cpu::current"
-        );
+        assert_eq!(short("arch::cpu::current::h0123456789abcdef"), "arch::cpu::current");
         assert_eq!(short("arch::hosted::boot"), "arch::hosted::boot");
     }
 
@@ -129,14 +100,9 @@ mod tests {
         let object_file = std::fs::read(&program).unwrap();
         let object = object::File::parse(&*object_file).unwrap();
         use object::{Object as _, ObjectSymbol as _};
-        let symbol = object
-            .symbols()
-            .find(|symbol| symbol.name().is_ok_and(|name| name.contains("xtask5shape")))
-            .unwrap();
+        let symbol =
+            object.symbols().find(|symbol| symbol.name().is_ok_and(|name| name.contains("xtask5shape"))).unwrap();
         let frames = symbols.frames(symbol.address());
-        assert!(
-            frames.iter().any(|frame| frame.contains("xtask")),
-            "{frames:?}"
-        );
+        assert!(frames.iter().any(|frame| frame.contains("xtask")), "{frames:?}");
     }
 }

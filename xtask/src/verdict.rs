@@ -126,27 +126,18 @@ impl Stream {
 #[must_use]
 pub fn judge(stream: &Stream, ending: &Ending, asked: &Asked) -> Verdict {
     let mut witnesses = Witnesses::default();
-    witnesses
-        .end
-        .extend(stream.errors.iter().take(5).map(ToString::to_string));
+    witnesses.end.extend(stream.errors.iter().take(5).map(ToString::to_string));
     check_start(stream, asked, &mut witnesses.end);
     let reading = Reading::of(stream, &mut witnesses.plan);
     check_names(&reading.tests, asked, &mut witnesses.plan);
     check_end(stream, &reading.tests, &mut witnesses.end);
     let from_status = check_status(ending, &reading.tests, &mut witnesses.status);
-    let trusted =
-        witnesses.plan.is_empty() && witnesses.end.is_empty() && witnesses.status.is_empty();
+    let trusted = witnesses.plan.is_empty() && witnesses.end.is_empty() && witnesses.status.is_empty();
     let exit = match from_status {
         Exit::Passed | Exit::TestsFailed if !trusted => Exit::Incomplete,
         exit => exit,
     };
-    Verdict {
-        exit,
-        witnesses,
-        tests: reading.tests,
-        unfinished: reading.unfinished,
-        any_began: reading.any_began,
-    }
+    Verdict { exit, witnesses, tests: reading.tests, unfinished: reading.unfinished, any_began: reading.any_began }
 }
 
 /// What the KTAP and the begin marks say together.
@@ -165,10 +156,7 @@ impl Reading {
                 Kind::Begin => {
                     let begun = begun(&frame.payload);
                     if begun.is_none() {
-                        complaints.push(format!(
-                            "a begin mark that names no test: {:?}",
-                            frame.payload
-                        ));
+                        complaints.push(format!("a begin mark that names no test: {:?}", frame.payload));
                     }
                     if let (Some(old), Some(new), false) = (&running, &begun, broken) {
                         complaints.push(format!("{new} begins before {old} has a result"));
@@ -196,44 +184,26 @@ impl Reading {
         if !broken && let Err(error) = parser.finish() {
             complaints.push(error.to_string());
         }
-        Reading {
-            tests: parser.tests().to_vec(),
-            unfinished: running,
-            any_began,
-        }
+        Reading { tests: parser.tests().to_vec(), unfinished: running, any_began }
     }
 }
 
 /// The identity of a KTAP line.
 #[must_use]
 pub fn id_of(test: &TestLine) -> TestId {
-    TestId {
-        suite: test.suite.clone(),
-        name: test.name.clone(),
-    }
+    TestId { suite: test.suite.clone(), name: test.name.clone() }
 }
 
 /// The test a begin mark names.
 #[must_use]
 pub fn begun(payload: &str) -> Option<TestId> {
     let value: Value = serde_json::from_str(payload).ok()?;
-    Some(TestId {
-        suite: value["suite"].as_str()?.to_owned(),
-        name: value["name"].as_str()?.to_owned(),
-    })
+    Some(TestId { suite: value["suite"].as_str()?.to_owned(), name: value["name"].as_str()?.to_owned() })
 }
 
 fn check_start(stream: &Stream, asked: &Asked, complaints: &mut Vec<String>) {
-    let starts = stream
-        .frames
-        .iter()
-        .filter(|frame| frame.kind == Kind::Start)
-        .count();
-    let Some(first) = stream
-        .frames
-        .first()
-        .filter(|frame| frame.kind == Kind::Start)
-    else {
+    let starts = stream.frames.iter().filter(|frame| frame.kind == Kind::Start).count();
+    let Some(first) = stream.frames.first().filter(|frame| frame.kind == Kind::Start) else {
         complaints.push("no start mark".to_owned());
         return;
     };
@@ -241,30 +211,17 @@ fn check_start(stream: &Stream, asked: &Asked, complaints: &mut Vec<String>) {
         complaints.push(format!("{starts} start marks"));
     }
     let start: Value = serde_json::from_str(&first.payload).unwrap_or_default();
-    let expected = [
-        ("v", 1),
-        ("seed", asked.seed),
-        ("cpus", asked.cpus.into()),
-        ("nodes", asked.nodes.into()),
-    ];
+    let expected = [("v", 1), ("seed", asked.seed), ("cpus", asked.cpus.into()), ("nodes", asked.nodes.into())];
     for (key, value) in expected {
         if start[key].as_u64() != Some(value) {
-            complaints.push(format!(
-                "the start mark says {key} {}, asked for was {value}",
-                start[key]
-            ));
+            complaints.push(format!("the start mark says {key} {}, asked for was {value}", start[key]));
         }
     }
 }
 
 fn check_names(tests: &[TestLine], asked: &Asked, complaints: &mut Vec<String>) {
     let ran: Vec<TestId> = tests.iter().map(id_of).collect();
-    let missing: Vec<String> = asked
-        .tests
-        .iter()
-        .filter(|test| !ran.contains(test))
-        .map(ToString::to_string)
-        .collect();
+    let missing: Vec<String> = asked.tests.iter().filter(|test| !ran.contains(test)).map(ToString::to_string).collect();
     if !missing.is_empty() {
         complaints.push(format!(
             "no result for {} of {} tests, first {}",
@@ -282,19 +239,12 @@ fn check_names(tests: &[TestLine], asked: &Asked, complaints: &mut Vec<String>) 
 }
 
 fn check_end(stream: &Stream, tests: &[TestLine], complaints: &mut Vec<String>) {
-    let Some(at) = stream
-        .frames
-        .iter()
-        .position(|frame| frame.kind == Kind::End)
-    else {
+    let Some(at) = stream.frames.iter().position(|frame| frame.kind == Kind::End) else {
         complaints.push("no end mark".to_owned());
         return;
     };
     if at + 1 != stream.frames.len() {
-        complaints.push(format!(
-            "{} frames after the end mark",
-            stream.frames.len() - at - 1
-        ));
+        complaints.push(format!("{} frames after the end mark", stream.frames.len() - at - 1));
     }
     let end: Value = serde_json::from_str(&stream.frames[at].payload).unwrap_or_default();
     let count = |outcome| tests.iter().filter(|test| test.outcome == outcome).count();
@@ -307,41 +257,25 @@ fn check_end(stream: &Stream, tests: &[TestLine], complaints: &mut Vec<String>) 
     ];
     for (key, value) in expected {
         if end[key].as_u64() != Some(value as u64) {
-            complaints.push(format!(
-                "the end mark says {key} {}, seen were {value}",
-                end[key]
-            ));
+            complaints.push(format!("the end mark says {key} {}, seen were {value}", end[key]));
         }
     }
 }
 
 fn check_status(ending: &Ending, tests: &[TestLine], complaints: &mut Vec<String>) -> Exit {
-    let failed = tests
-        .iter()
-        .filter(|test| test.outcome == Outcome::Failed)
-        .count();
+    let failed = tests.iter().filter(|test| test.outcome == Outcome::Failed).count();
     let (exit, complaint) = match ending {
         Ending::Status(33) if failed == 0 => return Exit::Passed,
         Ending::Status(35) if failed > 0 => return Exit::TestsFailed,
-        Ending::Status(33) => (
-            Exit::Passed,
-            format!("debug-exit says pass, {failed} tests failed"),
-        ),
-        Ending::Status(35) => (
-            Exit::TestsFailed,
-            "debug-exit says fail, no test failed".to_owned(),
-        ),
+        Ending::Status(33) => (Exit::Passed, format!("debug-exit says pass, {failed} tests failed")),
+        Ending::Status(35) => (Exit::TestsFailed, "debug-exit says fail, no test failed".to_owned()),
         Ending::Status(37) => (Exit::Panicked, "the kernel panicked".to_owned()),
         Ending::Status(39) => (Exit::Hung, "the kernel reported a stall".to_owned()),
-        Ending::Status(0) => (
-            Exit::Panicked,
-            "QEMU ended with status 0, without debug-exit: a triple fault or a reset".to_owned(),
-        ),
+        Ending::Status(0) => {
+            (Exit::Panicked, "QEMU ended with status 0, without debug-exit: a triple fault or a reset".to_owned())
+        }
         Ending::Status(1) => (Exit::Host, "QEMU refused to run (status 1)".to_owned()),
-        Ending::Status(other) => (
-            Exit::Incomplete,
-            format!("QEMU ended with status {other}, which nobody gives"),
-        ),
+        Ending::Status(other) => (Exit::Incomplete, format!("QEMU ended with status {other}, which nobody gives")),
         Ending::Signal(signal) => (Exit::Host, format!("QEMU was killed by signal {signal}")),
         Ending::Hung(why) => (Exit::Hung, why.clone()),
         Ending::Interrupted => (Exit::Interrupted, "interrupted".to_owned()),

@@ -34,23 +34,14 @@ impl Workspace {
         if !root.join("kernel/Cargo.toml").is_file() {
             return Err(stop(
                 Exit::Host,
-                format!(
-                    "no Grange checkout in {}: start this as `cargo xtask`",
-                    root.display()
-                ),
+                format!("no Grange checkout in {}: start this as `cargo xtask`", root.display()),
             ));
         }
         let target = match std::env::var_os("CARGO_TARGET_DIR") {
             Some(dir) => std::path::absolute(PathBuf::from(dir)).context("CARGO_TARGET_DIR")?,
             None => root.join("target"),
         };
-        Ok(Workspace {
-            root,
-            target,
-            no_install: global.no_install,
-            core: global.core,
-            verbose: global.verbose,
-        })
+        Ok(Workspace { root, target, no_install: global.no_install, core: global.core, verbose: global.verbose })
     }
 
     /// The folder that holds one folder a run.
@@ -68,14 +59,10 @@ impl Workspace {
     /// The cargo that started this tool, so that the toolchain stays the same.
     #[must_use]
     pub fn cargo(&self) -> std::process::Command {
-        let mut command =
-            std::process::Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        let mut command = std::process::Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         command.current_dir(&self.root);
         // What cargo told this tool about itself is not meant for the crates that it builds now.
-        command
-            .env_remove("CARGO_MANIFEST_DIR")
-            .env_remove("CARGO_PKG_NAME")
-            .env("CARGO_TARGET_DIR", &self.target);
+        command.env_remove("CARGO_MANIFEST_DIR").env_remove("CARGO_PKG_NAME").env("CARGO_TARGET_DIR", &self.target);
         command
     }
 }

@@ -12,38 +12,18 @@ fn a_run_in_which_all_tests_pass_passes_and_leaves_its_files() {
     let machine = Machine::new();
     machine.prepare_run(0, &[], None, "33");
     let run = machine.test(&[]);
-    assert_eq!(
-        (run.code(), run.last_line().as_str()),
-        (0, "4 passed, 0 failed, 0 skipped"),
-        "{}",
-        run.out()
-    );
-    assert!(
-        run.file("4c2n/qemu-cmd")
-            .contains("-append 'grange.run=test grange.seed=7'")
-    );
-    assert!(
-        run.file("4c2n/results.ktap")
-            .starts_with("KTAP version 1\n1..3\n")
-    );
+    assert_eq!((run.code(), run.last_line().as_str()), (0, "4 passed, 0 failed, 0 skipped"), "{}", run.out());
+    assert!(run.file("4c2n/qemu-cmd").contains("-append 'grange.run=test grange.seed=7'"));
+    assert!(run.file("4c2n/results.ktap").starts_with("KTAP version 1\n1..3\n"));
     assert_eq!(run.file("4c2n/console.log"), "fine\n");
+    assert!(run.file("4c2n/verdict.json").contains(r#""verdict": "passed""#));
     assert!(
-        run.file("4c2n/verdict.json")
-            .contains(r#""verdict": "passed""#)
-    );
-    assert!(
-        run.file("junit.xml")
-            .contains(r#"tests="4" skipped="0" failures="0" errors="0""#),
+        run.file("junit.xml").contains(r#"tests="4" skipped="0" failures="0" errors="0""#),
         "{}",
         run.file("junit.xml")
     );
     assert!(run.file("run.json").contains(r#""seed": 7"#));
-    assert_eq!(
-        run.file("events.jsonl")
-            .matches(r#""event":"test""#)
-            .count(),
-        4
-    );
+    assert_eq!(run.file("events.jsonl").matches(r#""event":"test""#).count(), 4);
 }
 
 #[test]
@@ -51,12 +31,7 @@ fn a_failed_test_is_shown_with_its_reason_and_the_line_to_run_it_again() {
     let machine = Machine::new();
     machine.prepare_run(0, &["a_storm_loses_none"], None, "35");
     let run = machine.test(&[]);
-    assert_eq!(
-        (run.code(), run.last_line().as_str()),
-        (1, "3 passed, 1 failed, 0 skipped"),
-        "{}",
-        run.out()
-    );
+    assert_eq!((run.code(), run.last_line().as_str()), (1, "3 passed, 1 failed, 0 skipped"), "{}", run.out());
     for part in [
         "FAIL ipi.a_storm_loses_none",
         "fake.rs:1: 2 is 2, 3 is 3",
@@ -73,12 +48,7 @@ fn a_test_that_panics_fails_alone_and_the_kernel_is_booted_again_at_the_next() {
     machine.prepare_run(0, &[], Some("a_storm_loses_none"), "37");
     machine.prepare_run(2, &[], None, "33");
     let run = machine.test(&[]);
-    assert_eq!(
-        (run.code(), run.last_line().as_str()),
-        (3, "3 passed, 1 failed, 0 skipped"),
-        "{}",
-        run.out()
-    );
+    assert_eq!((run.code(), run.last_line().as_str()), (3, "3 passed, 1 failed, 0 skipped"), "{}", run.out());
     assert_eq!(run.tests("failed"), ["ipi.a_storm_loses_none"]);
     assert!(run.out().contains("PANIC cpu 1: oops"), "{}", run.out());
     assert!(machine.boots()[1].contains("grange.test_start=nmi.arrives_with_interrupts_off"));
@@ -91,12 +61,7 @@ fn the_last_test_may_die_too_and_every_test_may() {
         machine.prepare_run(first, &[], Some(name), "0");
     }
     let run = machine.test(&[]);
-    assert_eq!(
-        (run.code(), run.last_line().as_str()),
-        (3, "0 passed, 4 failed, 0 skipped"),
-        "{}",
-        run.out()
-    );
+    assert_eq!((run.code(), run.last_line().as_str()), (3, "0 passed, 4 failed, 0 skipped"), "{}", run.out());
     assert_eq!(machine.boots().len(), 4);
     assert!(run.out().contains("a triple fault or a reset"));
 }
@@ -107,29 +72,15 @@ fn a_test_that_hangs_is_ended_and_the_next_ones_run() {
     machine.prepare_run(0, &[], Some("a_call_runs_once"), "hang");
     machine.prepare_run(1, &[], None, "33");
     let run = machine.test(&["--timeout-scale", "0.05"]);
-    assert_eq!(
-        (run.code(), run.last_line().as_str()),
-        (4, "3 passed, 1 failed, 0 skipped"),
-        "{}",
-        run.out()
-    );
-    assert!(
-        run.out().contains("FAIL ipi.a_call_runs_once (hang)"),
-        "{}",
-        run.out()
-    );
+    assert_eq!((run.code(), run.last_line().as_str()), (4, "3 passed, 1 failed, 0 skipped"), "{}", run.out());
+    assert!(run.out().contains("FAIL ipi.a_call_runs_once (hang)"), "{}", run.out());
     assert!(run.out().contains("no sign of life"), "{}", run.out());
 }
 
 #[test]
 fn a_kernel_that_does_not_boot_is_not_booted_again_for_each_test() {
     let machine = Machine::new();
-    machine.prepare(
-        "first",
-        "boot: a damaged thing\nPANIC cpu 0: no memory\n",
-        "",
-        "37",
-    );
+    machine.prepare("first", "boot: a damaged thing\nPANIC cpu 0: no memory\n", "", "37");
     let run = machine.test(&[]);
     assert_eq!((run.code(), machine.boots().len()), (3, 1), "{}", run.out());
     assert_eq!(run.last_line(), "0 passed, 5 failed, 0 skipped");
@@ -141,18 +92,10 @@ fn a_kernel_that_does_not_boot_is_not_booted_again_for_each_test() {
 fn qemu_that_refuses_to_run_is_the_hosts_trouble_and_is_quoted() {
     let machine = Machine::new();
     machine.prepare("first", "", "", "1");
-    std::fs::write(
-        machine.path("first.stderr"),
-        "qemu: cannot set up guest memory\n",
-    )
-    .unwrap();
+    std::fs::write(machine.path("first.stderr"), "qemu: cannot set up guest memory\n").unwrap();
     let run = machine.test(&[]);
     assert_eq!(run.code(), 6, "{}", run.out());
-    assert!(
-        run.out().contains("QEMU: qemu: cannot set up guest memory"),
-        "{}",
-        run.out()
-    );
+    assert!(run.out().contains("QEMU: qemu: cannot set up guest memory"), "{}", run.out());
 }
 
 #[test]
@@ -169,20 +112,14 @@ fn a_complete_log_without_the_right_status_is_no_pass() {
         machine.prepare_run(0, &[], None, end);
         let run = machine.test(&[]);
         assert_eq!(run.code(), code, "status {end}: {}", run.out());
-        assert!(
-            !run.last_line().contains(" 0 failed"),
-            "status {end}: {}",
-            run.last_line()
-        );
+        assert!(!run.last_line().contains(" 0 failed"), "status {end}: {}", run.last_line());
     }
 }
 
 #[test]
 fn a_garbled_log_with_the_right_status_is_no_pass() {
     let machine = Machine::new();
-    let log = Transcript::run(7, (4, 2), &TESTS, &[], None)
-        .encode()
-        .replacen("isolated", "isolatad", 1);
+    let log = Transcript::run(7, (4, 2), &TESTS, &[], None).encode().replacen("isolated", "isolatad", 1);
     machine.prepare("first", "", &log, "33");
     let run = machine.test(&[]);
     assert_eq!(run.code(), 5, "{}", run.out());
@@ -195,17 +132,8 @@ fn filters_choose_tests_and_reach_the_kernel_as_globs() {
     let log = Transcript::run(7, (4, 2), &TESTS[2..], &[], None);
     machine.prepare("first", "", &log.encode(), "33");
     let run = machine.test(&["nmi", "percpu.*"]);
-    assert_eq!(
-        (run.code(), run.last_line().as_str()),
-        (0, "2 passed, 0 failed, 0 skipped"),
-        "{}",
-        run.out()
-    );
-    assert!(
-        machine.boots()[0].contains("kunit.filter_glob=nmi.*,percpu.*"),
-        "{:?}",
-        machine.boots()
-    );
+    assert_eq!((run.code(), run.last_line().as_str()), (0, "2 passed, 0 failed, 0 skipped"), "{}", run.out());
+    assert!(machine.boots()[0].contains("kunit.filter_glob=nmi.*,percpu.*"), "{:?}", machine.boots());
 }
 
 #[test]
@@ -223,8 +151,7 @@ fn the_list_comes_from_the_elf_without_a_boot() {
     let run = machine.xtask(&["test", "--list"]);
     assert_eq!(run.code(), 0, "{}", run.out());
     assert!(
-        run.out()
-            .contains("nmi.arrives_with_interrupts_off [race]  tests/src/suites/fake.rs:12\n"),
+        run.out().contains("nmi.arrives_with_interrupts_off [race]  tests/src/suites/fake.rs:12\n"),
         "{}",
         run.out()
     );
@@ -238,11 +165,7 @@ fn until_fail_stops_at_the_first_round_with_a_failure_and_repeat_counts_rounds()
     machine.prepare_run(0, &["a_storm_loses_none"], None, "35");
     assert_eq!(machine.test(&["--until-fail"]).code(), 1);
     assert_eq!(machine.boots().len(), 1);
-    assert_eq!(
-        machine.test(&["--repeat", "2"]).code(),
-        5,
-        "the second round's seed is another"
-    );
+    assert_eq!(machine.test(&["--repeat", "2"]).code(), 5, "the second round's seed is another");
     assert_eq!(machine.boots().len(), 3);
 }
 
@@ -252,10 +175,7 @@ fn bad_shapes_are_refused_in_one_line_before_qemu_starts() {
     for (words, part) in [
         (&["run", "--cpus", "0"][..], "0 CPUs"),
         (&["run", "--cpus", "256"], "255 ids"),
-        (
-            &["run", "--cpus", "2", "--nodes", "3"],
-            "more nodes than CPUs",
-        ),
+        (&["run", "--cpus", "2", "--nodes", "3"], "more nodes than CPUs"),
         (&["run", "--memory", "1M"], "too small"),
         (&["test", "--kernel-only", "--cpus", "0"], "0 CPUs"),
         (&["run", "--append", &"x".repeat(3001)], "at most 3000"),
@@ -263,11 +183,7 @@ fn bad_shapes_are_refused_in_one_line_before_qemu_starts() {
     ] {
         let run = machine.xtask(words);
         assert_eq!(run.code(), 2, "{words:?}: {}", run.out());
-        assert!(
-            run.out().contains(part) && run.out().lines().count() == 1,
-            "{words:?}: {}",
-            run.out()
-        );
+        assert!(run.out().contains(part) && run.out().lines().count() == 1, "{words:?}: {}", run.out());
     }
     assert!(machine.boots().is_empty());
 }
@@ -275,36 +191,16 @@ fn bad_shapes_are_refused_in_one_line_before_qemu_starts() {
 #[test]
 fn print_qemu_gives_a_script_and_starts_nothing() {
     let machine = Machine::new();
-    let run = machine.xtask(&[
-        "run",
-        "--cpus",
-        "7",
-        "--nodes",
-        "3",
-        "--print-qemu",
-        "--exec",
-        "cpus; mem",
-    ]);
+    let run = machine.xtask(&["run", "--cpus", "7", "--nodes", "3", "--print-qemu", "--exec", "cpus; mem"]);
     assert_eq!(run.code(), 0, "{}", run.out());
     assert!(run.out().starts_with("#!/bin/sh\nexec "), "{}", run.out());
-    assert!(
-        run.out().contains(r#"-append 'grange.exec="cpus; mem"'"#),
-        "{}",
-        run.out()
-    );
+    assert!(run.out().contains(r#"-append 'grange.exec="cpus; mem"'"#), "{}", run.out());
     assert!(machine.boots().is_empty());
 }
 
 #[test]
 fn run_gives_the_kernels_own_end_as_its_status() {
-    for (end, code) in [
-        ("33", 0),
-        ("35", 1),
-        ("37", 3),
-        ("39", 4),
-        ("1", 6),
-        ("0", 5),
-    ] {
+    for (end, code) in [("33", 0), ("35", 1), ("37", 3), ("39", 4), ("1", 6), ("0", 5)] {
         let machine = Machine::new();
         machine.prepare("first", "", "", end);
         let run = machine.xtask(&["run", "--exec", "cpus"]);
@@ -319,4 +215,13 @@ fn run_ends_a_guest_that_outlives_its_time() {
     let run = machine.xtask(&["run", "--exec", "cpus", "--timeout", "0.3"]);
     assert_eq!(run.code(), 4, "{}", run.out());
     assert!(run.out().contains("--timeout"), "{}", run.out());
+}
+
+#[test]
+fn a_command_line_that_the_kernel_refuses_is_the_users_mistake() {
+    let machine = Machine::new();
+    machine.prepare("first", "grange: command line refused: unknown parameter \"foo\"\n", "", "37");
+    let run = machine.xtask(&["run", "--exec", "cpus", "--append", "foo=1"]);
+    assert_eq!(run.code(), 2, "{}", run.out());
+    assert!(run.out().contains("unknown parameter"), "{}", run.out());
 }

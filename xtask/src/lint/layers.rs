@@ -33,10 +33,7 @@ const APART: [&str; 2] = ["grange-boot", "xtask"];
 /// `Host` when cargo does not answer.
 pub fn check(workspace: &Workspace) -> anyhow::Result<bool> {
     let mut cargo = workspace.cargo();
-    cargo
-        .args(["metadata", "--format-version=1", "--no-deps"])
-        .stdin(Stdio::null())
-        .stderr(Stdio::inherit());
+    cargo.args(["metadata", "--format-version=1", "--no-deps"]).stdin(Stdio::null()).stderr(Stdio::inherit());
     let output = cargo.output().context("cargo metadata")?;
     if !output.status.success() {
         return Err(stop(Exit::Host, "cargo metadata failed"));
@@ -48,14 +45,8 @@ pub fn check(workspace: &Workspace) -> anyhow::Result<bool> {
 }
 
 fn violations(metadata: &Value) -> Vec<String> {
-    let packages = metadata["packages"]
-        .as_array()
-        .map(Vec::as_slice)
-        .unwrap_or_default();
-    let names: Vec<&str> = packages
-        .iter()
-        .filter_map(|package| package["name"].as_str())
-        .collect();
+    let packages = metadata["packages"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let names: Vec<&str> = packages.iter().filter_map(|package| package["name"].as_str()).collect();
     let mut lines = Vec::new();
     for package in packages {
         let Some(name) = package["name"].as_str() else {
@@ -63,25 +54,13 @@ fn violations(metadata: &Value) -> Vec<String> {
         };
         let own = storey(name);
         if own.is_none() && !APART.contains(&name) {
-            lines.push(format!(
-                "{name} has no place in the house: name it in the storeys of xtask's layer check"
-            ));
+            lines.push(format!("{name} has no place in the house: name it in the storeys of xtask's layer check"));
         }
-        let dependencies = package["dependencies"]
-            .as_array()
-            .map(Vec::as_slice)
-            .unwrap_or_default();
-        for dependency in dependencies
-            .iter()
-            .filter_map(|dependency| dependency["name"].as_str())
-        {
-            let allowed =
-                matches!((storey(dependency), own), (Some(below), Some(own)) if below < own);
+        let dependencies = package["dependencies"].as_array().map(Vec::as_slice).unwrap_or_default();
+        for dependency in dependencies.iter().filter_map(|dependency| dependency["name"].as_str()) {
+            let allowed = matches!((storey(dependency), own), (Some(below), Some(own)) if below < own);
             if names.contains(&dependency) && !allowed {
-                lines.push(format!(
-                    "{name} must not use {dependency}: {}",
-                    reason(own, dependency)
-                ));
+                lines.push(format!("{name} must not use {dependency}: {}", reason(own, dependency)));
             }
         }
     }
@@ -106,10 +85,7 @@ mod tests {
     use serde_json::json;
 
     fn package(name: &str, dependencies: &[&str]) -> Value {
-        let dependencies: Vec<Value> = dependencies
-            .iter()
-            .map(|name| json!({ "name": name }))
-            .collect();
+        let dependencies: Vec<Value> = dependencies.iter().map(|name| json!({ "name": name })).collect();
         json!({ "name": name, "dependencies": dependencies })
     }
 

@@ -90,22 +90,13 @@ impl Campaign<'_> {
             worst = worst.worst(exit);
             boots += 1;
             // At least one test gets its result from each boot, so this ends.
-            next += boot_records
-                .iter()
-                .filter(|record| !record.suite.is_empty())
-                .count()
-                .max(1);
+            next += boot_records.iter().filter(|record| !record.suite.is_empty()).count().max(1);
             records.extend(boot_records);
         }
         Ok((records, worst))
     }
 
-    fn boot(
-        &self,
-        ids: &[TestId],
-        first: usize,
-        boots: usize,
-    ) -> anyhow::Result<(Vec<Record>, Exit)> {
+    fn boot(&self, ids: &[TestId], first: usize, boots: usize) -> anyhow::Result<(Vec<Record>, Exit)> {
         let mut name = self.leg.slug();
         if self.round > 0 {
             name = format!("{name}-round{}", self.round + 1);
@@ -125,49 +116,34 @@ impl Campaign<'_> {
             dir: &dir,
             limits: Limits::scaled(self.session.args.timeout_scale),
         };
-        self.session
-            .dir
-            .event("boot", &json!({ "dir": name, "line": line }));
+        self.session.dir.event("boot", &json!({ "dir": name, "line": line }));
         let mut watch = Watch::default();
         let left = boot.watch(&mut |frame, console| {
             if let Some(test) = watch.frame(frame, console) {
+                self.session.progress.test(&id_of(test).to_string(), test.outcome);
                 self.session
-                    .progress
-                    .test(&id_of(test).to_string(), test.outcome);
-                self.session.dir.event(
-                    "test",
-                    &json!({ "test": id_of(test), "outcome": format!("{:?}", test.outcome) }),
-                );
+                    .dir
+                    .event("test", &json!({ "test": id_of(test), "outcome": format!("{:?}", test.outcome) }));
             }
         })?;
         let shape = &self.leg.machine.shape;
-        let asked = Asked {
-            seed: self.seed,
-            cpus: shape.cpus(),
-            nodes: shape.nodes(),
-            tests: due.to_vec(),
-        };
+        let asked = Asked { seed: self.seed, cpus: shape.cpus(), nodes: shape.nodes(), tests: due.to_vec() };
         let verdict = judge(&left.stream, &left.ending, &asked);
         self.keep(&dir, &left, &verdict)?;
-        self.session.dir.event("verdict", &json!({ "dir": name, "verdict": verdict.exit.word(), "took": left.took.as_secs_f64() }));
+        self.session
+            .dir
+            .event("verdict", &json!({ "dir": name, "verdict": verdict.exit.word(), "took": left.took.as_secs_f64() }));
         let records = self.records(due, &left, &verdict, &watch, &dir);
         Ok((records, verdict.exit))
     }
 
     /// Writes what TOOLS' users look for in a boot's folder.
     fn keep(&self, dir: &Path, left: &Left, verdict: &Verdict) -> anyhow::Result<()> {
-        let ktap = left
-            .stream
-            .frames
-            .iter()
-            .filter(|frame| frame.kind == Kind::Ktap);
+        let ktap = left.stream.frames.iter().filter(|frame| frame.kind == Kind::Ktap);
         let ktap: String = ktap.map(|frame| format!("{}\n", frame.payload)).collect();
         write(&dir.join("results.ktap"), &ktap)?;
         let log = String::from_utf8_lossy(&left.console).replace('\r', "");
-        write(
-            &dir.join("console.sym.log"),
-            &console::symbolized(&log, self.symbols),
-        )?;
+        write(&dir.join("console.sym.log"), &console::symbolized(&log, self.symbols))?;
         let told = json!({
             "v": 1,
             "verdict": verdict.exit.word(),
@@ -181,56 +157,28 @@ impl Campaign<'_> {
     }
 
     /// One record for each test that has a result now, or for the one that took the kernel with it.
-    fn records(
-        &self,
-        due: &[TestId],
-        left: &Left,
-        verdict: &Verdict,
-        watch: &Watch,
-        dir: &Path,
-    ) -> Vec<Record> {
+    fn records(&self, due: &[TestId], left: &Left, verdict: &Verdict, watch: &Watch, dir: &Path) -> Vec<Record> {
         let mut records: Vec<Record> = verdict
             .tests
             .iter()
             .filter(|test| due.contains(&id_of(test)))
             .map(|test| self.record_of_line(test, left, watch))
             .collect();
-        if matches!(
-            verdict.exit,
-            Exit::Passed | Exit::TestsFailed | Exit::Interrupted
-        ) {
+        if matches!(verdict.exit, Exit::Passed | Exit::TestsFailed | Exit::Interrupted) {
             return records;
         }
         let mut reasons: Vec<String> = verdict.complaints().cloned().collect();
         let log = String::from_utf8_lossy(&left.console).replace('\r', "");
         reasons.extend(console::crash_line(&log).map(str::to_owned));
-        reasons.extend(
-            left.stderr
-                .lines()
-                .take(3)
-                .map(|line| format!("QEMU: {line}")),
-        );
-        reasons.push(format!(
-            "see {}",
-            self.session.workspace.short(dir).display()
-        ));
-        let without: Vec<&TestId> = due
-            .iter()
-            .filter(|id| !records.iter().any(|record| record.id() == id.to_string()))
-            .collect();
-        let culprit = verdict
-            .unfinished
-            .as_ref()
-            .filter(|id| without.contains(id));
+        reasons.extend(left.stderr.lines().take(3).map(|line| format!("QEMU: {line}")));
+        reasons.push(format!("see {}", self.session.workspace.short(dir).display()));
+        let without: Vec<&TestId> =
+            due.iter().filter(|id| !records.iter().any(|record| record.id() == id.to_string())).collect();
+        let culprit = verdict.unfinished.as_ref().filter(|id| without.contains(id));
         match culprit {
             Some(id) => {
                 let from = watch.marks.get(id).map_or(0, |mark| mark.from);
-                records.push(self.failure(
-                    id,
-                    verdict.exit,
-                    reasons,
-                    self.readable(&left.console, from, CRASH_LINES),
-                ));
+                records.push(self.failure(id, verdict.exit, reasons, self.readable(&left.console, from, CRASH_LINES)));
             }
             None if verdict.any_began && !without.is_empty() => {
                 // It died between two tests: the next one due has to answer for it.
@@ -243,10 +191,7 @@ impl Campaign<'_> {
             }
             None => {
                 // It died before the first test or after the last: no test is to blame, and booting again would not help.
-                let nobody = TestId {
-                    suite: String::new(),
-                    name: format!("boot of {}", self.leg.place()),
-                };
+                let nobody = TestId { suite: String::new(), name: format!("boot of {}", self.leg.place()) };
                 records.push(self.failure(
                     &nobody,
                     verdict.exit,
@@ -254,12 +199,7 @@ impl Campaign<'_> {
                     self.readable(&left.console, 0, CRASH_LINES),
                 ));
                 let unrun = without.iter().map(|id| {
-                    self.failure(
-                        id,
-                        verdict.exit,
-                        vec!["did not run: the boot failed".to_owned()],
-                        String::new(),
-                    )
+                    self.failure(id, verdict.exit, vec!["did not run: the boot failed".to_owned()], String::new())
                 });
                 records.extend(unrun.collect::<Vec<_>>());
             }
@@ -272,24 +212,12 @@ impl Campaign<'_> {
         let mark = watch.marks.get(&id).copied().unwrap_or_default();
         let failed = test.outcome == Outcome::Failed;
         let log = if failed {
-            self.readable(
-                &left.console[..mark.to.min(left.console.len())],
-                mark.from,
-                LOG_LINES,
-            )
+            self.readable(&left.console[..mark.to.min(left.console.len())], mark.from, LOG_LINES)
         } else {
             String::new()
         };
-        let mut record = self.failure(
-            &id,
-            if failed {
-                Exit::TestsFailed
-            } else {
-                Exit::Passed
-            },
-            test.detail.clone(),
-            log,
-        );
+        let mut record =
+            self.failure(&id, if failed { Exit::TestsFailed } else { Exit::Passed }, test.detail.clone(), log);
         record.outcome = test.outcome;
         record.took = mark.took;
         record
@@ -297,11 +225,7 @@ impl Campaign<'_> {
 
     fn failure(&self, id: &TestId, exit: Exit, detail: Vec<String>, log: String) -> Record {
         let machine = &self.leg.machine;
-        let filter = if id.suite.is_empty() {
-            String::new()
-        } else {
-            format!(" {id}")
-        };
+        let filter = if id.suite.is_empty() { String::new() } else { format!(" {id}") };
         let record = Record {
             place: self.leg.place(),
             slug: self.leg.slug(),
@@ -320,18 +244,13 @@ impl Campaign<'_> {
             ),
         };
         if !matches!(exit, Exit::Passed | Exit::TestsFailed) {
-            self.session
-                .progress
-                .test(&format!("{id}"), Outcome::Failed);
+            self.session.progress.test(&format!("{id}"), Outcome::Failed);
         }
         record
     }
 
     fn readable(&self, console: &[u8], from: usize, limit: usize) -> String {
-        console::symbolized(
-            &console::around(console, from, console.len(), limit),
-            self.symbols,
-        )
+        console::symbolized(&console::around(console, from, console.len(), limit), self.symbols)
     }
 }
 
@@ -361,14 +280,7 @@ impl Watch {
         match frame.kind {
             Kind::Begin => {
                 let id = begun(&frame.payload)?;
-                self.marks.insert(
-                    id.clone(),
-                    Mark {
-                        from: before,
-                        to: usize::MAX,
-                        took: Duration::ZERO,
-                    },
-                );
+                self.marks.insert(id.clone(), Mark { from: before, to: usize::MAX, took: Duration::ZERO });
                 self.running = Some((id, Instant::now()));
                 None
             }

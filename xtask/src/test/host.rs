@@ -25,30 +25,13 @@ const SILENCE_SECONDS: f64 = 300.0;
 /// `Build` when they do not compile, `Host` when cargo cannot be started.
 pub fn run(session: &Session<'_>, worst: &mut Exit) -> anyhow::Result<Vec<Record>> {
     session.progress.place("host", 0);
-    let words: Vec<String> = session
-        .args
-        .filters
-        .iter()
-        .map(|word| word.trim_matches(['*', '.']).replace('.', "::"))
-        .collect();
+    let words: Vec<String> =
+        session.args.filters.iter().map(|word| word.trim_matches(['*', '.']).replace('.', "::")).collect();
     let mut runs = Vec::new();
     let mut cargo = session.workspace.cargo();
     if find_program(Path::new("cargo-nextest")).is_some() {
-        cargo.args([
-            "nextest",
-            "run",
-            "--no-fail-fast",
-            "--color=never",
-            "--no-tests=pass",
-            "--status-level=all",
-        ]);
-        cargo
-            .args([
-                "--final-status-level=none",
-                "--show-progress=none",
-                "--no-input-handler",
-            ])
-            .args(&words);
+        cargo.args(["nextest", "run", "--no-fail-fast", "--color=never", "--no-tests=pass", "--status-level=all"]);
+        cargo.args(["--final-status-level=none", "--show-progress=none", "--no-input-handler"]).args(&words);
         runs.push(cargo);
         // Samples in the documentation are tests too, and nextest does not run them.
         if words.is_empty() {
@@ -57,65 +40,41 @@ pub fn run(session: &Session<'_>, worst: &mut Exit) -> anyhow::Result<Vec<Record
             runs.push(samples);
         }
     } else {
-        cargo
-            .args(["test", "--no-fail-fast", "--color=never", "--"])
-            .args(&words);
+        cargo.args(["test", "--no-fail-fast", "--color=never", "--"]).args(&words);
         runs.push(cargo);
     }
     let mut records = Vec::new();
     for (number, command) in runs.iter_mut().enumerate() {
-        let log = session.dir.path().join(if number == 0 {
-            "host.log"
-        } else {
-            "host-doc.log"
-        });
+        let log = session.dir.path().join(if number == 0 { "host.log" } else { "host-doc.log" });
         let before = records.len();
         let succeeded = watch(session, command, &log, &mut records)?;
         let text = std::fs::read_to_string(&log).unwrap_or_default();
         add_logs(&mut records[before..], &text);
-        let failed = records[before..]
-            .iter()
-            .any(|record| record.outcome == Outcome::Failed);
+        let failed = records[before..].iter().any(|record| record.outcome == Outcome::Failed);
         if !succeeded && !failed && !interrupted() {
             let tail: Vec<&str> = text.lines().rev().take(30).collect();
             tail.iter().rev().for_each(|line| eprintln!("{line}"));
             if text.contains("could not compile") {
-                return Err(stop(
-                    Exit::Build,
-                    format!("the host tests did not build; `{}`", shell_line(command)),
-                ));
+                return Err(stop(Exit::Build, format!("the host tests did not build; `{}`", shell_line(command))));
             }
             // A test program that dies takes its verdicts with it.
             *worst = worst.worst(Exit::Incomplete);
-            eprintln!(
-                "`{}` failed, and no test says why; see {}",
-                shell_line(command),
-                log.display()
-            );
+            eprintln!("`{}` failed, and no test says why; see {}", shell_line(command), log.display());
         }
     }
     Ok(records)
 }
 
 /// Runs one cargo; returns whether it succeeded.
-fn watch(
-    session: &Session<'_>,
-    command: &mut Command,
-    log: &Path,
-    records: &mut Vec<Record>,
-) -> anyhow::Result<bool> {
+fn watch(session: &Session<'_>, command: &mut Command, log: &Path, records: &mut Vec<Record>) -> anyhow::Result<bool> {
     let out = File::create(log).with_context(|| log.display().to_string())?;
     let silence = Duration::from_secs_f64(SILENCE_SECONDS * session.args.timeout_scale);
-    command
-        .stdin(Stdio::null())
-        .stderr(out.try_clone()?)
-        .stdout(out);
+    command.stdin(Stdio::null()).stderr(out.try_clone()?).stdout(out);
     // A group of their own, so that tests can be ended along with cargo.
     command.process_group(0);
     let mut child = Owned::start(command)?;
     let mut tail = File::open(log)?;
-    let (mut parser, mut partial, mut last) =
-        (HostParser::default(), String::new(), Instant::now());
+    let (mut parser, mut partial, mut last) = (HostParser::default(), String::new(), Instant::now());
     loop {
         let status = child.0.try_wait()?;
         let at = tail.stream_position()?;
@@ -143,11 +102,7 @@ fn watch(
             if hung {
                 return Err(stop(
                     Exit::Hung,
-                    format!(
-                        "host tests: nothing for {} s; see {}",
-                        silence.as_secs(),
-                        log.display()
-                    ),
+                    format!("host tests: nothing for {} s; see {}", silence.as_secs(), log.display()),
                 ));
             }
             return Ok(false);
@@ -166,10 +121,7 @@ struct HostParser {
 impl HostParser {
     fn line(&mut self, line: &str) -> Option<Record> {
         let text = line.trim_start();
-        if let Some(program) = text
-            .strip_prefix("Running ")
-            .and_then(|rest| rest.split_once('('))
-            .map(|(_, path)| path)
+        if let Some(program) = text.strip_prefix("Running ").and_then(|rest| rest.split_once('(')).map(|(_, path)| path)
         {
             self.krate = crate_of(program.trim_end_matches(')'));
             return None;
@@ -190,12 +142,7 @@ impl HostParser {
             "ignored" => Outcome::Skipped,
             _ => return None,
         };
-        Some(record(
-            &self.krate,
-            name.trim_end_matches(" - should panic"),
-            outcome,
-            Duration::ZERO,
-        ))
+        Some(record(&self.krate, name.trim_end_matches(" - should panic"), outcome, Duration::ZERO))
     }
 }
 
@@ -204,30 +151,18 @@ fn nextest(text: &str) -> Option<Record> {
     let (word, rest) = text.split_once(" [")?;
     let outcome = match word.trim() {
         "PASS" | "LEAK" => Outcome::Passed,
-        "FAIL" | "TIMEOUT" | "ABORT" | "SIGSEGV" | "SIGABRT" | "SIGBUS" | "SIGILL" | "SIGKILL"
-        | "SIGTRAP" => Outcome::Failed,
+        "FAIL" | "TIMEOUT" | "ABORT" | "SIGSEGV" | "SIGABRT" | "SIGBUS" | "SIGILL" | "SIGKILL" | "SIGTRAP" => {
+            Outcome::Failed
+        }
         "SKIP" => Outcome::Skipped,
         _ => return None,
     };
     let (time, rest) = rest.split_once(']')?;
     let rest = rest.trim_start();
-    let rest = if rest.starts_with('(') {
-        rest.split_once(") ")?.1
-    } else {
-        rest
-    };
+    let rest = if rest.starts_with('(') { rest.split_once(") ")?.1 } else { rest };
     let (krate, name) = rest.trim().split_once(' ')?;
-    let took = time
-        .trim()
-        .strip_suffix('s')
-        .and_then(|seconds| seconds.parse().ok())
-        .unwrap_or(0.0);
-    Some(record(
-        krate,
-        name,
-        outcome,
-        Duration::try_from_secs_f64(took).unwrap_or_default(),
-    ))
+    let took = time.trim().strip_suffix('s').and_then(|seconds| seconds.parse().ok()).unwrap_or(0.0);
+    Some(record(krate, name, outcome, Duration::try_from_secs_f64(took).unwrap_or_default()))
 }
 
 fn record(krate: &str, name: &str, outcome: Outcome, took: Duration) -> Record {
@@ -237,11 +172,7 @@ fn record(krate: &str, name: &str, outcome: Outcome, took: Duration) -> Record {
         suite: krate.to_owned(),
         name: name.to_owned(),
         outcome,
-        exit: if outcome == Outcome::Failed {
-            Exit::TestsFailed
-        } else {
-            Exit::Passed
-        },
+        exit: if outcome == Outcome::Failed { Exit::TestsFailed } else { Exit::Passed },
         took,
         detail: Vec::new(),
         log: String::new(),
@@ -252,37 +183,22 @@ fn record(krate: &str, name: &str, outcome: Outcome, took: Duration) -> Record {
 /// `target/debug/deps/grange_arch-0123456789abcdef` to `grange_arch`.
 fn crate_of(program: &str) -> String {
     let file = program.rsplit('/').next().unwrap_or(program);
-    file.rsplit_once('-')
-        .map_or(file, |(name, _)| name)
-        .to_owned()
+    file.rsplit_once('-').map_or(file, |(name, _)| name).to_owned()
 }
 
 /// Gives each failure the lines that its test printed: between its own heading and the next.
 fn add_logs(records: &mut [Record], log: &str) {
     let lines: Vec<&str> = log.lines().collect();
-    for record in records
-        .iter_mut()
-        .filter(|record| record.outcome == Outcome::Failed)
-    {
-        let heads = [
-            format!("---- {} stdout ----", record.name),
-            format!("{} {}", record.suite, record.name),
-        ];
-        let is_head = |line: &str| {
-            line == heads[0] || (line.ends_with(&heads[1]) && nextest(line.trim_start()).is_some())
-        };
+    for record in records.iter_mut().filter(|record| record.outcome == Outcome::Failed) {
+        let heads = [format!("---- {} stdout ----", record.name), format!("{} {}", record.suite, record.name)];
+        let is_head =
+            |line: &str| line == heads[0] || (line.ends_with(&heads[1]) && nextest(line.trim_start()).is_some());
         let Some(at) = lines.iter().position(|line| is_head(line)) else {
             continue;
         };
-        let ends = |line: &str| {
-            line.starts_with("---- ") || line == "failures:" || nextest(line.trim_start()).is_some()
-        };
-        let block: Vec<&str> = lines[at + 1..]
-            .iter()
-            .take_while(|line| !ends(line))
-            .take(60)
-            .copied()
-            .collect();
+        let ends =
+            |line: &str| line.starts_with("---- ") || line == "failures:" || nextest(line.trim_start()).is_some();
+        let block: Vec<&str> = lines[at + 1..].iter().take_while(|line| !ends(line)).take(60).copied().collect();
         record.log = block.join("\n");
     }
 }
@@ -333,18 +249,9 @@ test kernel/sync/src/cx.rs - cx (line 3) ... ok
     #[test]
     fn cargo_tests_lines_are_counted_under_their_crate() {
         let records = read(CARGO);
-        let seen: Vec<_> = records
-            .iter()
-            .map(|record| (record.id(), record.outcome))
-            .collect();
-        assert_eq!(
-            seen[0],
-            ("grange_sync.llist::tests::order".into(), Outcome::Passed)
-        );
-        assert_eq!(
-            seen[1],
-            ("grange_sync.lock::tests::rank".into(), Outcome::Failed)
-        );
+        let seen: Vec<_> = records.iter().map(|record| (record.id(), record.outcome)).collect();
+        assert_eq!(seen[0], ("grange_sync.llist::tests::order".into(), Outcome::Passed));
+        assert_eq!(seen[1], ("grange_sync.lock::tests::rank".into(), Outcome::Failed));
         assert_eq!(seen[2].1, Outcome::Skipped);
         assert_eq!(seen.len(), 5);
         assert!(records[1].log.contains("lock.rs:4"), "{}", records[1].log);

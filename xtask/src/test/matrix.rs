@@ -41,11 +41,7 @@ impl Leg {
     /// The machine in a word, for folders.
     #[must_use]
     pub fn slug(&self) -> String {
-        format!(
-            "{}{}",
-            self.machine.shape.slug(),
-            if self.race_only { "-race" } else { "" }
-        )
+        format!("{}{}", self.machine.shape.slug(), if self.race_only { "-race" } else { "" })
     }
 
     /// The names of its tests.
@@ -61,17 +57,9 @@ impl Leg {
 /// `Usage` for a bad shape, `Host` when there is no QEMU.
 pub fn machines(workspace: &Workspace, args: &TestArgs) -> anyhow::Result<Vec<Place>> {
     let asked = &args.machine;
-    let one = asked.cpus.is_some()
-        || asked.nodes.is_some()
-        || asked.node_cpus.is_some()
-        || asked.node_memory.is_some();
+    let one = asked.cpus.is_some() || asked.nodes.is_some() || asked.node_cpus.is_some() || asked.node_memory.is_some();
     let make = |args_of: &MachineArgs, race_only| {
-        let machine = Machine::from_args(
-            workspace,
-            args_of,
-            &args.qemu_args,
-            Defaults { cpus: 4, nodes: 2 },
-        )?;
+        let machine = Machine::from_args(workspace, args_of, &args.qemu_args, Defaults { cpus: 4, nodes: 2 })?;
         Ok::<_, anyhow::Error>(Place { machine, race_only })
     };
     if one {
@@ -79,11 +67,7 @@ pub fn machines(workspace: &Workspace, args: &TestArgs) -> anyhow::Result<Vec<Pl
     }
     let shape = |node_cpus: &[u32], thread: Thread| MachineArgs {
         node_cpus: Some(node_cpus.to_vec()),
-        thread: if asked.thread == Thread::Auto && !asked.deterministic {
-            thread
-        } else {
-            asked.thread
-        },
+        thread: if asked.thread == Thread::Auto && !asked.deterministic { thread } else { asked.thread },
         ..asked.clone()
     };
     let mut places = vec![
@@ -104,16 +88,9 @@ pub fn machines(workspace: &Workspace, args: &TestArgs) -> anyhow::Result<Vec<Pl
 #[must_use]
 pub fn legs(places: Vec<Place>, tests: &[KernelTest], filter: &Filter) -> Vec<Leg> {
     let wanted = |race_only: bool| -> Vec<KernelTest> {
-        tests
-            .iter()
-            .filter(|test| filter.wants(&test.id) && (!race_only || test.is_race()))
-            .cloned()
-            .collect()
+        tests.iter().filter(|test| filter.wants(&test.id) && (!race_only || test.is_race())).cloned().collect()
     };
-    let legs = places.into_iter().map(|Place { machine, race_only }| Leg {
-        machine,
-        tests: wanted(race_only),
-        race_only,
-    });
+    let legs =
+        places.into_iter().map(|Place { machine, race_only }| Leg { machine, tests: wanted(race_only), race_only });
     legs.filter(|leg| !leg.tests.is_empty()).collect()
 }

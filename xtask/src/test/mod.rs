@@ -87,31 +87,18 @@ pub struct Session<'a> {
 pub fn test(workspace: &Workspace, args: &TestArgs) -> anyhow::Result<Exit> {
     let filter = Filter::new(&args.filters)?;
     if !(args.timeout_scale.is_finite() && args.timeout_scale > 0.0) {
-        return Err(usage(format!(
-            "--timeout-scale {}: a number above 0",
-            args.timeout_scale
-        )));
+        return Err(usage(format!("--timeout-scale {}: a number above 0", args.timeout_scale)));
     }
     if args.repeat == 0 {
         return Err(usage("--repeat 0: at least 1"));
     }
     // Everything that can be refused is refused before anything is built.
-    let machines = if args.host_only {
-        Vec::new()
-    } else {
-        matrix::machines(workspace, args)?
-    };
-    let kernel = if args.host_only && !args.list {
-        None
-    } else {
-        Some(Kernel::make(workspace, args)?)
-    };
+    let machines = if args.host_only { Vec::new() } else { matrix::machines(workspace, args)? };
+    let kernel = if args.host_only && !args.list { None } else { Some(Kernel::make(workspace, args)?) };
     if let Some(kernel) = kernel.as_ref().filter(|_| args.list) {
         return list(&kernel.tests, &filter);
     }
-    let legs = kernel.as_ref().map_or_else(Vec::new, |kernel| {
-        matrix::legs(machines, &kernel.tests, &filter)
-    });
+    let legs = kernel.as_ref().map_or_else(Vec::new, |kernel| matrix::legs(machines, &kernel.tests, &filter));
     if args.machine.print_qemu {
         return print_qemu(workspace, &legs, kernel.as_ref());
     }
@@ -122,17 +109,9 @@ pub fn test(workspace: &Workspace, args: &TestArgs) -> anyhow::Result<Exit> {
         "test",
         &json!({ "seed": seed, "profile": kernel.as_ref().map(|kernel| kernel.artifacts.profile) }),
     )?;
-    println!(
-        "seed {seed:#x}; results in {}",
-        workspace.short(dir.path()).display()
-    );
+    println!("seed {seed:#x}; results in {}", workspace.short(dir.path()).display());
     let progress = Progress::new();
-    let session = Session {
-        workspace,
-        args,
-        dir: &dir,
-        progress: &progress,
-    };
+    let session = Session { workspace, args, dir: &dir, progress: &progress };
     let mut results = Results::default();
     if !args.kernel_only {
         let records = host::run(&session, &mut results.exit)?;
@@ -167,10 +146,7 @@ pub struct Results {
 
 impl Default for Results {
     fn default() -> Self {
-        Results {
-            records: Vec::new(),
-            exit: Exit::Passed,
-        }
+        Results { records: Vec::new(), exit: Exit::Passed }
     }
 }
 
@@ -186,29 +162,18 @@ impl Kernel {
         let artifacts = artifact::make(workspace, &args.kernel, Profile::Checking)?;
         let tests = kernel_tests::list(&artifacts.kernel)?;
         let symbols = Symbols::load(&artifacts.kernel, &workspace.root);
-        Ok(Kernel {
-            artifacts,
-            tests,
-            symbols,
-        })
+        Ok(Kernel { artifacts, tests, symbols })
     }
 }
 
 impl Session<'_> {
-    fn kernel_rounds(
-        &self,
-        kernel: &Kernel,
-        legs: &[Leg],
-        seed: u64,
-        results: &mut Results,
-    ) -> anyhow::Result<()> {
+    fn kernel_rounds(&self, kernel: &Kernel, legs: &[Leg], seed: u64, results: &mut Results) -> anyhow::Result<()> {
         let endless = self.args.until_fail && self.args.repeat == 1;
         let mut round = 0;
         while (endless || round < self.args.repeat) && !interrupted() && !legs.is_empty() {
             let seed = seed.wrapping_add(u64::from(round));
             if round > 0 || endless {
-                self.progress
-                    .line(&format!("round {}, seed {seed:#x}", round + 1));
+                self.progress.line(&format!("round {}, seed {seed:#x}", round + 1));
             }
             for leg in legs {
                 if interrupted() {
@@ -239,9 +204,7 @@ impl Session<'_> {
 fn list(tests: &[KernelTest], filter: &Filter) -> anyhow::Result<Exit> {
     let chosen: Vec<&KernelTest> = tests.iter().filter(|test| filter.wants(&test.id)).collect();
     if chosen.is_empty() && !filter.is_all() {
-        return Err(usage(
-            "no in-kernel test matches; without a filter `--list` names them all",
-        ));
+        return Err(usage("no in-kernel test matches; without a filter `--list` names them all"));
     }
     for test in &chosen {
         let tags: String = test.tag_names().map(|tag| format!(" [{tag}]")).collect();
@@ -250,26 +213,13 @@ fn list(tests: &[KernelTest], filter: &Filter) -> anyhow::Result<Exit> {
     Ok(Exit::Passed)
 }
 
-fn print_qemu(
-    workspace: &Workspace,
-    legs: &[Leg],
-    kernel: Option<&Kernel>,
-) -> anyhow::Result<Exit> {
+fn print_qemu(workspace: &Workspace, legs: &[Leg], kernel: Option<&Kernel>) -> anyhow::Result<Exit> {
     for (leg, kernel) in legs.iter().zip(std::iter::repeat(kernel).flatten()) {
         let frames = workspace.target.join("grange/com2.log");
-        let wiring = Wiring {
-            terminal: true,
-            console: None,
-            frames,
-            qmp: None,
-            reboots: false,
-        };
+        let wiring = Wiring { terminal: true, console: None, frames, qmp: None, reboots: false };
         let line = campaign::kernel_line(leg, &kernel.tests, &leg.ids(), None, 0)?;
         println!("# {}", leg.place());
-        print!(
-            "{}",
-            script(&leg.machine.command(&kernel.artifacts, &line, 0, &wiring))
-        );
+        print!("{}", script(&leg.machine.command(&kernel.artifacts, &line, 0, &wiring)));
     }
     Ok(Exit::Passed)
 }

@@ -32,30 +32,15 @@ impl Progress {
             let style = ProgressStyle::with_template("{bar:24} {pos}/{len} {elapsed} {wide_msg}");
             ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
         });
-        let state = State {
-            place: String::new(),
-            since: Instant::now(),
-            passed: 0,
-            failed: 0,
-            skipped: 0,
-        };
-        Progress {
-            bar,
-            state: RefCell::new(state),
-        }
+        let state = State { place: String::new(), since: Instant::now(), passed: 0, failed: 0, skipped: 0 };
+        Progress { bar, state: RefCell::new(state) }
     }
 
     /// Tests begin in a place; `tests` is 0 where their number is not known.
     pub fn place(&self, name: &str, tests: usize) {
         self.close_place();
         let mut state = self.state.borrow_mut();
-        *state = State {
-            place: name.to_owned(),
-            since: Instant::now(),
-            passed: 0,
-            failed: 0,
-            skipped: 0,
-        };
+        *state = State { place: name.to_owned(), since: Instant::now(), passed: 0, failed: 0, skipped: 0 };
         if let Some(bar) = &self.bar {
             bar.reset();
             bar.set_length(tests as u64);
@@ -105,15 +90,8 @@ impl Progress {
             return;
         }
         let word = if state.failed > 0 { "FAIL" } else { "ok  " };
-        let counts = format!(
-            "{} passed, {} failed, {} skipped",
-            state.passed, state.failed, state.skipped
-        );
-        let line = format!(
-            "{word} {}: {counts}, {:.1} s",
-            state.place,
-            state.since.elapsed().as_secs_f64()
-        );
+        let counts = format!("{} passed, {} failed, {} skipped", state.passed, state.failed, state.skipped);
+        let line = format!("{word} {}: {counts}, {:.1} s", state.place, state.since.elapsed().as_secs_f64());
         drop(state);
         self.line(&line);
         self.state.borrow_mut().place.clear();

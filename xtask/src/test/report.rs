@@ -28,26 +28,14 @@ impl Counts {
     /// Counts records.
     #[must_use]
     pub fn of(records: &[Record]) -> Counts {
-        let count = |outcome| {
-            records
-                .iter()
-                .filter(|record| record.outcome == outcome)
-                .count()
-        };
-        Counts {
-            passed: count(Outcome::Passed),
-            failed: count(Outcome::Failed),
-            skipped: count(Outcome::Skipped),
-        }
+        let count = |outcome| records.iter().filter(|record| record.outcome == outcome).count();
+        Counts { passed: count(Outcome::Passed), failed: count(Outcome::Failed), skipped: count(Outcome::Skipped) }
     }
 
     /// The last line of every test run.
     #[must_use]
     pub fn line(self) -> String {
-        format!(
-            "{} passed, {} failed, {} skipped",
-            self.passed, self.failed, self.skipped
-        )
+        format!("{} passed, {} failed, {} skipped", self.passed, self.failed, self.skipped)
     }
 }
 
@@ -57,23 +45,11 @@ impl Counts {
 /// When a file cannot be written.
 pub fn finish(session: &Session<'_>, results: &Results, seed: u64) -> anyhow::Result<Exit> {
     let counts = Counts::of(&results.records);
-    let exit = results
-        .records
-        .iter()
-        .fold(results.exit, |worst, record| worst.worst(record.exit));
-    let exit = if interrupted() {
-        exit.worst(Exit::Interrupted)
-    } else {
-        exit
-    };
+    let exit = results.records.iter().fold(results.exit, |worst, record| worst.worst(record.exit));
+    let exit = if interrupted() { exit.worst(Exit::Interrupted) } else { exit };
     let junit = junit(&results.records)?;
     let json = format!("{:#}\n", as_json(&results.records, counts, exit, seed));
-    let text: String = results
-        .records
-        .iter()
-        .filter(|record| record.outcome == Outcome::Failed)
-        .map(failure)
-        .collect();
+    let text: String = results.records.iter().filter(|record| record.outcome == Outcome::Failed).map(failure).collect();
     let summary = format!("{text}{}\n", counts.line());
     session.dir.write("junit.xml", &junit)?;
     session.dir.write("results.json", &json)?;
@@ -95,16 +71,8 @@ pub fn finish(session: &Session<'_>, results: &Results, seed: u64) -> anyhow::Re
 fn failure(record: &Record) -> String {
     use std::fmt::Write as _;
     let mut text = String::new();
-    let kind = if record.exit == Exit::TestsFailed {
-        String::new()
-    } else {
-        format!(" ({})", record.exit.word())
-    };
-    let id = if record.suite.is_empty() {
-        record.name.clone()
-    } else {
-        record.id()
-    };
+    let kind = if record.exit == Exit::TestsFailed { String::new() } else { format!(" ({})", record.exit.word()) };
+    let id = if record.suite.is_empty() { record.name.clone() } else { record.id() };
     let _ = writeln!(text, "\nFAIL {id}{kind}  [{}]", record.place);
     for line in &record.detail {
         let _ = writeln!(text, "  {line}");
@@ -146,29 +114,18 @@ fn junit(records: &[Record]) -> anyhow::Result<String> {
     let mut report = Report::new("grange");
     let mut suites: Vec<(String, TestSuite)> = Vec::new();
     for record in records {
-        let name = format!(
-            "{}.{}",
-            record.slug,
-            if record.suite.is_empty() {
-                "boot"
-            } else {
-                &record.suite
-            }
-        );
+        let name = format!("{}.{}", record.slug, if record.suite.is_empty() { "boot" } else { &record.suite });
         let mut status = match record.outcome {
             Outcome::Passed => TestCaseStatus::success(),
             Outcome::Skipped => TestCaseStatus::skipped(),
-            Outcome::Failed if record.exit == Exit::TestsFailed => {
-                TestCaseStatus::non_success(NonSuccessKind::Failure)
-            }
+            Outcome::Failed if record.exit == Exit::TestsFailed => TestCaseStatus::non_success(NonSuccessKind::Failure),
             Outcome::Failed => TestCaseStatus::non_success(NonSuccessKind::Error),
         };
         if !record.detail.is_empty() {
             status.set_message(record.detail.join("\n"));
         }
         let mut case = TestCase::new(record.name.clone(), status);
-        case.set_classname(name.clone())
-            .set_time(record.took.max(Duration::from_micros(1)));
+        case.set_classname(name.clone()).set_time(record.took.max(Duration::from_micros(1)));
         if !record.log.is_empty() {
             case.set_system_out(format!("{}\nagain: {}\n", record.log, record.rerun));
         }
@@ -209,12 +166,7 @@ mod tests {
     #[test]
     fn a_failure_says_what_where_why_and_how_to_see_it_again() {
         let text = failure(&record(Outcome::Failed, Exit::Panicked));
-        for part in [
-            "FAIL nmi.nested (panic)  [2 CPUs",
-            "expected 1",
-            "    PANIC cpu 1",
-            "again: cargo xtask test",
-        ] {
+        for part in ["FAIL nmi.nested (panic)  [2 CPUs", "expected 1", "    PANIC cpu 1", "again: cargo xtask test"] {
             assert!(text.contains(part), "{text}");
         }
     }
@@ -229,9 +181,7 @@ mod tests {
         ];
         let xml = junit(&records).unwrap();
         assert!(
-            xml.contains(r#"tests="4""#)
-                && xml.contains(r#"failures="1""#)
-                && xml.contains(r#"errors="1""#),
+            xml.contains(r#"tests="4""#) && xml.contains(r#"failures="1""#) && xml.contains(r#"errors="1""#),
             "{xml}"
         );
         assert!(xml.contains("found &lt;2&gt;"), "{xml}");
@@ -239,14 +189,8 @@ mod tests {
 
     #[test]
     fn the_last_line_counts_every_record() {
-        let records = [
-            record(Outcome::Passed, Exit::Passed),
-            record(Outcome::Failed, Exit::Hung),
-        ];
+        let records = [record(Outcome::Passed, Exit::Passed), record(Outcome::Failed, Exit::Hung)];
         assert_eq!(Counts::of(&records).line(), "1 passed, 1 failed, 0 skipped");
-        assert_eq!(
-            as_json(&records, Counts::of(&records), Exit::Hung, 7)["verdict"],
-            "hang"
-        );
+        assert_eq!(as_json(&records, Counts::of(&records), Exit::Hung, 7)["verdict"], "hang");
     }
 }

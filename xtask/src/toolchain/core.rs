@@ -30,10 +30,7 @@ impl Core {
     pub fn apply(self, cargo: &mut Command) {
         if self == Core::BuildStd {
             cargo.env("RUSTC_BOOTSTRAP", "1");
-            cargo.args([
-                "-Zbuild-std=core,alloc",
-                "-Zbuild-std-features=compiler-builtins-mem",
-            ]);
+            cargo.args(["-Zbuild-std=core,alloc", "-Zbuild-std-features=compiler-builtins-mem"]);
         }
     }
 }
@@ -52,9 +49,7 @@ pub fn target_installed(workspace: &Workspace) -> bool {
     let Ok(files) = Path::new(&dir).read_dir() else {
         return false;
     };
-    files
-        .flatten()
-        .any(|file| file.file_name().to_string_lossy().starts_with("libcore-"))
+    files.flatten().any(|file| file.file_name().to_string_lossy().starts_with("libcore-"))
 }
 
 /// Where the toolchain keeps the source of core, if it does.
@@ -111,11 +106,7 @@ fn ensure_source(workspace: &Workspace) -> anyhow::Result<Core> {
                  Type: curl https://sh.rustup.rs -sSf | sh -s -- -y -t x86_64-unknown-none",
             ));
         }
-        install(
-            workspace,
-            "the source of core",
-            &[Step::user("rustup component add rust-src")],
-        )?;
+        install(workspace, "the source of core", &[Step::user("rustup component add rust-src")])?;
     }
     Ok(Core::BuildStd)
 }

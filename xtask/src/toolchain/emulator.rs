@@ -19,10 +19,7 @@ const FIRMWARE: [&str; 4] = [
 /// The commands that install QEMU on Debian and its children.
 #[must_use]
 pub fn steps() -> [Step; 2] {
-    [
-        Step::root("apt-get update"),
-        Step::root("apt-get install -y --no-install-recommends qemu-system-x86 seabios"),
-    ]
+    [Step::root("apt-get update"), Step::root("apt-get install -y --no-install-recommends qemu-system-x86 seabios")]
 }
 
 /// Whether a QEMU that the distribution installed lacks its BIOS. One from elsewhere carries its own.
@@ -39,10 +36,7 @@ pub fn ensure(workspace: &Workspace, program: &Path) -> anyhow::Result<PathBuf> 
     match find_program(program) {
         Some(found) if !lacks_firmware(&found) => return Ok(found),
         None if program.components().count() > 1 => {
-            return Err(stop(
-                Exit::Host,
-                format!("--qemu {}: no such file", program.display()),
-            ));
+            return Err(stop(Exit::Host, format!("--qemu {}: no such file", program.display())));
         }
         _ => {}
     }
@@ -56,15 +50,8 @@ pub fn ensure(workspace: &Workspace, program: &Path) -> anyhow::Result<PathBuf> 
         ));
     }
     install(workspace, "QEMU", &steps())?;
-    find_program(program).ok_or_else(|| {
-        stop(
-            Exit::Host,
-            format!(
-                "{} is still missing after the installation",
-                program.display()
-            ),
-        )
-    })
+    find_program(program)
+        .ok_or_else(|| stop(Exit::Host, format!("{} is still missing after the installation", program.display())))
 }
 
 /// The version QEMU gives, such as `7.2.22`.
@@ -72,29 +59,20 @@ pub fn ensure(workspace: &Workspace, program: &Path) -> anyhow::Result<PathBuf> 
 pub fn version(program: &Path) -> Option<String> {
     let text = output_of(Command::new(program).arg("--version"))?;
     let words = text.lines().next()?.split_whitespace();
-    words
-        .skip_while(|&word| word != "version")
-        .nth(1)
-        .map(str::to_owned)
+    words.skip_while(|&word| word != "version").nth(1).map(str::to_owned)
 }
 
 /// Whether KVM is real here: `/dev/kvm` opens for reading and writing, and the CPU says vmx or svm. Without the latter
 /// `/dev/kvm` may still open (nested under another emulator), a thousand times slower than TCG.
 #[must_use]
 pub fn kvm_is_real() -> bool {
-    let opens = std::fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/kvm")
-        .is_ok();
+    let opens = std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok();
     opens && std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| has_virtualisation(&text))
 }
 
 fn has_virtualisation(cpuinfo: &str) -> bool {
     let flags = cpuinfo.lines().filter(|line| line.starts_with("flags"));
-    flags
-        .flat_map(str::split_whitespace)
-        .any(|flag| flag == "vmx" || flag == "svm")
+    flags.flat_map(str::split_whitespace).any(|flag| flag == "vmx" || flag == "svm")
 }
 
 #[cfg(test)]
@@ -105,9 +83,7 @@ mod tests {
     fn kvm_needs_the_cpus_own_flag_and_not_a_word_like_it() {
         assert!(has_virtualisation("processor: 0\nflags\t\t: fpu vmx sse\n"));
         assert!(has_virtualisation("flags : svm"));
-        assert!(!has_virtualisation(
-            "model name : vmx\nflags : fpu vmx_flags svm_lock\n"
-        ));
+        assert!(!has_virtualisation("model name : vmx\nflags : fpu vmx_flags svm_lock\n"));
     }
 
     #[test]
@@ -120,9 +96,6 @@ mod tests {
             verbose: false,
         };
         let error = ensure(&workspace, Path::new("/no/such/qemu")).unwrap_err();
-        assert!(
-            error.to_string().contains("/no/such/qemu: no such file"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("/no/such/qemu: no such file"), "{error}");
     }
 }

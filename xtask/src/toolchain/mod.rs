@@ -29,10 +29,7 @@ pub struct Step {
 
 impl Step {
     fn new(line: &str, as_root: bool) -> Self {
-        Step {
-            words: line.split_whitespace().map(str::to_owned).collect(),
-            as_root,
-        }
+        Step { words: line.split_whitespace().map(str::to_owned).collect(), as_root }
     }
 
     /// A step that every user may do.
@@ -51,11 +48,7 @@ impl Step {
     #[must_use]
     pub fn line(&self, sudo: bool) -> String {
         let line = self.words.join(" ");
-        if self.as_root && sudo {
-            format!("sudo {line}")
-        } else {
-            line
-        }
+        if self.as_root && sudo { format!("sudo {line}") } else { line }
     }
 }
 
@@ -72,9 +65,7 @@ pub fn find_program(name: &Path) -> Option<PathBuf> {
         return name.is_file().then(|| name.to_path_buf());
     }
     let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path)
-        .map(|dir| dir.join(name))
-        .find(|file| file.is_file())
+    std::env::split_paths(&path).map(|dir| dir.join(name)).find(|file| file.is_file())
 }
 
 /// Runs the steps that install `what`, or stops with the commands to type.
@@ -84,18 +75,9 @@ pub fn find_program(name: &Path) -> Option<PathBuf> {
 pub fn install(workspace: &Workspace, what: &str, steps: &[Step]) -> anyhow::Result<()> {
     let root = is_root();
     let needs_root = steps.iter().any(|step| step.as_root);
-    let to_type = || {
-        steps
-            .iter()
-            .map(|step| step.line(!root))
-            .collect::<Vec<_>>()
-            .join(" && ")
-    };
+    let to_type = || steps.iter().map(|step| step.line(!root)).collect::<Vec<_>>().join(" && ");
     if workspace.no_install {
-        return Err(stop(
-            Exit::Host,
-            format!("{what} is missing (--no-install). Type: {}", to_type()),
-        ));
+        return Err(stop(Exit::Host, format!("{what} is missing (--no-install). Type: {}", to_type())));
     }
     let sudo = needs_root && !root;
     if sudo && output_of(Command::new("sudo").args(["-n", "true"])).is_none() {
@@ -109,24 +91,15 @@ pub fn install(workspace: &Workspace, what: &str, steps: &[Step]) -> anyhow::Res
     }
     eprintln!("{what} is missing: installing it");
     for step in steps {
-        let mut command = if step.as_root && sudo {
-            Command::new("sudo")
-        } else {
-            Command::new(&step.words[0])
-        };
+        let mut command = if step.as_root && sudo { Command::new("sudo") } else { Command::new(&step.words[0]) };
         if step.as_root && sudo {
             command.arg("-n").args(&step.words);
         } else {
             command.args(&step.words[1..]);
         }
-        command
-            .current_dir(&workspace.root)
-            .env("DEBIAN_FRONTEND", "noninteractive");
+        command.current_dir(&workspace.root).env("DEBIAN_FRONTEND", "noninteractive");
         if !run_shown(&mut command)?.success() {
-            return Err(stop(
-                Exit::Host,
-                format!("`{}` failed; {what} is still missing", step.line(!root)),
-            ));
+            return Err(stop(Exit::Host, format!("`{}` failed; {what} is still missing", step.line(!root))));
         }
     }
     Ok(())
@@ -149,16 +122,10 @@ mod tests {
     #[test]
     fn no_install_names_every_command_and_runs_none() {
         let marker = std::env::temp_dir().join("grange-must-not-exist");
-        let steps = [
-            Step::user(&format!("touch {}", marker.display())),
-            Step::user("true again"),
-        ];
+        let steps = [Step::user(&format!("touch {}", marker.display())), Step::user("true again")];
         let error = install(&workspace(true), "thing", &steps).unwrap_err();
         assert_eq!(crate::exit::of(&error), Exit::Host);
-        assert!(
-            error.to_string().contains("touch") && error.to_string().contains("&& true again"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("touch") && error.to_string().contains("&& true again"), "{error}");
         assert!(!marker.exists());
     }
 
@@ -170,15 +137,9 @@ mod tests {
 
     #[test]
     fn root_steps_get_sudo_only_where_it_is_needed() {
-        assert_eq!(
-            Step::root("apt-get update").line(true),
-            "sudo apt-get update"
-        );
+        assert_eq!(Step::root("apt-get update").line(true), "sudo apt-get update");
         assert_eq!(Step::root("apt-get update").line(false), "apt-get update");
-        assert_eq!(
-            Step::user("rustup target add x").line(true),
-            "rustup target add x"
-        );
+        assert_eq!(Step::user("rustup target add x").line(true), "rustup target add x");
     }
 
     #[test]

@@ -33,25 +33,13 @@ fn kernel_elf() -> Vec<u8> {
     let names = b"\0linkme_TESTS\0.shstrtab\0";
     let names_at = strings + text.len();
     let sections_at = (names_at + names.len()) as u64;
-    let words = |fields: &[u64]| {
-        fields
-            .iter()
-            .flat_map(|field| field.to_le_bytes())
-            .collect::<Vec<u8>>()
-    };
+    let words = |fields: &[u64]| fields.iter().flat_map(|field| field.to_le_bytes()).collect::<Vec<u8>>();
     let mut elf = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
     elf.extend([2, 0, 62, 0, 1, 0, 0, 0]);
     elf.extend(words(&[BASE, 64, sections_at]));
     elf.extend([0, 0, 0, 0, 64, 0, 56, 0, 1, 0, 64, 0, 3, 0, 2, 0]);
     elf.extend([1, 0, 0, 0, 5, 0, 0, 0]);
-    elf.extend(words(&[
-        0,
-        BASE,
-        BASE,
-        names_at as u64,
-        names_at as u64,
-        4096,
-    ]));
+    elf.extend(words(&[0, BASE, BASE, names_at as u64, names_at as u64, 4096]));
     elf.extend(&cases);
     elf.extend(&text);
     elf.extend(names);
@@ -74,6 +62,7 @@ echo "$*" >> "$here/arguments"
 while [ $# -gt 0 ]; do
   case "$1" in
     file,id=com1,path=*) com1=${1#file,id=com1,path=} ;;
+    stdio,id=com1,*logfile=*) com1=${1##*logfile=} ;;
     file,id=com2,path=*) com2=${1#file,id=com2,path=} ;;
     -append) line=$2 ;;
   esac
@@ -83,7 +72,7 @@ start=first
 for word in $line; do
   case "$word" in grange.test_start=*) start=${word#grange.test_start=} ;; esac
 done
-cat "$here/$start.com1" > "$com1"
+tee "$com1" < "$here/$start.com1"
 cat "$here/$start.com2" > "$com2"
 [ -f "$here/$start.stderr" ] && cat "$here/$start.stderr" >&2
 end=$(cat "$here/$start.end")
@@ -102,16 +91,11 @@ pub(crate) struct Machine {
 impl Machine {
     pub(crate) fn new() -> Machine {
         let dir = tempfile::tempdir().unwrap();
-        let write =
-            |name: &str, bytes: &[u8]| std::fs::write(dir.path().join(name), bytes).unwrap();
+        let write = |name: &str, bytes: &[u8]| std::fs::write(dir.path().join(name), bytes).unwrap();
         write("kernel.elf", &kernel_elf());
         write("loader.elf", b"loader");
         write("qemu", FAKE_QEMU.as_bytes());
-        std::fs::set_permissions(
-            dir.path().join("qemu"),
-            std::fs::Permissions::from_mode(0o755),
-        )
-        .unwrap();
+        std::fs::set_permissions(dir.path().join("qemu"), std::fs::Permissions::from_mode(0o755)).unwrap();
         Machine { dir }
     }
 
@@ -124,25 +108,11 @@ impl Machine {
     }
 
     /// The same for a run of [`Transcript::run`] over the tests from `first` on.
-    pub(crate) fn prepare_run(
-        &self,
-        first: usize,
-        failing: &[&str],
-        dies_in: Option<&str>,
-        end: &str,
-    ) {
+    pub(crate) fn prepare_run(&self, first: usize, failing: &[&str], dies_in: Option<&str>, end: &str) {
         let (suite, name) = TESTS[first];
-        let start = if first == 0 {
-            "first".to_owned()
-        } else {
-            format!("{suite}.{name}")
-        };
+        let start = if first == 0 { "first".to_owned() } else { format!("{suite}.{name}") };
         let log = Transcript::run(7, (4, 2), &TESTS[first..], failing, dies_in);
-        let console = if end == "37" {
-            "PANIC cpu 1: oops\nbacktrace:\n  #0 0xffffffff80000010\n"
-        } else {
-            "fine\n"
-        };
+        let console = if end == "37" { "PANIC cpu 1: oops\nbacktrace:\n  #0 0xffffffff80000010\n" } else { "fine\n" };
         self.prepare(&start, console, &log.encode(), end);
     }
 
@@ -152,16 +122,7 @@ impl Machine {
 
     /// Runs this tool on the pretended machine, in the shape and with the seed that the transcripts are made for.
     pub(crate) fn test(&self, more: &[&str]) -> Run {
-        let mut words = vec![
-            "test",
-            "--kernel-only",
-            "--seed",
-            "7",
-            "--cpus",
-            "4",
-            "--nodes",
-            "2",
-        ];
+        let mut words = vec!["test", "--kernel-only", "--seed", "7", "--cpus", "4", "--nodes", "2"];
         words.extend(more);
         self.xtask(&words)
     }
@@ -169,21 +130,11 @@ impl Machine {
     /// Runs this tool with the pretended kernel, loader and QEMU.
     pub(crate) fn xtask(&self, words: &[&str]) -> Run {
         let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
-        command
-            .args(words)
-            .arg("--no-install")
-            .env("CARGO_TARGET_DIR", self.path("target"));
-        for (option, file) in [
-            ("--qemu", "qemu"),
-            ("--kernel", "kernel.elf"),
-            ("--loader", "loader.elf"),
-        ] {
+        command.args(words).arg("--no-install").env("CARGO_TARGET_DIR", self.path("target"));
+        for (option, file) in [("--qemu", "qemu"), ("--kernel", "kernel.elf"), ("--loader", "loader.elf")] {
             command.arg(option).arg(self.path(file));
         }
-        Run {
-            output: command.output().unwrap(),
-            latest: self.path("target/grange/runs/latest"),
-        }
+        Run { output: command.output().unwrap(), latest: self.path("target/grange/runs/latest") }
     }
 
     /// How often the pretended QEMU was started, and with what.
@@ -205,32 +156,22 @@ impl Run {
     }
 
     pub(crate) fn out(&self) -> String {
-        String::from_utf8_lossy(&self.output.stdout).into_owned()
-            + &String::from_utf8_lossy(&self.output.stderr)
+        String::from_utf8_lossy(&self.output.stdout).into_owned() + &String::from_utf8_lossy(&self.output.stderr)
     }
 
     pub(crate) fn last_line(&self) -> String {
-        String::from_utf8_lossy(&self.output.stdout)
-            .lines()
-            .last()
-            .unwrap_or_default()
-            .to_owned()
+        String::from_utf8_lossy(&self.output.stdout).lines().last().unwrap_or_default().to_owned()
     }
 
     /// A file of the run's folder.
     pub(crate) fn file(&self, name: &str) -> String {
-        std::fs::read_to_string(self.latest.join(Path::new(name)))
-            .unwrap_or_else(|error| panic!("{name}: {error}"))
+        std::fs::read_to_string(self.latest.join(Path::new(name))).unwrap_or_else(|error| panic!("{name}: {error}"))
     }
 
     /// The tests of a kind in `results.json`.
     pub(crate) fn tests(&self, outcome: &str) -> Vec<String> {
         let json: serde_json::Value = serde_json::from_str(&self.file("results.json")).unwrap();
-        let tests = json["tests"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .filter(|test| test["outcome"] == outcome);
+        let tests = json["tests"].as_array().unwrap().iter().filter(|test| test["outcome"] == outcome);
         let id = |test: &serde_json::Value| TestId {
             suite: test["suite"].as_str().unwrap().into(),
             name: test["name"].as_str().unwrap().into(),

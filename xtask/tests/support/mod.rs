@@ -15,10 +15,7 @@ pub(crate) const TESTS: [(&str, &str); 4] = [
 
 /// [`TESTS`] as the judge wants them.
 pub(crate) fn ids() -> Vec<TestId> {
-    let id = |&(suite, name): &(&str, &str)| TestId {
-        suite: suite.into(),
-        name: name.into(),
-    };
+    let id = |&(suite, name): &(&str, &str)| TestId { suite: suite.into(), name: name.into() };
     TESTS.iter().map(id).collect()
 }
 
@@ -38,10 +35,8 @@ impl Transcript {
         failing: &[&str],
         dies_in: Option<&str>,
     ) -> Transcript {
-        let mut frames = vec![(
-            Kind::Start,
-            format!(r#"{{"v":1,"seed":{seed},"cpus":{cpus},"nodes":{nodes},"build":"fake"}}"#),
-        )];
+        let mut frames =
+            vec![(Kind::Start, format!(r#"{{"v":1,"seed":{seed},"cpus":{cpus},"nodes":{nodes},"build":"fake"}}"#))];
         let ktap = |frames: &mut Vec<(Kind, String)>, line: String| frames.push((Kind::Ktap, line));
         let suites: Vec<_> = tests.chunk_by(|a, b| a.0 == b.0).collect();
         ktap(&mut frames, "KTAP version 1".into());
@@ -54,10 +49,7 @@ impl Transcript {
             ktap(&mut frames, format!("  # Subtest: {name}"));
             ktap(&mut frames, format!("  1..{}", suite.len()));
             for (at, (suite, test)) in suite.iter().enumerate() {
-                frames.push((
-                    Kind::Begin,
-                    format!(r#"{{"suite":"{suite}","name":"{test}","budget_ms":10000}}"#),
-                ));
+                frames.push((Kind::Begin, format!(r#"{{"suite":"{suite}","name":"{test}","budget_ms":10000}}"#)));
                 frames.push((Kind::Heartbeat, r#"{"ticks":7,"ns":28000000}"#.into()));
                 if dies_in == Some(test) {
                     return Transcript { frames };
@@ -83,19 +75,12 @@ impl Transcript {
 
     /// Numbered, with CRCs, as bytes of COM2.
     pub(crate) fn encode(&self) -> String {
-        self.frames
-            .iter()
-            .enumerate()
-            .map(|(seq, (kind, payload))| encode(seq as u32, *kind, payload))
-            .collect()
+        self.frames.iter().enumerate().map(|(seq, (kind, payload))| encode(seq as u32, *kind, payload)).collect()
     }
 
     /// Position of the first frame whose payload holds `text`.
     pub(crate) fn at(&self, text: &str) -> usize {
-        self.frames
-            .iter()
-            .position(|(_, payload)| payload.contains(text))
-            .unwrap_or_else(|| panic!("no {text:?}"))
+        self.frames.iter().position(|(_, payload)| payload.contains(text)).unwrap_or_else(|| panic!("no {text:?}"))
     }
 
     /// Changes text in the payload of the first frame that holds it.
