@@ -7,6 +7,7 @@ use super::host_call;
 /// The system allocator inside [`host_call`]: no interrupt, NMI or end of the machine in the midst of it.
 ///
 /// ```
+/// # use grange_arch as arch;
 /// #[global_allocator]
 /// static ALLOCATOR: arch::hosted::HostAlloc = arch::hosted::HostAlloc;
 /// ```

@@ -20,6 +20,7 @@
 //! # Running one
 //!
 //! ```
+//! # use grange_arch as arch;
 //! use arch::{CpuId, cpu, hosted};
 //!
 //! let cpus = hosted::boot(2, 1, 16 << 20, |_ap: CpuId| (), || cpu::online_count()).unwrap();

@@ -2,7 +2,7 @@ use core::sync::atomic::Ordering;
 use std::vec::Vec;
 
 use super::fixture::*;
-use crate::hosted::boot;
+use crate::hosted::{boot, in_own_process};
 use crate::paging::{self, Flags, MapError};
 use crate::trap::ExceptionKind;
 use crate::{CpuMask, NodeId, PAGE_SIZE, PhysAddr, VirtAddr, cpu, topology};
@@ -44,7 +44,17 @@ fn cpus_and_memory_are_dealt_out_to_the_nodes() {
         },
     )
     .unwrap();
-    assert!(topology::memory_ranges().is_empty() && cpu::present().is_empty(), "gone with the machine");
+}
+
+#[test]
+fn a_machine_that_has_ended_leaves_nothing_behind() {
+    in_own_process(|| {
+        machine(4, || assert_eq!(cpu::present().count(), 4));
+        assert!(topology::memory_ranges().is_empty() && cpu::present().is_empty());
+        assert!(cpu::online().is_empty() && cpu::nodes_online() == 0 && crate::trap::handlers().is_none());
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        assert!(!maps.contains("grange-ram"), "{maps}");
+    });
 }
 
 #[test]
