@@ -79,9 +79,11 @@ pub(super) fn parse(table: &[u8], max_apic_id: u32) -> Result<Cpus, Damage> {
 fn add(cpus: &mut Cpus, apic_id: u32, flags: u32, max_apic_id: u32) {
     if flags & ENABLED == 0 {
         cpus.disabled += 1;
-    } else if apic_id > max_apic_id {
-        cpus.unusable += 1;
-    } else if !cpus.apic_ids.contains(&apic_id) && cpus.apic_ids.try_push(apic_id).is_err() {
+        return;
+    }
+    let reachable = apic_id <= max_apic_id;
+    let known = cpus.apic_ids.contains(&apic_id);
+    if !reachable || (!known && cpus.apic_ids.try_push(apic_id).is_err()) {
         cpus.unusable += 1;
     }
 }

@@ -54,11 +54,10 @@ pub(super) fn init_boot() {
     };
     ACCESS.store(access, Ordering::Relaxed);
     enable();
-    // The boot CPU keeps the NMI button.
-    write(Reg::LvtLint1, LVT_NMI);
 }
 
-/// Enables the APIC of this CPU, all local sources masked.
+/// Enables the APIC of this CPU: all local sources masked but LINT1, the machine's NMI button, which
+/// is wired to every CPU (QEMU's `inject-nmi`).
 ///
 /// Context: boot of each CPU, interrupts off.
 pub(super) fn enable() {
@@ -69,9 +68,10 @@ pub(super) fn enable() {
         let old = base.read();
         base.write(old | mode);
     }
-    for entry in [Reg::LvtTimer, Reg::LvtLint0, Reg::LvtLint1, Reg::LvtError] {
+    for entry in [Reg::LvtTimer, Reg::LvtLint0, Reg::LvtError] {
         write(entry, LVT_MASKED);
     }
+    write(Reg::LvtLint1, LVT_NMI);
     write(Reg::TaskPriority, 0);
     write(Reg::Spurious, SOFTWARE_ENABLE | u32::from(vector::SPURIOUS));
 }

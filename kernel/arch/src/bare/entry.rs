@@ -20,7 +20,8 @@
 //! moves what the processor pushed to the rest of the stack: to the top of that if the interrupted
 //! stack pointer is elsewhere, else just below the interrupted stack pointer. The pad is free again,
 //! and an NMI that arrives later, at any instruction up to and including the last `iretq`, finds the
-//! stack pointer inside the work part and stays below it. Nothing is masked, replayed or counted.
+//! stack pointer inside the work part and stays below it. How often the handler then runs is decided
+//! in `trap.rs` (TRAP-3).
 //!
 //! ```text
 //! base + NMI_STACK_SIZE  +----------------------+

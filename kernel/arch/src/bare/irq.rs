@@ -71,8 +71,11 @@ pub fn restore(flags: Flags) {
 /// Turns interrupts on and waits for one. Returns with interrupts on.
 ///
 /// To be called with interrupts off, after the caller has found that it has nothing to do. An
-/// interrupt or NMI that arrives after that check makes this return at once: one that lands between
-/// `sti` and `hlt` has its return address moved past the `hlt` ([`skip_halt`]).
+/// interrupt that became pending after that check makes this return at once. Before `sti` it stays
+/// pending and ends the `hlt`; one that is taken between `sti` and `hlt` (which only an NMI in that
+/// gap can bring about, since `sti` holds interrupts back for one instruction) has its return
+/// address moved past the `hlt` ([`skip_halt`]). So an NMI that leaves work raises an interrupt on
+/// its own CPU, and cannot be slept over.
 ///
 /// Context: task (idle loop), interrupts off.
 pub fn halt_with_irqs() {

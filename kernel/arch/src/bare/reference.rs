@@ -10,6 +10,10 @@ const PIT_HZ: u64 = 1_193_182;
 const PIT_CHANNEL_2: u16 = 0x42;
 const PIT_COMMAND: u16 = 0x43;
 const SPEAKER_GATE: u16 = 0x61;
+/// Channel 2, low byte then high byte, mode 2 (count down, begin again).
+const PIT_RATE: u8 = 0xb4;
+/// Channel 2, latch the count for the next two reads.
+const PIT_LATCH: u8 = 0x80;
 
 /// A counter that wraps.
 #[derive(Copy, Clone, Debug)]
@@ -31,7 +35,7 @@ impl Reference {
         unsafe {
             let gate: u8 = Port::new(SPEAKER_GATE).read();
             Port::new(SPEAKER_GATE).write(gate & !2 | 1);
-            Port::new(PIT_COMMAND).write(0b10_11_010_0u8);
+            Port::new(PIT_COMMAND).write(PIT_RATE);
             Port::new(PIT_CHANNEL_2).write(0u8);
             Port::new(PIT_CHANNEL_2).write(0u8);
         }
@@ -64,7 +68,7 @@ impl Reference {
             Self::Pit => {
                 // SAFETY: latches the count of channel 2 and reads its two bytes.
                 let count = unsafe {
-                    Port::new(PIT_COMMAND).write(0b10_00_000_0u8);
+                    Port::new(PIT_COMMAND).write(PIT_LATCH);
                     let mut channel = Port::<u8>::new(PIT_CHANNEL_2);
                     u16::from_le_bytes([channel.read(), channel.read()])
                 };

@@ -98,7 +98,7 @@ unsafe extern "C" {
 
 /// Starts every CPU that is present and for which `stack_of` returns the top of a stack; null leaves
 /// a CPU off. Each runs `main` with interrupts off, online, on its own per-CPU area; if `main`
-/// returns the CPU halts for good.
+/// returns the CPU idles with interrupts on.
 ///
 /// Returns the CPUs that were to start and did not: each has cost a line in the log with its APIC
 /// id. The wait for them is bounded. The clock is calibrated when this returns.
@@ -262,7 +262,10 @@ unsafe extern "C" fn ap_main(slot: &'static Slot) -> ! {
     // Release: pairs with the Acquire loads of the boot CPU: UP is seen with all of the above.
     slot.state.store(UP, Ordering::Release);
     (shared.main)(cpu);
-    irq::park()
+    loop {
+        irq::disable();
+        irq::halt_with_irqs();
+    }
 }
 
 global_asm!(

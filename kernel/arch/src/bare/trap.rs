@@ -13,6 +13,8 @@
 //!
 //! - TRAP-2: a handler for NMI or single step finds and leaves the interrupt command register of the
 //!   APIC as the interrupted code had it: that code may be between its two halves.
+//! - TRAP-3: the NMI handler does not nest. The entry code survives any nesting; an NMI that comes
+//!   while the handler runs is remembered, and the handler runs once more (ARCH-3).
 //!
 //! Answers to `arch/x86/kernel/traps.c` and `irq.c` of Linux.
 
@@ -99,6 +101,13 @@ impl TrapFrame {
     }
 }
 
+crate::per_cpu! {
+    /// An NMI of this CPU is in its handler. Written by [`nmi`] on this CPU.
+    static IN_NMI_HANDLER: bool = false;
+    /// Another came since. Set by the nested [`nmi`], taken by the outer one, on this CPU.
+    static NMI_CAME_MEANWHILE: bool = false;
+}
+
 /// First vector that is not an exception.
 const FIRST_INTERRUPT: u8 = 32;
 const NMI: u8 = 2;
@@ -126,10 +135,24 @@ fn interrupt(vector: u8, frame: &mut TrapFrame) {
     }
 }
 
+/// Runs the handler, and runs it again if an NMI came meanwhile (TRAP-3).
+///
+/// The order matters: this NMI stops being "in the handler" before it looks whether another came.
+/// One that comes later than that finds nobody in the handler and runs it itself.
 fn nmi(frame: &mut TrapFrame) {
     frame.ip = irq::skip_halt(frame.ip);
-    if let Some(handlers) = handlers() {
+    let Some(handlers) = handlers() else { return };
+    if IN_NMI_HANDLER.get() {
+        NMI_CAME_MEANWHILE.set(true);
+        return;
+    }
+    loop {
+        IN_NMI_HANDLER.set(true);
         apic::keeping_command(|| (handlers.nmi)(frame));
+        IN_NMI_HANDLER.set(false);
+        if !NMI_CAME_MEANWHILE.xchg(false) {
+            return;
+        }
     }
 }
 
