@@ -205,11 +205,7 @@ impl MadeOn {
         #[cfg(debug_assertions)]
         {
             let now = arch::cpu::current();
-            assert!(
-                self.cpu == now,
-                "PC-2: guard of CPU {} dropped on CPU {now}",
-                self.cpu
-            );
+            assert!(self.cpu == now, "PC-2: guard of CPU {} dropped on CPU {now}", self.cpu);
         }
     }
 }
@@ -236,10 +232,7 @@ impl<'c> PreemptGuard<'c> {
         if cfg!(debug_assertions) {
             note_place(PREEMPT_MASK, PREEMPT_OFFSET, Location::caller());
         }
-        Self {
-            made_on: MadeOn::here(),
-            _cx: PhantomData,
-        }
+        Self { made_on: MadeOn::here(), _cx: PhantomData }
     }
 
     /// Stands for one level of "no preemption" that somebody else began with [`count_add`] or
@@ -249,10 +242,7 @@ impl<'c> PreemptGuard<'c> {
     /// That level exists, and nobody else will end it.
     #[inline(always)]
     pub unsafe fn adopt() -> Self {
-        Self {
-            made_on: MadeOn::here(),
-            _cx: PhantomData,
-        }
+        Self { made_on: MadeOn::here(), _cx: PhantomData }
     }
 }
 
@@ -287,11 +277,7 @@ impl<'c> IrqGuard<'c> {
     pub fn new(_cx: &'c (impl Cx + ?Sized)) -> Self {
         let flags = irq::save();
         compiler_fence(Ordering::SeqCst);
-        Self {
-            flags,
-            made_on: MadeOn::here(),
-            _cx: PhantomData,
-        }
+        Self { flags, made_on: MadeOn::here(), _cx: PhantomData }
     }
 }
 
@@ -299,10 +285,7 @@ impl Drop for IrqGuard<'_> {
     #[inline(always)]
     fn drop(&mut self) {
         self.made_on.check();
-        debug_assert!(
-            !irq::enabled(),
-            "PC-3: interrupts were switched on under an IrqGuard"
-        );
+        debug_assert!(!irq::enabled(), "PC-3: interrupts were switched on under an IrqGuard");
         compiler_fence(Ordering::SeqCst);
         irq::restore(self.flags);
     }
@@ -327,16 +310,10 @@ impl<'c> SoftirqGuard<'c> {
     pub fn new(_cx: &'c (impl Cx + ?Sized)) -> Self {
         count_add(SOFTIRQ_DISABLE_OFFSET);
         if cfg!(debug_assertions) {
-            debug_assert!(
-                !in_hardirq() && !in_nmi(),
-                "SoftirqGuard in a hard interrupt or NMI"
-            );
+            debug_assert!(!in_hardirq() && !in_nmi(), "SoftirqGuard in a hard interrupt or NMI");
             note_place(SOFTIRQ_MASK, SOFTIRQ_DISABLE_OFFSET, Location::caller());
         }
-        Self {
-            made_on: MadeOn::here(),
-            _cx: PhantomData,
-        }
+        Self { made_on: MadeOn::here(), _cx: PhantomData }
     }
 }
 

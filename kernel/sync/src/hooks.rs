@@ -24,16 +24,8 @@ impl<F: Copy> Slot<F> {
     /// An empty slot.
     #[must_use]
     pub const fn new() -> Self {
-        const {
-            assert!(
-                size_of::<F>() == size_of::<*mut ()>(),
-                "a slot holds a function pointer"
-            )
-        };
-        Self {
-            func: AtomicPtr::new(ptr::null_mut()),
-            _type: PhantomData,
-        }
+        const { assert!(size_of::<F>() == size_of::<*mut ()>(), "a slot holds a function pointer") };
+        Self { func: AtomicPtr::new(ptr::null_mut()), _type: PhantomData }
     }
 
     /// Fills the slot.
@@ -47,9 +39,7 @@ impl<F: Copy> Slot<F> {
         // SAFETY: `F` has a pointer's size (checked in `new`), and is a function pointer by use.
         let func: *mut () = unsafe { mem::transmute_copy(&func) };
         // Release: pairs with the acquire in `get` (`HK-2`).
-        let old =
-            self.func
-                .compare_exchange(ptr::null_mut(), func, Ordering::Release, Ordering::Relaxed);
+        let old = self.func.compare_exchange(ptr::null_mut(), func, Ordering::Release, Ordering::Relaxed);
         assert!(old.is_ok(), "HK-1: this hook has been set before");
     }
 

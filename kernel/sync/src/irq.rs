@@ -54,23 +54,25 @@ arch::per_cpu! {
     static COUNTS: [u64; VECTORS] = [0; VECTORS];
 }
 
-static MACHINE_HANDLERS: trap::Handlers = trap::Handlers {
-    irq: on_irq,
-    nmi: nmi::on_nmi,
-    exception: on_exception,
-};
+static MACHINE_HANDLERS: trap::Handlers = trap::Handlers { irq: on_irq, nmi: nmi::on_nmi, exception: on_exception };
 
 /// See [`crate::init`].
 pub(crate) fn install() {
-    static DONE: AtomicBool = AtomicBool::new(false);
-    assert!(!DONE.swap(true, Ordering::Relaxed), "sync::init runs once");
+    static REGISTERED: AtomicBool = AtomicBool::new(false);
+    if !REGISTERED.swap(true, Ordering::Relaxed) {
+        register_own();
+    }
+    // SAFETY: the handlers are statics, and they expect what `arch` promises: interrupts off, a
+    // valid frame, the interrupt acknowledged already.
+    unsafe { trap::set_handlers(&MACHINE_HANDLERS) };
+}
+
+/// The vectors that this storey handles itself.
+fn register_own() {
     register(vector::IRQ_WORK, |_| irq_work::run_raised());
     register(vector::CALL_FUNCTION, |_| smp::answer());
     register(vector::TLB, |_| smp::answer());
     register(vector::RESCHEDULE, |_| context::set_need_resched());
-    // SAFETY: the handlers are statics, and they expect what `arch` promises: interrupts off, a
-    // valid frame, the interrupt acknowledged already.
-    unsafe { trap::set_handlers(&MACHINE_HANDLERS) };
 }
 
 /// Makes `handler` the handler of `vector`.
@@ -92,8 +94,7 @@ pub fn register(vector: u8, handler: Handler) {
 /// If there are too many.
 pub fn register_exception(handler: ExceptionHandler) {
     let free = EXCEPTION_HANDLERS.iter().find(|slot| slot.get().is_none());
-    free.expect("IQ: too many exception handlers: raise MAX_EXCEPTION_HANDLERS")
-        .set(handler);
+    free.expect("IQ: too many exception handlers: raise MAX_EXCEPTION_HANDLERS").set(handler);
 }
 
 /// How many interrupts `cpu` has taken on `vector`.
@@ -151,14 +152,6 @@ fn on_irq(vector: u8, frame: &mut TrapFrame) {
 }
 
 fn on_exception(exception: Exception, frame: &mut TrapFrame) {
-    let handled = EXCEPTION_HANDLERS
-        .iter()
-        .map_while(Slot::get)
-        .any(|handler| handler(exception, frame));
-    assert!(
-        handled,
-        "exception {exception:?} at {:#x} on CPU {}",
-        frame.ip(),
-        cpu::current()
-    );
+    let handled = EXCEPTION_HANDLERS.iter().map_while(Slot::get).any(|handler| handler(exception, frame));
+    assert!(handled, "exception {exception:?} at {:#x} on CPU {}", frame.ip(), cpu::current());
 }

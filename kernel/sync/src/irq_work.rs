@@ -57,11 +57,7 @@ impl IrqWork {
     /// An item that calls `func` with itself.
     #[must_use]
     pub const fn new(func: fn(&IrqWork)) -> Self {
-        Self {
-            node: LlistNode::new(),
-            flags: AtomicU32::new(0),
-            func,
-        }
+        Self { node: LlistNode::new(), flags: AtomicU32::new(0), func }
     }
 
     /// Has it called on this CPU as soon as interrupts are on; false if it was pending already.
@@ -159,12 +155,7 @@ impl IrqWork {
         loop {
             // Acquire: pairs with the release in `claim` (`IW-3`). Release: the item has left the
             // list before the next `claim`er pushes it (`IW-1`).
-            match self.flags.compare_exchange(
-                flags,
-                flags & !PENDING | BUSY,
-                Ordering::AcqRel,
-                Ordering::Relaxed,
-            ) {
+            match self.flags.compare_exchange(flags, flags & !PENDING | BUSY, Ordering::AcqRel, Ordering::Relaxed) {
                 Ok(_) => break,
                 Err(now) => flags = now,
             }

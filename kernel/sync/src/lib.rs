@@ -90,10 +90,7 @@ pub mod private {
 
 /// Installs the interrupt, NMI and exception handlers of this storey with the machine.
 ///
-/// Context: boot CPU, once, interrupts off.
-///
-/// # Panics
-/// If called twice.
+/// Context: boot CPU, once a machine, interrupts off. (A process may host one machine after another.)
 #[cfg(not(loom))]
 pub fn init() {
     irq::install();

@@ -94,12 +94,7 @@ impl LlistHead {
             unsafe { (*last).next.store(head, Ordering::Relaxed) };
             // Release: pairs with the acquire in `take_all`, so that the nodes' contents and links
             // are there before the nodes are (`LL-2`).
-            match self.first.compare_exchange_weak(
-                head,
-                first,
-                Ordering::Release,
-                Ordering::Relaxed,
-            ) {
+            match self.first.compare_exchange_weak(head, first, Ordering::Release, Ordering::Relaxed) {
                 Ok(_) => return head.is_null(),
                 Err(now) => head = now,
             }
@@ -112,14 +107,10 @@ impl LlistHead {
     #[must_use = "the nodes are off the list: dropping the chain leaks them"]
     pub fn take_all(&self) -> LlistChain {
         if self.is_empty() {
-            return LlistChain {
-                first: ptr::null_mut(),
-            };
+            return LlistChain { first: ptr::null_mut() };
         }
         // Acquire: pairs with the release in `add_batch` (`LL-2`).
-        LlistChain {
-            first: self.first.swap(ptr::null_mut(), Ordering::Acquire),
-        }
+        LlistChain { first: self.first.swap(ptr::null_mut(), Ordering::Acquire) }
     }
 
     /// Whether the list was empty a moment ago; a hint unless producers are kept out.

@@ -17,20 +17,43 @@ type Plain = core::cell::UnsafeCell<u64>;
 #[cfg(loom)]
 type Plain = loom::cell::UnsafeCell<u64>;
 
+#[cfg(not(loom))]
+fn read(value: &Plain) -> u64 {
+    // SAFETY: the item is ours alone (`LL-1`).
+    unsafe { *value.get() }
+}
+
+#[cfg(not(loom))]
+fn write(to: &Plain, value: u64) {
+    // SAFETY: the item is ours alone (`LL-1`).
+    unsafe { *to.get() = value };
+}
+
+#[cfg(loom)]
+fn write(to: &Plain, value: u64) {
+    // SAFETY: the item is ours alone (`LL-1`).
+    to.with_mut(|to| unsafe { *to = value });
+}
+
+/// loom's cell checks that the list has ordered the write before this.
+#[cfg(loom)]
+fn read(value: &Plain) -> u64 {
+    // SAFETY: the item is ours alone (`LL-1`).
+    value.with(|value| unsafe { *value })
+}
+
 impl Item {
     fn boxed(value: u64) -> *mut LlistNode {
-        Box::into_raw(Box::new(Self {
-            node: LlistNode::new(),
-            value: Plain::new(value),
-        }))
-        .cast()
+        let item = Self { node: LlistNode::new(), value: Plain::new(0) };
+        write(&item.value, value);
+        Box::into_raw(Box::new(item)).cast()
     }
 
     /// The value of an item that the list has given back.
     fn unbox(node: *mut LlistNode) -> u64 {
         // SAFETY: made by `boxed`, and given back once (`LL-1`).
         let item = unsafe { Box::from_raw(node.cast::<Self>()) };
-        item.value.into_inner()
+        read(&item.value)
     }
 }
 
@@ -101,11 +124,7 @@ mod host {
             let handles: Vec<_> = (0..producers)
                 .map(|producer| {
                     let list = &list;
-                    scope.spawn(move || {
-                        (0..each)
-                            .filter(|n| push(list, producer * each + n))
-                            .count()
-                    })
+                    scope.spawn(move || (0..each).filter(|n| push(list, producer * each + n)).count())
                 })
                 .collect();
             loop {
@@ -118,10 +137,7 @@ mod host {
                 }
                 std::hint::spin_loop();
             }
-            handles
-                .into_iter()
-                .map(|handle| handle.join().unwrap())
-                .sum()
+            handles.into_iter().map(|handle| handle.join().unwrap()).sum()
         });
         all.sort_unstable();
         assert_eq!(all, (0..producers * each).collect::<Vec<_>>());
@@ -149,10 +165,7 @@ mod models {
                 producer.join().unwrap();
             }
             sum += values(list.take_all()).iter().sum::<u64>();
-            assert_eq!(
-                sum, 3,
-                "each item comes out once, with what was written in it"
-            );
+            assert_eq!(sum, 3, "each item comes out once, with what was written in it");
         });
     }
 
@@ -166,10 +179,7 @@ mod models {
                 thread::spawn(move || unsafe { list.add(Item::boxed(n as u64)) })
             });
             let first = values(list.take_all());
-            let announced: usize = producers
-                .map(|producer| usize::from(producer.join().unwrap()))
-                .iter()
-                .sum();
+            let announced: usize = producers.map(|producer| usize::from(producer.join().unwrap())).iter().sum();
             let second = values(list.take_all());
             let batches = usize::from(!first.is_empty()) + usize::from(!second.is_empty());
             assert_eq!(announced, batches);

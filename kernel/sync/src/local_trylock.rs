@@ -41,10 +41,7 @@ impl<T> LocalTryLock<T> {
     /// A free lock around `value`.
     #[must_use]
     pub const fn new(value: T) -> Self {
-        Self {
-            flag: Flag::new(),
-            value: UnsafeCell::new(value),
-        }
+        Self { flag: Flag::new(), value: UnsafeCell::new(value) }
     }
 
     /// Takes this CPU's copy of `var`, unless a context that was interrupted has it.
@@ -60,9 +57,7 @@ impl<T> LocalTryLock<T> {
         // SAFETY: per-CPU areas are never freed, and all other contexts of this CPU reach the
         // copy through shared references only, too (`LT-1`: pinned before the copy is chosen).
         let lock = unsafe { &*var.this_ptr() };
-        lock.flag
-            .try_set(|_| ())
-            .then(|| LocalGuard { lock, _pin: pin })
+        lock.flag.try_set(|_| ()).then(|| LocalGuard { lock, _pin: pin })
     }
 
     /// Takes the lock, unless a context that was interrupted has it.
@@ -75,10 +70,7 @@ impl<T> LocalTryLock<T> {
     #[track_caller]
     pub fn try_lock<'a>(&'a self, cx: &'a (impl Cx + ?Sized)) -> Option<LocalGuard<'a, T>> {
         let pin = PreemptGuard::new(cx);
-        self.flag.try_set(|_| ()).then(|| LocalGuard {
-            lock: self,
-            _pin: pin,
-        })
+        self.flag.try_set(|_| ()).then(|| LocalGuard { lock: self, _pin: pin })
     }
 
     /// [`try_lock`](Self::try_lock) for a caller that is pinned already, as it has to be to choose
@@ -87,10 +79,7 @@ impl<T> LocalTryLock<T> {
     /// Context: any. Wait-free.
     #[inline(always)]
     pub fn try_lock_pinned<'a>(&'a self, pin: PreemptGuard<'a>) -> Option<LocalGuard<'a, T>> {
-        self.flag.try_set(|_| ()).then(|| LocalGuard {
-            lock: self,
-            _pin: pin,
-        })
+        self.flag.try_set(|_| ()).then(|| LocalGuard { lock: self, _pin: pin })
     }
 
     /// Whether a context of this CPU is inside.
@@ -215,10 +204,7 @@ mod tests {
         let seen = Cell::new(Vec::new());
         let probe = |step| {
             let got_in = nested_user(&flag);
-            assert!(
-                !(got_in && inside.get()),
-                "two users at once after {step:?}"
-            );
+            assert!(!(got_in && inside.get()), "two users at once after {step:?}");
             let mut list = seen.take();
             list.push((step, got_in));
             seen.set(list);
@@ -245,10 +231,7 @@ mod tests {
                 (Step::AfterClear, true),
             ]
         );
-        assert!(
-            !flag.0.load(Ordering::Relaxed),
-            "the flag is clear at the end"
-        );
+        assert!(!flag.0.load(Ordering::Relaxed), "the flag is clear at the end");
     }
 
     #[test]
@@ -277,9 +260,6 @@ mod tests {
             user(&flag, &inside, &entries, depth);
             assert!(!flag.0.load(Ordering::Relaxed));
         }
-        assert!(
-            entries.get() > 3,
-            "nested users did get in where the flag was clear"
-        );
+        assert!(entries.get() > 3, "nested users did get in where the flag was clear");
     }
 }

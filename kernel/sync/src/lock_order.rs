@@ -56,6 +56,7 @@ pub const STUCK_AFTER_NS: u64 = 30_000_000_000;
 
 /// A kind of lock: what the order of locks is stated and checked in.
 #[derive(Debug)]
+#[cfg_attr(not(debug_assertions), allow(dead_code, reason = "only the checks read the graph and the uses"))]
 pub struct LockClass {
     name: &'static str,
     /// Position in the stated order, from outermost; 0 if none is stated.
@@ -70,10 +71,7 @@ pub struct LockClass {
 
 /// Kinds of use of a class that exclude each other in pairs.
 #[derive(Clone, Copy, Debug)]
-#[cfg_attr(
-    not(debug_assertions),
-    allow(dead_code, reason = "only the checks tell them apart")
-)]
+#[cfg_attr(not(debug_assertions), allow(dead_code, reason = "only the checks tell them apart"))]
 enum Usage {
     /// Taken in a hard interrupt.
     InHardirq,

@@ -53,11 +53,7 @@ arch::per_cpu! {
 
 impl Tracked {
     pub(crate) const fn new(class: &'static LockClass) -> Self {
-        Self {
-            class,
-            holder_place: AtomicPtr::new(ptr::null_mut()),
-            holder_cpu: AtomicU16::new(0),
-        }
+        Self { class, holder_place: AtomicPtr::new(ptr::null_mut()), holder_cpu: AtomicU16::new(0) }
     }
 
     fn address(&self) -> usize {
@@ -99,8 +95,7 @@ impl Tracked {
         }
         let slots = slots();
         let depth = DEPTH.get() as usize;
-        let of_this =
-            |held: Held| matches!(held, Held::Lock { address, .. } if address == self.address());
+        let of_this = |held: Held| matches!(held, Held::Lock { address, .. } if address == self.address());
         let Some(at) = slots[..depth].iter().rposition(|slot| of_this(slot.get())) else {
             fail(format_args!(
                 "lock \"{}\" is released on CPU {}, which does not hold it; last taken at {} on CPU {}",
@@ -123,39 +118,22 @@ impl Tracked {
     }
 
     pub(crate) fn stuck_watch(&self) -> StuckWatch<'_> {
-        StuckWatch {
-            lock: self,
-            spins: 0,
-            since_ns: 0,
-        }
+        StuckWatch { lock: self, spins: 0, since_ns: 0 }
     }
 
     fn push(&self, place: Place) {
         let at = DEPTH.get() as usize;
         if at >= MAX_HELD {
-            fail(format_args!(
-                "more than {MAX_HELD} locks held at once, at {place}"
-            ));
+            fail(format_args!("more than {MAX_HELD} locks held at once, at {place}"));
         }
         DEPTH.inc();
-        slots()[at].set(Held::Lock {
-            address: self.address(),
-            class: self.class,
-            place,
-        });
-        self.holder_place
-            .store(ptr::from_ref(place).cast_mut(), Ordering::Relaxed);
-        self.holder_cpu
-            .store(cpu::current().index() as u16, Ordering::Relaxed);
+        slots()[at].set(Held::Lock { address: self.address(), class: self.class, place });
+        self.holder_place.store(ptr::from_ref(place).cast_mut(), Ordering::Relaxed);
+        self.holder_cpu.store(cpu::current().index() as u16, Ordering::Relaxed);
     }
 
     fn check_against(&self, held: Held, place: Place) {
-        let Held::Lock {
-            address,
-            class: outer,
-            place: outer_place,
-        } = held
-        else {
+        let Held::Lock { address, class: outer, place: outer_place } = held else {
             return;
         };
         let inner = self.class;
@@ -247,9 +225,7 @@ fn slots() -> &'static [Cell<Held>; MAX_HELD] {
 
 /// The locks held on this CPU, oldest first.
 fn held() -> impl Iterator<Item = Held> {
-    slots()[..(DEPTH.get() as usize).min(MAX_HELD)]
-        .iter()
-        .map(Cell::get)
+    slots()[..(DEPTH.get() as usize).min(MAX_HELD)].iter().map(Cell::get)
 }
 
 /// "Taken while holding", between classes.
@@ -288,15 +264,10 @@ impl Graph {
         }
         let fresh = self.count.fetch_add(1, Ordering::Relaxed);
         if usize::from(fresh) >= MAX_CLASSES {
-            fail(format_args!(
-                "more than {MAX_CLASSES} lock classes: raise MAX_CLASSES"
-            ));
+            fail(format_args!("more than {MAX_CLASSES} lock classes: raise MAX_CLASSES"));
         }
         self.classes[usize::from(fresh)].store(ptr::from_ref(class).cast_mut(), Ordering::Relaxed);
-        match class
-            .id
-            .compare_exchange(0, fresh + 1, Ordering::Relaxed, Ordering::Relaxed)
-        {
+        match class.id.compare_exchange(0, fresh + 1, Ordering::Relaxed, Ordering::Relaxed) {
             Ok(_) => usize::from(fresh),
             // Another context was faster; the index taken here stays unused.
             Err(id) => usize::from(id - 1),
@@ -309,12 +280,7 @@ impl Graph {
     }
 
     /// Adds the edge; an error if there is a way from `inner` back to `outer`.
-    fn draw(
-        &self,
-        outer: &'static LockClass,
-        inner: &'static LockClass,
-        place: Place,
-    ) -> Result<(), Circle> {
+    fn draw(&self, outer: &'static LockClass, inner: &'static LockClass, place: Place) -> Result<(), Circle> {
         let (outer, inner) = (self.index(outer), self.index(inner));
         if self.has(outer, inner) {
             return Ok(());
@@ -323,18 +289,15 @@ impl Graph {
         // SeqCst: this edge before the search, against the same on another CPU (`LO-3`).
         self.edges[outer][inner / 64].fetch_or(1 << (inner % 64), Ordering::SeqCst);
         let mut seen = [0_u64; WORDS];
-        let Some(first) = (0..MAX_CLASSES).find(|&next| {
-            self.has(inner, next) && (next == outer || self.reaches(next, outer, &mut seen))
-        }) else {
+        let Some(first) = (0..MAX_CLASSES)
+            .find(|&next| self.has(inner, next) && (next == outer || self.reaches(next, outer, &mut seen)))
+        else {
             return Ok(());
         };
         let class = self.classes[first].load(Ordering::Relaxed);
         // SAFETY: a class with an edge has been given its index, and classes are statics.
         let name = unsafe { class.as_ref() }.map_or("?", |class| class.name);
-        Err(Circle {
-            inner: name,
-            place: self.places[inner][first].load(Ordering::Relaxed),
-        })
+        Err(Circle { inner: name, place: self.places[inner][first].load(Ordering::Relaxed) })
     }
 
     fn reaches(&self, from: usize, to: usize, seen: &mut [u64; WORDS]) -> bool {
@@ -342,8 +305,7 @@ impl Graph {
             return false;
         }
         seen[from / 64] |= 1 << (from % 64);
-        (0..MAX_CLASSES)
-            .any(|next| self.has(from, next) && (next == to || self.reaches(next, to, seen)))
+        (0..MAX_CLASSES).any(|next| self.has(from, next) && (next == to || self.reaches(next, to, seen)))
     }
 }
 
@@ -357,7 +319,7 @@ pub(crate) struct StuckWatch<'l> {
 impl StuckWatch<'_> {
     pub(crate) fn spun(&mut self) {
         self.spins = self.spins.wrapping_add(1);
-        if self.spins % 4096 != 0 || checks_off() {
+        if !self.spins.is_multiple_of(4096) || checks_off() {
             return;
         }
         let now_ns = arch::clock::now_ns();

@@ -130,10 +130,7 @@ pub fn flush() {
         let emergency = EMERGENCY.load(Ordering::Relaxed);
         if emergency == 0 {
             // Acquire: pairs with the release below: what the last printer printed is known here.
-            if PRINTER
-                .compare_exchange(0, me, Ordering::Acquire, Ordering::Relaxed)
-                .is_err()
-            {
+            if PRINTER.compare_exchange(0, me, Ordering::Acquire, Ordering::Relaxed).is_err() {
                 return;
             }
         } else if emergency != me {
@@ -160,9 +157,7 @@ pub fn flush() {
 /// Context: any, NMI included. Only the first CPU to call it has an effect.
 pub fn emergency() {
     let me = cpu::current().index() as u16 + 1;
-    if EMERGENCY
-        .compare_exchange(0, me, Ordering::Relaxed, Ordering::Relaxed)
-        .is_ok()
+    if EMERGENCY.compare_exchange(0, me, Ordering::Relaxed, Ordering::Relaxed).is_ok()
         && PRINTER.load(Ordering::Relaxed) != 0
         && let Some(console) = CONSOLE.get()
     {
@@ -176,13 +171,11 @@ pub fn emergency() {
 ///
 /// Context: any. Lines that come meanwhile may be among them.
 pub fn for_each_line(mut f: impl FnMut(&[u8])) {
-    let mut cursor = Cursor {
-        position: RING.oldest(),
-    };
+    let mut cursor = Cursor { position: RING.oldest() };
     let end = RING.end();
     while cursor.position < end {
         match cursor.next() {
-            Next::Line(entry) => entry.show(&mut f),
+            Next::Line => cursor.entry.show(&mut f),
             Next::Lost(count) => show_lost(count, &mut f),
             Next::BeingWritten => cursor.position += 1,
             Next::Empty => return,
@@ -218,12 +211,10 @@ fn more_to_print() -> bool {
 
 /// Prints from `PRINTED` on. The caller is the printer (`LG-1`).
 fn print_all(console: fn(&[u8]), emergency: bool) {
-    let mut cursor = Cursor {
-        position: PRINTED.load(Ordering::Relaxed),
-    };
+    let mut cursor = Cursor { position: PRINTED.load(Ordering::Relaxed) };
     loop {
         match cursor.next() {
-            Next::Line(entry) => entry.show(console),
+            Next::Line => cursor.entry.show(console),
             Next::Lost(count) => show_lost(count, console),
             // Its producer is on a CPU that has been stopped, or is what we interrupted.
             Next::BeingWritten if emergency => {
@@ -239,25 +230,31 @@ fn print_all(console: fn(&[u8]), emergency: bool) {
 /// A reader's place in the ring.
 struct Cursor {
     position: u64,
+    /// What was read last.
+    entry: Entry,
 }
 
 enum Next {
-    Line(Entry),
+    /// A line, in `entry`.
+    Line,
+    /// This many lines are gone.
     Lost(u64),
     BeingWritten,
     Empty,
 }
 
 impl Cursor {
+    fn at(position: u64) -> Self {
+        let entry = Entry { words: [0; WORDS], dropped_before: 0 };
+        Self { position, entry }
+    }
+
     fn next(&mut self) -> Next {
         let mut words = [0; WORDS];
         match RING.read(self.position, &mut words) {
             Read::Record { dropped_before } => {
                 self.position += 1;
-                Next::Line(Entry {
-                    words,
-                    dropped_before,
-                })
+                Next::Line(Entry { words, dropped_before })
             }
             Read::BeingWritten => Next::BeingWritten,
             Read::Empty => Next::Empty,
@@ -288,19 +285,11 @@ struct Meta {
 
 impl Meta {
     fn to_word(&self) -> u64 {
-        u64::from(self.cpu)
-            | u64::from(self.level) << 16
-            | u64::from(self.continued) << 24
-            | u64::from(self.len) << 32
+        u64::from(self.cpu) | u64::from(self.level) << 16 | u64::from(self.continued) << 24 | u64::from(self.len) << 32
     }
 
     fn from_word(word: u64) -> Self {
-        Self {
-            cpu: word as u16,
-            level: (word >> 16) as u8,
-            continued: word >> 24 & 1 != 0,
-            len: (word >> 32) as u16,
-        }
+        Self { cpu: word as u16, level: (word >> 16) as u8, continued: word >> 24 & 1 != 0, len: (word >> 32) as u16 }
     }
 }
 
@@ -316,10 +305,7 @@ impl Entry {
         let more = if meta.continued { "…" } else { "" };
         let _ = write!(out, "[{:5}.{:06}] {more}", us / 1_000_000, us % 1_000_000);
         for (n, chunk) in self.words[2..].iter().enumerate() {
-            let left = usize::from(meta.len)
-                .min(TEXT_MAX)
-                .saturating_sub(8 * n)
-                .min(8);
+            let left = usize::from(meta.len).min(TEXT_MAX).saturating_sub(8 * n).min(8);
             out.put(&chunk.to_le_bytes()[..left]);
         }
         out.put(b"\n");
@@ -345,13 +331,7 @@ struct Line {
 
 impl Line {
     fn new(level: Level) -> Self {
-        Self {
-            now_ns: arch::clock::now_ns(),
-            level,
-            text: Buffer::new(),
-            continued: false,
-            pushed: false,
-        }
+        Self { now_ns: arch::clock::now_ns(), level, text: Buffer::new(), continued: false, pushed: false }
     }
 
     fn put_str(&mut self, text: &str) {
@@ -415,10 +395,7 @@ struct Buffer<const N: usize> {
 
 impl<const N: usize> Buffer<N> {
     fn new() -> Self {
-        Self {
-            bytes: [0; N],
-            len: 0,
-        }
+        Self { bytes: [0; N], len: 0 }
     }
 
     fn bytes(&self) -> &[u8] {
@@ -438,10 +415,6 @@ impl<const N: usize> Buffer<N> {
 
 impl<const N: usize> fmt::Write for Buffer<N> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        if self.put(text.as_bytes()) {
-            Ok(())
-        } else {
-            Err(fmt::Error)
-        }
+        if self.put(text.as_bytes()) { Ok(()) } else { Err(fmt::Error) }
     }
 }

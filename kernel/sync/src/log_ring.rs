@@ -91,19 +91,15 @@ impl<const SLOTS: usize, const WORDS: usize> Ring<SLOTS, WORDS> {
         // Release: pairs with the acquire fence in `read`: the odd state before the words.
         fence(Ordering::Release);
         // Relaxed: the count travels with the record.
-        let dropped = if self.dropped.load(Ordering::Relaxed) == 0 {
-            0
-        } else {
-            self.dropped.swap(0, Ordering::Relaxed)
-        };
+        let dropped =
+            if self.dropped.load(Ordering::Relaxed) == 0 { 0 } else { self.dropped.swap(0, Ordering::Relaxed) };
         slot.dropped_before.store(dropped, Ordering::Relaxed);
         for (to, from) in slot.words.iter().zip(record) {
             to.store(*from, Ordering::Relaxed);
         }
         // Release: pairs with the acquire load in `read`, and with the acquire of the exchange in
         // `claim` one generation later: the words before the even state.
-        slot.state
-            .store(2 * Self::generation(position) + 2, Ordering::Release);
+        slot.state.store(2 * Self::generation(position) + 2, Ordering::Release);
         Some(position)
     }
 
@@ -116,11 +112,7 @@ impl<const SLOTS: usize, const WORDS: usize> Ring<SLOTS, WORDS> {
         // Acquire: pairs with the release at the end of `push`.
         let state = slot.state.load(Ordering::Acquire);
         if state < whole {
-            return if state + 1 == whole {
-                Read::BeingWritten
-            } else {
-                Read::Empty
-            };
+            return if state + 1 == whole { Read::BeingWritten } else { Read::Empty };
         }
         if state > whole {
             return Read::Overwritten;
@@ -132,11 +124,7 @@ impl<const SLOTS: usize, const WORDS: usize> Ring<SLOTS, WORDS> {
         // Acquire: pairs with the release fence in `push`: if a word of a later generation was
         // read, the look at the state sees that generation, at least (`LR-2`).
         fence(Ordering::Acquire);
-        if slot.state.load(Ordering::Relaxed) == whole {
-            Read::Record { dropped_before }
-        } else {
-            Read::Overwritten
-        }
+        if slot.state.load(Ordering::Relaxed) == whole { Read::Record { dropped_before } } else { Read::Overwritten }
     }
 
     /// The position that the next record gets.
@@ -181,12 +169,7 @@ impl<const SLOTS: usize, const WORDS: usize> Ring<SLOTS, WORDS> {
             match state.load(Ordering::Relaxed) {
                 now if now == free => {
                     // Acquire: pairs with the release at the end of `push`, one generation ago.
-                    let claim = state.compare_exchange(
-                        free,
-                        free + 1,
-                        Ordering::Acquire,
-                        Ordering::Relaxed,
-                    );
+                    let claim = state.compare_exchange(free, free + 1, Ordering::Acquire, Ordering::Relaxed);
                     if claim.is_ok() {
                         self.move_tail(position);
                         return Some(position);
@@ -209,12 +192,7 @@ impl<const SLOTS: usize, const WORDS: usize> Ring<SLOTS, WORDS> {
     fn move_tail(&self, position: u64) {
         // Release: pairs with the acquire loads in `claim` and `end`: the claim before the tail.
         // If it fails somebody else has moved it: that is as good.
-        let _ = self.tail.compare_exchange(
-            position,
-            position + 1,
-            Ordering::Release,
-            Ordering::Relaxed,
-        );
+        let _ = self.tail.compare_exchange(position, position + 1, Ordering::Release, Ordering::Relaxed);
     }
 }
 

@@ -36,10 +36,7 @@ mod host {
             assert_eq!(ring.push(&record(value)), Some(value));
         }
         for value in 0..4 {
-            assert_eq!(
-                read(&ring, value),
-                (Read::Record { dropped_before: 0 }, value)
-            );
+            assert_eq!(read(&ring, value), (Read::Record { dropped_before: 0 }, value));
         }
         assert_eq!((ring.oldest(), ring.end()), (0, 4));
     }
@@ -85,11 +82,7 @@ mod host {
             let producers: Vec<_> = (0..PRODUCERS)
                 .map(|producer| {
                     let ring = &ring;
-                    scope.spawn(move || {
-                        (0..each)
-                            .filter(|n| ring.push(&record(producer << 32 | n)).is_some())
-                            .count()
-                    })
+                    scope.spawn(move || (0..each).filter(|n| ring.push(&record(producer << 32 | n)).is_some()).count())
                 })
                 .collect();
             let mut position = 0;
@@ -110,17 +103,10 @@ mod host {
                     (Read::Empty, _) => std::hint::spin_loop(),
                 }
             }
-            producers
-                .into_iter()
-                .map(|producer| producer.join().unwrap() as u64)
-                .sum::<u64>()
+            producers.into_iter().map(|producer| producer.join().unwrap() as u64).sum::<u64>()
         });
         assert_eq!(ring.end(), written, "a position for each that was written");
-        assert_eq!(
-            seen.len() as u64 + overwritten,
-            written,
-            "each is read, or reported as gone"
-        );
+        assert_eq!(seen.len() as u64 + overwritten, written, "each is read, or reported as gone");
         let mut last = [None; PRODUCERS as usize];
         for value in seen {
             let (producer, n) = ((value >> 32) as usize, value & 0xffff_ffff);
@@ -187,11 +173,7 @@ mod models {
             }
             assert!(written + dropped <= 4);
             if written <= 2 {
-                assert_eq!(
-                    written + dropped,
-                    4,
-                    "nothing overwritten, so every loss shows"
-                );
+                assert_eq!(written + dropped, 4, "nothing overwritten, so every loss shows");
             }
         });
     }

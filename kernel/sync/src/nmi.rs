@@ -39,12 +39,7 @@ impl NmiHandler {
     /// A handler; see [`register`].
     #[must_use]
     pub const fn new(name: &'static str, func: fn(&mut TrapFrame) -> bool) -> Self {
-        Self {
-            name,
-            func,
-            next: AtomicPtr::new(ptr::null_mut()),
-            registered: AtomicBool::new(false),
-        }
+        Self { name, func, next: AtomicPtr::new(ptr::null_mut()), registered: AtomicBool::new(false) }
     }
 }
 
@@ -65,11 +60,7 @@ arch::per_cpu! {
 /// # Panics
 /// If it is registered already (`NM-1`).
 pub fn register(handler: &'static NmiHandler) {
-    assert!(
-        !handler.registered.swap(true, Ordering::Relaxed),
-        "NM-1: \"{}\" twice",
-        handler.name
-    );
+    assert!(!handler.registered.swap(true, Ordering::Relaxed), "NM-1: \"{}\" twice", handler.name);
     let mut first = FIRST.load(Ordering::Relaxed);
     loop {
         handler.next.store(first, Ordering::Relaxed);

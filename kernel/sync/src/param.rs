@@ -92,11 +92,7 @@ impl Value {
     /// A number or truth value.
     #[must_use]
     pub const fn number(number: u64) -> Self {
-        Self {
-            number: AtomicU64::new(number),
-            text: AtomicPtr::new(core::ptr::null_mut()),
-            set: AtomicUsize::new(0),
-        }
+        Self { number: AtomicU64::new(number), text: AtomicPtr::new(core::ptr::null_mut()), set: AtomicUsize::new(0) }
     }
 
     /// A text.
@@ -124,10 +120,7 @@ impl Value {
     }
 
     fn get_text(&self) -> &'static str {
-        let (first, len) = (
-            self.text.load(Ordering::Relaxed),
-            self.get_number() as usize,
-        );
+        let (first, len) = (self.text.load(Ordering::Relaxed), self.get_number() as usize);
         // SAFETY: both came from one `&'static str`: they change together only in `parse`, before
         // other CPUs run (`PA-1`).
         unsafe { core::str::from_utf8_unchecked(core::slice::from_raw_parts(first, len)) }
@@ -187,13 +180,7 @@ impl Entry {
         kind: Kind,
         value: &'static Value,
     ) -> Self {
-        Self {
-            key,
-            doc,
-            unit,
-            kind,
-            value,
-        }
+        Self { key, doc, unit, kind, value }
     }
 
     /// The value, for people.
@@ -263,11 +250,7 @@ impl fmt::Display for ParamError {
                 }
             }
             (Some(kind), Some(value)) => {
-                write!(
-                    f,
-                    "bad value \"{value}\" for \"{}\": allowed is {kind}",
-                    self.key
-                )
+                write!(f, "bad value \"{value}\" for \"{}\": allowed is {kind}", self.key)
             }
             (Some(kind), None) => {
                 write!(f, "\"{}\" needs a value: allowed is {kind}", self.key)
@@ -309,20 +292,10 @@ pub fn parse(line: &'static str) -> Result<(), ParamError> {
     }
     for (key, value) in words(line) {
         let Some(entry) = PARAMS.iter().find(|entry| entry.key == key) else {
-            return Err(ParamError {
-                key,
-                value,
-                nearest: nearest(key),
-                allowed: None,
-            });
+            return Err(ParamError { key, value, nearest: nearest(key), allowed: None });
         };
         if !entry.set(value) {
-            return Err(ParamError {
-                key,
-                value,
-                nearest: None,
-                allowed: Some(entry.kind),
-            });
+            return Err(ParamError { key, value, nearest: None, allowed: Some(entry.kind) });
         }
     }
     Ok(())
@@ -330,10 +303,7 @@ pub fn parse(line: &'static str) -> Result<(), ParamError> {
 
 /// The known key with the fewest edits from `key`; of several the first by the alphabet.
 fn nearest(key: &str) -> Option<&'static str> {
-    PARAMS
-        .iter()
-        .map(|entry| entry.key)
-        .min_by_key(|&known| (edits(key, known), known))
+    PARAMS.iter().map(|entry| entry.key).min_by_key(|&known| (edits(key, known), known))
 }
 
 /// Splits into keys and values; see the module.
@@ -355,9 +325,7 @@ fn words(line: &str) -> impl Iterator<Item = (&str, Option<&str>)> {
         (word, rest) = rest.split_at(end);
         Some(match word.split_once('=') {
             Some((key, value)) => {
-                let inner = value
-                    .strip_prefix('"')
-                    .and_then(|value| value.strip_suffix('"'));
+                let inner = value.strip_prefix('"').and_then(|value| value.strip_suffix('"'));
                 (key, Some(inner.unwrap_or(value)))
             }
             None => (word, None),

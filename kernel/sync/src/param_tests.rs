@@ -32,20 +32,11 @@ crate::param! {
 #[test]
 fn each_kind_has_its_default_until_the_line_says_otherwise() {
     assert_eq!((NUMBER.get(), SIZE.get(), SWITCH.get()), (250, 7, false));
-    assert_eq!(
-        (CHOICE.get(), TEXT.get(), NUMBER.is_set()),
-        ("halt", "", false)
-    );
+    assert_eq!((CHOICE.get(), TEXT.get(), NUMBER.is_set()), ("halt", "", false));
     let line = "test.number=1000 test.size=0x10M test.switch test.choice=poll test.text=\"a b\"";
     parse(line).unwrap();
-    assert_eq!(
-        (NUMBER.get(), SIZE.get(), SWITCH.get()),
-        (1000, 16 << 20, true)
-    );
-    assert_eq!(
-        (CHOICE.get(), TEXT.get(), NUMBER.is_set()),
-        ("poll", "a b", true)
-    );
+    assert_eq!((NUMBER.get(), SIZE.get(), SWITCH.get()), (1000, 16 << 20, true));
+    assert_eq!((CHOICE.get(), TEXT.get(), NUMBER.is_set()), ("poll", "a b", true));
     parse("test.number=1 test.number=2").unwrap();
     assert_eq!(NUMBER.get(), 2, "the last one counts");
 }
@@ -54,26 +45,14 @@ fn each_kind_has_its_default_until_the_line_says_otherwise() {
 fn an_unknown_key_is_refused_with_the_nearest_known_one() {
     let error = parse("test.refusse=1").unwrap_err();
     assert_eq!(error.nearest, Some("test.refuses"));
-    assert_eq!(
-        format!("{error}"),
-        "unknown parameter \"test.refusse\"; the nearest known one is \"test.refuses\""
-    );
+    assert_eq!(format!("{error}"), "unknown parameter \"test.refusse\"; the nearest known one is \"test.refuses\"");
 }
 
 #[test]
 fn a_bad_value_is_refused_with_what_is_allowed() {
-    for bad in [
-        "test.refuses=4",
-        "test.refuses=0",
-        "test.refuses=x",
-        "test.refuses=",
-    ] {
+    for bad in ["test.refuses=4", "test.refuses=0", "test.refuses=x", "test.refuses="] {
         let error = parse(bad).unwrap_err();
-        assert_eq!(
-            error.allowed,
-            Some(Kind::Number { min: 1, max: 3 }),
-            "{bad}"
-        );
+        assert_eq!(error.allowed, Some(Kind::Number { min: 1, max: 3 }), "{bad}");
     }
     assert_eq!(
         format!("{}", parse("test.refuses=9").unwrap_err()),
@@ -88,10 +67,7 @@ fn a_bad_value_is_refused_with_what_is_allowed() {
 
 #[test]
 fn the_registry_knows_docs_and_units() {
-    let entry = PARAMS
-        .iter()
-        .find(|entry| entry.key == "test.number")
-        .unwrap();
+    let entry = PARAMS.iter().find(|entry| entry.key == "test.number").unwrap();
     assert_eq!(entry.doc, [" A number, for the tests."]);
     assert_eq!(entry.unit, "ticks a second");
 }
@@ -99,16 +75,7 @@ fn the_registry_knows_docs_and_units() {
 #[test]
 fn words_are_split_at_spaces_outside_quotes() {
     let split: Vec<_> = words("  a=1 b  c=\"x y\" d== e=\"\" ").collect();
-    assert_eq!(
-        split,
-        [
-            ("a", Some("1")),
-            ("b", None),
-            ("c", Some("x y")),
-            ("d", Some("=")),
-            ("e", Some(""))
-        ]
-    );
+    assert_eq!(split, [("a", Some("1")), ("b", None), ("c", Some("x y")), ("d", Some("=")), ("e", Some(""))]);
 }
 
 #[test]
@@ -117,15 +84,7 @@ fn numbers_have_bases_and_suffixes_and_do_not_overflow() {
     assert_eq!(parse_number("4k"), Some(4096));
     assert_eq!(parse_number("2G"), Some(2 << 30));
     assert_eq!(parse_number("18446744073709551615"), Some(u64::MAX));
-    for bad in [
-        "18446744073709551616",
-        "18446744073709551615k",
-        "-1",
-        "",
-        "k",
-        "1T",
-        "0x",
-    ] {
+    for bad in ["18446744073709551616", "18446744073709551615k", "-1", "", "k", "1T", "0x"] {
         assert_eq!(parse_number(bad), None, "{bad}");
     }
 }

@@ -19,9 +19,7 @@ impl Rng {
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         mixed ^= mixed >> 31;
-        Self {
-            state: if mixed == 0 { 1 } else { mixed },
-        }
+        Self { state: if mixed == 0 { 1 } else { mixed } }
     }
 
     /// A generator of its own for stream `index` (a CPU, a thread) of the same seed.
@@ -84,11 +82,7 @@ impl Rng {
 
     /// One of `items`, or `None` if there are none.
     pub fn pick<'a, T>(&mut self, items: &'a [T]) -> Option<&'a T> {
-        if items.is_empty() {
-            None
-        } else {
-            Some(&items[self.index(items.len())])
-        }
+        if items.is_empty() { None } else { Some(&items[self.index(items.len())]) }
     }
 
     /// Brings `items` into random order.
@@ -116,16 +110,12 @@ mod tests {
         let mut rng = Rng::new(1);
         let first = [rng.next_u64(), rng.next_u64(), rng.next_u64()];
         let mut again = Rng::new(1);
-        assert_eq!(
-            first,
-            [again.next_u64(), again.next_u64(), again.next_u64()]
-        );
+        assert_eq!(first, [again.next_u64(), again.next_u64(), again.next_u64()]);
         assert_eq!(first, FIRST_OF_SEED_1);
     }
 
     /// Computed apart from this code, from the published definitions.
-    const FIRST_OF_SEED_1: [u64; 3] =
-        [0x4b46a55df3611b9b, 0xd7e1f1410e763ef4, 0x5f14ec66975f9b06];
+    const FIRST_OF_SEED_1: [u64; 3] = [0x4b46a55df3611b9b, 0xd7e1f1410e763ef4, 0x5f14ec66975f9b06];
 
     #[test]
     fn seeds_and_streams_differ() {

@@ -108,10 +108,7 @@ pub fn run_on<R: Send>(cpu: CpuId, f: impl FnOnce() -> R + Send) -> Option<R> {
     fn runner<F: FnOnce() -> R, R>(_: &Job<F, R>) -> CallFn {
         run::<F, R>
     }
-    let mut job = Job {
-        f: Some(f),
-        result: None,
-    };
+    let mut job = Job { f: Some(f), result: None };
     let func = runner(&job);
     call_on(cpu, func, (&raw mut job).expose_provenance(), true);
     job.result
@@ -181,8 +178,7 @@ fn wait_for_answers(outbox: &Outbox) {
                 since_ns = now_ns;
             }
             assert!(
-                now_ns.saturating_sub(since_ns) < crate::lock_order::STUCK_AFTER_NS
-                    || crate::lock_order::checks_off(),
+                now_ns.saturating_sub(since_ns) < crate::lock_order::STUCK_AFTER_NS || crate::lock_order::checks_off(),
                 "stuck: CPU {} waits for CPU {} to answer a call",
                 cpu::current(),
                 outbox.pending.load().first().map_or(0, CpuId::index),

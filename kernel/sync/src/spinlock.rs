@@ -82,10 +82,7 @@ impl<T: ?Sized> SpinLock<T> {
     pub fn lock<'a>(&'a self, cx: &'a (impl Cx + ?Sized)) -> SpinGuard<'a, T> {
         let pin = PreemptGuard::new(cx);
         self.acquire();
-        SpinGuard {
-            lock: self,
-            _pin: pin,
-        }
+        SpinGuard { lock: self, _pin: pin }
     }
 
     /// Takes the lock; interrupts and preemption are off until the guard goes.
@@ -100,11 +97,7 @@ impl<T: ?Sized> SpinLock<T> {
         let irq = IrqGuard::new(cx);
         let pin = PreemptGuard::new(cx);
         self.acquire();
-        SpinIrqGuard {
-            lock: self,
-            _irq: irq,
-            _pin: pin,
-        }
+        SpinIrqGuard { lock: self, _irq: irq, _pin: pin }
     }
 
     /// Takes the lock if it is free. Does not spin and does not queue.
@@ -114,10 +107,7 @@ impl<T: ?Sized> SpinLock<T> {
     #[track_caller]
     pub fn try_lock<'a>(&'a self, cx: &'a (impl Cx + ?Sized)) -> Option<SpinGuard<'a, T>> {
         let pin = PreemptGuard::new(cx);
-        self.try_acquire().then(|| SpinGuard {
-            lock: self,
-            _pin: pin,
-        })
+        self.try_acquire().then(|| SpinGuard { lock: self, _pin: pin })
     }
 
     /// Takes the lock if it is free, with interrupts off. Does not spin and does not queue.
@@ -125,17 +115,10 @@ impl<T: ?Sized> SpinLock<T> {
     /// Context: any.
     #[inline]
     #[track_caller]
-    pub fn try_lock_irqsave<'a>(
-        &'a self,
-        cx: &'a (impl Cx + ?Sized),
-    ) -> Option<SpinIrqGuard<'a, T>> {
+    pub fn try_lock_irqsave<'a>(&'a self, cx: &'a (impl Cx + ?Sized)) -> Option<SpinIrqGuard<'a, T>> {
         let irq = IrqGuard::new(cx);
         let pin = PreemptGuard::new(cx);
-        self.try_acquire().then(|| SpinIrqGuard {
-            lock: self,
-            _irq: irq,
-            _pin: pin,
-        })
+        self.try_acquire().then(|| SpinIrqGuard { lock: self, _irq: irq, _pin: pin })
     }
 
     /// Whether somebody held the lock a moment ago.
@@ -149,10 +132,7 @@ impl<T: ?Sized> SpinLock<T> {
     ///
     /// Context: any.
     pub fn is_contended(&self) -> bool {
-        self.next
-            .load(Ordering::Relaxed)
-            .wrapping_sub(self.serving.load(Ordering::Relaxed))
-            > 1
+        self.next.load(Ordering::Relaxed).wrapping_sub(self.serving.load(Ordering::Relaxed)) > 1
     }
 
     /// The value, by the right of an exclusive borrow.
@@ -204,15 +184,8 @@ impl<T: ?Sized> SpinLock<T> {
         // Acquire: pairs with the release in `release`. If `next` still equals it below, nobody
         // has taken a ticket since, so `serving` still has this value (`SL-1`).
         let serving = self.serving.load(Ordering::Acquire);
-        let free = self
-            .next
-            .compare_exchange(
-                serving,
-                serving.wrapping_add(1),
-                Ordering::Relaxed,
-                Ordering::Relaxed,
-            )
-            .is_ok();
+        let free =
+            self.next.compare_exchange(serving, serving.wrapping_add(1), Ordering::Relaxed, Ordering::Relaxed).is_ok();
         if free {
             self.tracked.after_try_lock();
         }
@@ -225,16 +198,13 @@ impl<T: ?Sized> SpinLock<T> {
         // Ours alone to write while we hold the lock (`SL-1`), so no read-modify-write is needed.
         let serving = self.serving.load(Ordering::Relaxed);
         // Release: pairs with the acquire loads in `acquire`, `wait` and `try_acquire`.
-        self.serving
-            .store(serving.wrapping_add(1), Ordering::Release);
+        self.serving.store(serving.wrapping_add(1), Ordering::Release);
     }
 }
 
 impl<T: ?Sized> fmt::Debug for SpinLock<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SpinLock")
-            .field("locked", &self.is_locked())
-            .finish_non_exhaustive()
+        f.debug_struct("SpinLock").field("locked", &self.is_locked()).finish_non_exhaustive()
     }
 }
 

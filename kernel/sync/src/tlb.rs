@@ -32,13 +32,7 @@ pub fn shoot_down(start: VirtAddr, pages: usize) {
         flush_here(range.start, range.pages);
     }
     let range = Range { start, pages };
-    smp::call_with_vector(
-        &cpu::online(),
-        flush,
-        (&raw const range).expose_provenance(),
-        true,
-        vector::TLB,
-    );
+    smp::call_with_vector(&cpu::online(), flush, (&raw const range).expose_provenance(), true, vector::TLB);
 }
 
 /// The same on this CPU alone.
