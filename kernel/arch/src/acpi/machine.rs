@@ -99,11 +99,7 @@ impl Machine {
 }
 
 /// The domains that become nodes, ascending. Never empty.
-fn domains(
-    boot_apic_id: u32,
-    cpus: &Cpus,
-    srat: Option<&Srat>,
-) -> Result<ArrayVec<u32, MAX_NODES>, Damage> {
+fn domains(boot_apic_id: u32, cpus: &Cpus, srat: Option<&Srat>) -> Result<ArrayVec<u32, MAX_NODES>, Damage> {
     let mut domains = ArrayVec::new();
     if let Some(srat) = srat {
         // A CPU of the SRAT that is not in the MADT does not exist; its domain alone makes no node.
@@ -139,8 +135,7 @@ mod tests {
     }
 
     fn affinity(cpu_domains: &[(u8, u32)], memory: &[(u64, u64, u32)]) -> Srat {
-        let mut records: Vec<_> =
-            cpu_domains.iter().map(|&(id, domain)| srat::build::cpu(id, domain, 1)).collect();
+        let mut records: Vec<_> = cpu_domains.iter().map(|&(id, domain)| srat::build::cpu(id, domain, 1)).collect();
         records.extend(memory.iter().map(|&(s, l, d)| srat::build::memory(s, l, d, 1)));
         srat::parse(&srat::build::srat(3, &records)).unwrap()
     }

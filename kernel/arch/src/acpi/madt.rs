@@ -8,9 +8,7 @@
 use core::mem::size_of;
 use core::pin::Pin;
 
-use acpi::sdt::madt::{
-    LocalApicAddressOverrideEntry, LocalApicEntry, LocalX2ApicEntry, Madt, MadtEntry,
-};
+use acpi::sdt::madt::{LocalApicAddressOverrideEntry, LocalApicEntry, LocalX2ApicEntry, Madt, MadtEntry};
 use arrayvec::ArrayVec;
 
 use super::walk::{self, Damage};

@@ -87,9 +87,10 @@ fn add_memory(srat: &mut Srat, record: &Record<'_>, domain_mask: u32) -> Result<
         return Ok(());
     }
     let end = range.start.checked_add(range.len).ok_or(Damage::MemoryRange { start: range.start })?;
-    let clashes = srat.memory.iter().any(|other| {
-        other.domain != range.domain && range.start < other.start + other.len && other.start < end
-    });
+    let clashes = srat
+        .memory
+        .iter()
+        .any(|other| other.domain != range.domain && range.start < other.start + other.len && other.start < end);
     if clashes {
         return Err(Damage::MemoryRange { start: range.start });
     }

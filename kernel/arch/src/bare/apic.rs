@@ -20,9 +20,7 @@ use raw_cpuid::CpuId as CpuidReader;
 use volatile::VolatilePtr;
 use x86_64::registers::model_specific::Msr;
 
-use super::apic_regs::{
-    self, Delivery, LVT_MASKED, LVT_NMI, Reg, SEND_PENDING, SOFTWARE_ENABLE, Target,
-};
+use super::apic_regs::{self, Delivery, LVT_MASKED, LVT_NMI, Reg, SEND_PENDING, SOFTWARE_ENABLE, Target};
 use super::{irq, paging};
 use crate::{PhysAddr, vector};
 

@@ -23,9 +23,7 @@ pub fn walk(rbp: u64, visit: &mut dyn FnMut(u64)) {
         if !frame.is_multiple_of(8) {
             return;
         }
-        let (Some(next), Some(return_address)) =
-            (probe::read(frame), probe::read(frame.wrapping_add(8)))
-        else {
+        let (Some(next), Some(return_address)) = (probe::read(frame), probe::read(frame.wrapping_add(8))) else {
             return;
         };
         if return_address == 0 {

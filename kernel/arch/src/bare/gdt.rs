@@ -20,8 +20,7 @@ pub(super) const IST_DOUBLE_FAULT: u16 = 1;
 pub(super) const IST_MACHINE_CHECK: u16 = 2;
 
 /// The kernel's code segment (GDT-1): the first descriptor after the null one.
-pub(super) const KERNEL_CODE: SegmentSelector =
-    SegmentSelector::new(1, x86_64::PrivilegeLevel::Ring0);
+pub(super) const KERNEL_CODE: SegmentSelector = SegmentSelector::new(1, x86_64::PrivilegeLevel::Ring0);
 
 /// The tables of one CPU. The processor reads them whenever it takes a trap.
 pub(super) struct CpuTables {
@@ -67,11 +66,7 @@ pub(super) unsafe fn load(stack_top: impl Fn(Kind) -> u64) {
 unsafe fn load_tables(tables: *mut CpuTables, stack_top: impl Fn(Kind) -> u64) {
     // SAFETY: the caller vouches for the pointer and for being alone.
     let tables = unsafe { &mut *tables };
-    let ist = [
-        (IST_NMI, Kind::Nmi),
-        (IST_DOUBLE_FAULT, Kind::DoubleFault),
-        (IST_MACHINE_CHECK, Kind::MachineCheck),
-    ];
+    let ist = [(IST_NMI, Kind::Nmi), (IST_DOUBLE_FAULT, Kind::DoubleFault), (IST_MACHINE_CHECK, Kind::MachineCheck)];
     tables.tss = TaskStateSegment::new();
     for (index, kind) in ist {
         tables.tss.interrupt_stack_table[usize::from(index)] = VirtAddr::new(stack_top(kind));

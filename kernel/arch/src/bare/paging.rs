@@ -85,8 +85,8 @@ pub unsafe fn map(
     frame: &mut dyn FnMut() -> Option<PhysAddr>,
 ) -> Result<(), MapError> {
     assert!(!flags.contains(Flags::WRITE | Flags::EXECUTE), "PAGING-1: writable and executable");
-    let in_window = (VMALLOC_START..VMALLOC_END).contains(&virt)
-        || (stacks::WINDOW..STACKS_END).contains(&virt.as_u64());
+    let in_window =
+        (VMALLOC_START..VMALLOC_END).contains(&virt) || (stacks::WINDOW..STACKS_END).contains(&virt.as_u64());
     if !in_window || !virt.is_aligned(PAGE_SIZE as u64) || !phys.is_aligned(PAGE_SIZE as u64) {
         return Err(MapError::BadAddress);
     }
@@ -185,10 +185,7 @@ fn entry(table: u64, virt: VirtAddr, shift: u32) -> &'static AtomicU64 {
 }
 
 /// Physical address of the table that `slot` links, linking a new one if there is none.
-fn next_table(
-    slot: &AtomicU64,
-    frame: &mut dyn FnMut() -> Option<PhysAddr>,
-) -> Result<u64, MapError> {
+fn next_table(slot: &AtomicU64, frame: &mut dyn FnMut() -> Option<PhysAddr>) -> Result<u64, MapError> {
     // Acquire: pairs with the Release below; the table is seen zeroed.
     let bits = slot.load(Ordering::Acquire);
     if is_present(bits) {

@@ -58,11 +58,8 @@ impl Reason<'_> {
             _ if address < PAGE_SIZE as u64 => "which is not mapped (a null pointer)",
             _ => "which is not mapped",
         };
-        let joint = if place == "read-only" || place == "not executable" || place == "protected" {
-            "which is "
-        } else {
-            ""
-        };
+        let joint =
+            if place == "read-only" || place == "not executable" || place == "protected" { "which is " } else { "" };
         write!(f, "page fault: {done} {address:#x}, {joint}{place}")
     }
 
@@ -154,8 +151,7 @@ mod tests {
 
     #[test]
     fn a_double_fault_just_below_the_stack_pointer_is_a_stack_overflow() {
-        let exception =
-            Exception { kind: ExceptionKind::DoubleFault, error_code: 0, address: 0xffff_c900_0000_0ff8 };
+        let exception = Exception { kind: ExceptionKind::DoubleFault, error_code: 0, address: 0xffff_c900_0000_0ff8 };
         let near = format!("{}", Reason(&exception, 0xffff_c900_0000_1000));
         assert!(near.starts_with("stack overflow: nothing is mapped at 0xffffc90000000ff8"), "{near}");
         let far = format!("{}", Reason(&exception, 0xffff_c900_0010_0000));

@@ -107,12 +107,7 @@ unsafe extern "C" {
 ///
 /// Context: boot CPU, task context.
 pub fn start_all(main: fn(CpuId), stack_of: &mut dyn FnMut(CpuId) -> *mut u8) -> CpuMask {
-    SHARED.call_once(|| Shared {
-        cr0: Cr0::read_raw(),
-        cr4: Cr4::read_raw(),
-        efer: Efer::read_raw(),
-        main,
-    });
+    SHARED.call_once(|| Shared { cr0: Cr0::read_raw(), cr4: Cr4::read_raw(), efer: Efer::read_raw(), main });
     let wanted = fill_slots(stack_of);
     if !wanted.is_empty() {
         ROOT.store(Cr3::read().0.start_address().as_u64(), Ordering::Relaxed);

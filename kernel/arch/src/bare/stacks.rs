@@ -100,9 +100,11 @@ pub fn place_of(address: u64) -> Option<Place> {
     Kind::ALL.into_iter().find_map(|kind| {
         let (start, size) = kind.place();
         let guard = start - PAGE_SIZE as u64;
-        (guard..start + size)
-            .contains(&within)
-            .then(|| Place { cpu: CpuId::new(index), kind, in_guard: within < start })
+        (guard..start + size).contains(&within).then(|| Place {
+            cpu: CpuId::new(index),
+            kind,
+            in_guard: within < start,
+        })
     })
 }
 
@@ -129,10 +131,7 @@ mod mapping {
     ///
     /// # Safety
     /// Every frame that `frame` yields is free memory, handed over for good.
-    pub unsafe fn map(
-        cpu: CpuId,
-        frame: &mut dyn FnMut() -> Option<PhysAddr>,
-    ) -> Result<(), MapError> {
+    pub unsafe fn map(cpu: CpuId, frame: &mut dyn FnMut() -> Option<PhysAddr>) -> Result<(), MapError> {
         for page in Kind::ALL.into_iter().flat_map(|kind| pages(cpu, kind)) {
             let stack = frame().ok_or(MapError::NoMemory)?;
             // SAFETY: the caller gives free frames, and the page lies in a window that only this
@@ -155,8 +154,7 @@ mod mapping {
         machine_check: [u8; 0x2000],
     }
 
-    static mut EARLY: Early =
-        Early { nmi: [0; NMI_STACK_SIZE], double_fault: [0; 0x2000], machine_check: [0; 0x2000] };
+    static mut EARLY: Early = Early { nmi: [0; NMI_STACK_SIZE], double_fault: [0; 0x2000], machine_check: [0; 0x2000] };
 
     /// Top of a stack that the boot CPU uses until it has its slot; it has no main stack here.
     pub fn early(kind: Kind) -> u64 {

@@ -30,9 +30,8 @@ crate::per_cpu! {
 }
 
 fn has_deadline() -> bool {
-    *HAS_DEADLINE.call_once(|| {
-        CpuidReader::new().get_feature_info().is_some_and(|features| features.has_tsc_deadline())
-    })
+    *HAS_DEADLINE
+        .call_once(|| CpuidReader::new().get_feature_info().is_some_and(|features| features.has_tsc_deadline()))
 }
 
 /// Raises [`vector::TIMER`] on this CPU `hz` times a second.
