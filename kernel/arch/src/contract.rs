@@ -22,6 +22,8 @@ const _: () = {
     let _: fn(CpuId) = ipi::send_nmi;
     let _: fn() = ipi::send_nmi_all_but_self;
 
+    let _: fn(u64) -> Option<u64> = crate::probe::read;
+
     let _: fn(u32) = timer::start_periodic;
     let _: fn(u64) = timer::oneshot_ns;
     let _: fn() = timer::stop;

@@ -121,6 +121,11 @@ pub mod backtrace {
     pub use crate::imp::backtrace::{current, walk};
 }
 
+/// Reading memory that may not be mapped: `None`, not a fault. Any context.
+pub mod probe {
+    pub use crate::imp::probe::read;
+}
+
 /// Mappings, and the way between physical and virtual addresses (ARCH-8).
 pub mod paging {
     pub use crate::imp::paging::{

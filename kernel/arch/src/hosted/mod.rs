@@ -59,6 +59,7 @@ pub(crate) mod irq;
 mod machine;
 mod memory;
 pub(crate) mod paging;
+pub(crate) mod probe;
 mod process;
 mod signal;
 pub(crate) mod smp;
