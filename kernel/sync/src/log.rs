@@ -171,7 +171,7 @@ pub fn emergency() {
 ///
 /// Context: any. Lines that come meanwhile may be among them.
 pub fn for_each_line(mut f: impl FnMut(&[u8])) {
-    let mut cursor = Cursor { position: RING.oldest() };
+    let mut cursor = Cursor::at(RING.oldest());
     let end = RING.end();
     while cursor.position < end {
         match cursor.next() {
@@ -211,7 +211,7 @@ fn more_to_print() -> bool {
 
 /// Prints from `PRINTED` on. The caller is the printer (`LG-1`).
 fn print_all(console: fn(&[u8]), emergency: bool) {
-    let mut cursor = Cursor { position: PRINTED.load(Ordering::Relaxed) };
+    let mut cursor = Cursor::at(PRINTED.load(Ordering::Relaxed));
     loop {
         match cursor.next() {
             Next::Line => cursor.entry.show(console),
@@ -250,11 +250,11 @@ impl Cursor {
     }
 
     fn next(&mut self) -> Next {
-        let mut words = [0; WORDS];
-        match RING.read(self.position, &mut words) {
+        match RING.read(self.position, &mut self.entry.words) {
             Read::Record { dropped_before } => {
+                self.entry.dropped_before = dropped_before;
                 self.position += 1;
-                Next::Line(Entry { words, dropped_before })
+                Next::Line
             }
             Read::BeingWritten => Next::BeingWritten,
             Read::Empty => Next::Empty,
