@@ -2,6 +2,10 @@
 
 mod boot;
 mod calls;
+mod kfree_rcu;
+mod mm;
 mod nmi;
 mod percpu;
+mod sched;
+mod slab;
 mod threads;
