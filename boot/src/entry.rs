@@ -150,18 +150,9 @@ pub(crate) fn loader_image() -> LoaderImage {
     let rodata_end = addr_of!(__loader_rodata_end) as u64;
     let end = addr_of!(__loader_end) as u64;
     LoaderImage {
-        text: Span {
-            start,
-            end: text_end,
-        },
-        rodata: Span {
-            start: text_end,
-            end: rodata_end,
-        },
-        data: Span {
-            start: rodata_end,
-            end,
-        },
+        text: Span { start, end: text_end },
+        rodata: Span { start: text_end, end: rodata_end },
+        data: Span { start: rodata_end, end },
     }
 }
 
@@ -187,11 +178,7 @@ pub(crate) unsafe fn switch_tables(root: u64) {
 ///
 /// The tables in use map `entry` executable and the stack below `stack_top` writable; `boot_info`
 /// stays valid.
-pub(crate) unsafe fn enter_kernel(
-    entry: u64,
-    stack_top: u64,
-    boot_info: &'static mut BootInfo,
-) -> ! {
+pub(crate) unsafe fn enter_kernel(entry: u64, stack_top: u64, boot_info: &'static mut BootInfo) -> ! {
     // SAFETY: by the caller's word. The pushed zero is the return address that ends a backtrace, and
     // leaves the stack as a function of the C ABI expects it.
     unsafe {

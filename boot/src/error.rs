@@ -59,34 +59,23 @@ impl From<ParseError> for LoadError {
 impl fmt::Display for LoadError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NotElf => {
-                f.write_str("the module is not an ELF file; give the kernel with -initrd")
-            }
+            Self::NotElf => f.write_str("the module is not an ELF file; give the kernel with -initrd"),
             Self::Damaged(error) => {
-                write!(
-                    f,
-                    "the kernel's ELF file is cut short or damaged ({error}); build it again"
-                )
+                write!(f, "the kernel's ELF file is cut short or damaged ({error}); build it again")
             }
             Self::Foreign(what) => write!(f, "the ELF file is {what}, not a 64-bit x86 one"),
-            Self::NotExecutable(kind) => write!(
-                f,
-                "the ELF file is of type {kind}, not a statically linked executable (type 2)"
-            ),
+            Self::NotExecutable(kind) => {
+                write!(f, "the ELF file is of type {kind}, not a statically linked executable (type 2)")
+            }
             Self::Empty => f.write_str("the kernel's ELF file has nothing to load"),
             Self::TooManySegments => f.write_str("the kernel's ELF file has too many segments"),
             Self::Segment { vaddr, problem } => {
                 write!(f, "the kernel's segment at {vaddr:#x} {problem}")
             }
             Self::Entry(entry) => {
-                write!(
-                    f,
-                    "the kernel's entry point {entry:#x} is in no executable segment"
-                )
+                write!(f, "the kernel's entry point {entry:#x} is in no executable segment")
             }
-            Self::NoConfig => f.write_str(
-                "the ELF file has no .bootloader-config section: it is not a Grange kernel",
-            ),
+            Self::NoConfig => f.write_str("the ELF file has no .bootloader-config section: it is not a Grange kernel"),
             Self::BadConfig(why) => write!(f, "the kernel's .bootloader-config is broken ({why})"),
             Self::ApiVersion { kernel, loader } => write!(
                 f,
@@ -94,20 +83,12 @@ impl fmt::Display for LoadError {
                 kernel.0, kernel.1, kernel.2, loader.0, loader.1, loader.2
             ),
             Self::Unsupported(what) => {
-                write!(
-                    f,
-                    "the kernel asks for {what}, which this loader does not do"
-                )
+                write!(f, "the kernel asks for {what}, which this loader does not do")
             }
             Self::TooManyRegions => f.write_str("the firmware's memory map has too many entries"),
-            Self::OutOfMemory => f.write_str(
-                "not enough memory below 4 GiB to load the kernel; give the machine more",
-            ),
+            Self::OutOfMemory => f.write_str("not enough memory below 4 GiB to load the kernel; give the machine more"),
             Self::MappingClash(vaddr) => {
-                write!(
-                    f,
-                    "two of the kernel's mappings want the page at {vaddr:#x}"
-                )
+                write!(f, "two of the kernel's mappings want the page at {vaddr:#x}")
             }
         }
     }

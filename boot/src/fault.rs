@@ -94,9 +94,7 @@ pub(crate) fn install() {
     tables.gdt.append(Descriptor::kernel_code_segment());
     tables.gdt.append(Descriptor::kernel_data_segment());
     // SAFETY: the TSS is static.
-    let task = tables
-        .gdt
-        .append(unsafe { Descriptor::tss_segment_unchecked(&raw const tables.tss) });
+    let task = tables.gdt.append(unsafe { Descriptor::tss_segment_unchecked(&raw const tables.tss) });
 
     // SAFETY: each address is that of a stub which builds the `Frame` that `report` reads. The
     // tables are static and stay mapped; code and data selectors mean what they meant before.
@@ -112,9 +110,7 @@ pub(crate) fn install() {
         idt.bound_range_exceeded.set_handler_addr(stub(5));
         idt.invalid_opcode.set_handler_addr(stub(6));
         idt.device_not_available.set_handler_addr(stub(7));
-        idt.double_fault
-            .set_handler_addr(stub(8))
-            .set_stack_index(0);
+        idt.double_fault.set_handler_addr(stub(8)).set_stack_index(0);
         idt.invalid_tss.set_handler_addr(stub(10));
         idt.segment_not_present.set_handler_addr(stub(11));
         idt.stack_segment_fault.set_handler_addr(stub(12));

@@ -91,11 +91,7 @@ impl<'a> Image<'a> {
         if segments.iter().flatten().find(executable).is_none() {
             return Err(LoadError::Entry(entry));
         }
-        Ok(Self {
-            segments,
-            entry,
-            wishes: read_config(&elf)?,
-        })
+        Ok(Self { segments, entry, wishes: read_config(&elf)? })
     }
 
     /// The segments, in ascending order.
@@ -105,10 +101,7 @@ impl<'a> Image<'a> {
 
     /// The lowest address of the image.
     pub fn base(&self) -> u64 {
-        self.segments()
-            .map(|s| s.vaddr)
-            .min()
-            .unwrap_or(IMAGE_SPACE.start)
+        self.segments().map(|s| s.vaddr).min().unwrap_or(IMAGE_SPACE.start)
     }
 }
 
@@ -128,9 +121,7 @@ fn check_header(elf: &ElfBytes<'_, AnyEndian>) -> Result<(), LoadError> {
     Ok(())
 }
 
-fn find_segments<'a>(
-    elf: &ElfBytes<'a, AnyEndian>,
-) -> Result<[Option<Segment<'a>>; MAX_SEGMENTS], LoadError> {
+fn find_segments<'a>(elf: &ElfBytes<'a, AnyEndian>) -> Result<[Option<Segment<'a>>; MAX_SEGMENTS], LoadError> {
     let mut segments = [None; MAX_SEGMENTS];
     let mut count = 0;
     let mut floor = IMAGE_SPACE.start;
@@ -149,9 +140,7 @@ fn find_segments<'a>(
         if vaddr % PAGE != 0 {
             return Err(fault("does not start on a page"));
         }
-        let end = vaddr
-            .checked_add(header.p_memsz)
-            .ok_or(fault("wraps around"))?;
+        let end = vaddr.checked_add(header.p_memsz).ok_or(fault("wraps around"))?;
         if vaddr < IMAGE_SPACE.start || end > IMAGE_SPACE.end {
             return Err(fault("is not in the top 2 GiB"));
         }
@@ -163,28 +152,16 @@ fn find_segments<'a>(
         if write && execute {
             return Err(fault("is both writable and executable"));
         }
-        let segment = Segment {
-            vaddr,
-            data,
-            mem_size: header.p_memsz,
-            write,
-            execute,
-        };
+        let segment = Segment { vaddr, data, mem_size: header.p_memsz, write, execute };
         floor = segment.end();
         *segments.get_mut(count).ok_or(LoadError::TooManySegments)? = Some(segment);
         count += 1;
     }
-    if count == 0 {
-        Err(LoadError::Empty)
-    } else {
-        Ok(segments)
-    }
+    if count == 0 { Err(LoadError::Empty) } else { Ok(segments) }
 }
 
 fn read_config(elf: &ElfBytes<'_, AnyEndian>) -> Result<Wishes, LoadError> {
-    let section = elf
-        .section_header_by_name(".bootloader-config")?
-        .ok_or(LoadError::NoConfig)?;
+    let section = elf.section_header_by_name(".bootloader-config")?.ok_or(LoadError::NoConfig)?;
     let (bytes, _) = elf.section_data(&section)?;
     // The version first: another version may well have another layout.
     check_version(bytes)?;
@@ -193,26 +170,11 @@ fn read_config(elf: &ElfBytes<'_, AnyEndian>) -> Result<Wishes, LoadError> {
     let mappings = &config.mappings;
     for (asked, what) in [
         (mappings.aslr, "a randomized address"),
-        (
-            mappings.page_table_recursive.is_some(),
-            "a recursive page table",
-        ),
-        (
-            fixed(mappings.kernel_base).is_some(),
-            "another load address",
-        ),
-        (
-            fixed(mappings.boot_info).is_some(),
-            "a fixed BootInfo address",
-        ),
-        (
-            fixed(mappings.ramdisk_memory).is_some(),
-            "a fixed ramdisk address",
-        ),
-        (
-            mappings.physical_memory.is_none(),
-            "no map of physical memory",
-        ),
+        (mappings.page_table_recursive.is_some(), "a recursive page table"),
+        (fixed(mappings.kernel_base).is_some(), "another load address"),
+        (fixed(mappings.boot_info).is_some(), "a fixed BootInfo address"),
+        (fixed(mappings.ramdisk_memory).is_some(), "a fixed ramdisk address"),
+        (mappings.physical_memory.is_none(), "no map of physical memory"),
     ] {
         if asked {
             return Err(LoadError::Unsupported(what));
@@ -239,10 +201,7 @@ fn check_version(config: &[u8]) -> Result<(), LoadError> {
     let version = |bytes: &[u8]| {
         let field = |at| u16::from_le_bytes([bytes[at], bytes[at + 1]]);
         let start = VERSION_BYTES.start;
-        (
-            (field(start), field(start + 2), field(start + 4)),
-            bytes[VERSION_BYTES.end - 1],
-        )
+        ((field(start), field(start + 2), field(start + 4)), bytes[VERSION_BYTES.end - 1])
     };
     let ((kernel, kernel_pre), (loader, loader_pre)) = (version(config), version(&ours));
     if (kernel.0, kernel.1, kernel_pre) == (loader.0, loader.1, loader_pre) {

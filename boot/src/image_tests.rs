@@ -62,14 +62,7 @@ impl Kernel {
         file[32..40].copy_from_slice(&phoff.to_le_bytes());
         file[40..48].copy_from_slice(&shoff.to_le_bytes());
         let sections = 2 + u16::from(self.config.is_some());
-        for (at, value) in [
-            (52, 64),
-            (54, 56),
-            (56, self.segments.len() as u16),
-            (58, 64),
-            (60, sections),
-            (62, 1),
-        ] {
+        for (at, value) in [(52, 64), (54, 56), (56, self.segments.len() as u16), (58, 64), (60, sections), (62, 1)] {
             file[at..at + 2].copy_from_slice(&value.to_le_bytes());
         }
         file
@@ -91,14 +84,8 @@ fn problem(error: LoadError) -> &'static str {
 fn a_good_kernel_is_accepted_with_its_segments_and_wishes() {
     let bytes = Kernel::good().bytes();
     let image = Image::parse(&bytes).unwrap();
-    let found: Vec<_> = image
-        .segments()
-        .map(|s| (s.vaddr, s.data.len(), s.pages(), s.write, s.execute))
-        .collect();
-    assert_eq!(
-        found,
-        [(BASE, 16, 1, false, true), (BASE + PAGE, 8, 3, true, false)]
-    );
+    let found: Vec<_> = image.segments().map(|s| (s.vaddr, s.data.len(), s.pages(), s.write, s.execute)).collect();
+    assert_eq!(found, [(BASE, 16, 1, false, true), (BASE + PAGE, 8, 3, true, false)]);
     assert_eq!(image.base(), BASE);
     assert_eq!(image.wishes.stack_size, 80 * 1024);
     assert_eq!(image.wishes.physical_at, None);
@@ -115,11 +102,7 @@ fn a_file_that_is_no_elf_is_refused() {
 fn a_kernel_cut_short_anywhere_is_refused_and_never_panics() {
     let bytes = Kernel::good().bytes();
     for len in 0..bytes.len() {
-        assert!(
-            Image::parse(&bytes[..len]).is_err(),
-            "accepted {len} of {} bytes",
-            bytes.len()
-        );
+        assert!(Image::parse(&bytes[..len]).is_err(), "accepted {len} of {} bytes", bytes.len());
     }
 }
 
@@ -143,10 +126,7 @@ fn kernels_for_other_machines_are_refused() {
         let error = Image::parse(&bytes).unwrap_err();
         // A 32-bit or big-endian reading of the rest may fail before the class is looked at.
         let text = error.to_string();
-        assert!(
-            text.contains(expected) || matches!(error, LoadError::Damaged(_)),
-            "{text}"
-        );
+        assert!(text.contains(expected) || matches!(error, LoadError::Damaged(_)), "{text}");
     }
 }
 
@@ -154,10 +134,7 @@ fn kernels_for_other_machines_are_refused() {
 fn a_position_independent_executable_is_refused() {
     let mut bytes = Kernel::good().bytes();
     bytes[16] = 3;
-    assert!(matches!(
-        Image::parse(&bytes),
-        Err(LoadError::NotExecutable(3))
-    ));
+    assert!(matches!(Image::parse(&bytes), Err(LoadError::NotExecutable(3))));
 }
 
 #[test]
@@ -212,11 +189,7 @@ fn another_minor_version_of_the_api_is_refused_and_both_are_named() {
     let mut kernel = Kernel::good();
     let config = kernel.config.as_mut().unwrap();
     config[18] += 1;
-    let LoadError::ApiVersion {
-        kernel: theirs,
-        loader: ours,
-    } = kernel.error()
-    else {
+    let LoadError::ApiVersion { kernel: theirs, loader: ours } = kernel.error() else {
         panic!("expected a version error");
     };
     assert_eq!(theirs.1, ours.1 + 1);
@@ -234,15 +207,9 @@ fn wishes_the_loader_does_not_grant_are_named() {
     let mut config = BootloaderConfig::new_default();
     let mut kernel = Kernel::good();
     kernel.config = Some(config.serialize().to_vec());
-    assert!(matches!(
-        kernel.error(),
-        LoadError::Unsupported("no map of physical memory")
-    ));
+    assert!(matches!(kernel.error(), LoadError::Unsupported("no map of physical memory")));
     config.mappings.physical_memory = Some(Mapping::FixedAddress(1 << 46));
     config.mappings.aslr = true;
     kernel.config = Some(config.serialize().to_vec());
-    assert!(matches!(
-        kernel.error(),
-        LoadError::Unsupported("a randomized address")
-    ));
+    assert!(matches!(kernel.error(), LoadError::Unsupported("a randomized address")));
 }

@@ -32,7 +32,6 @@ use pvh::PvhError;
 
 /// Called by the entry code, once, in 64-bit mode with 4 GiB mapped one to one.
 extern "C" fn loader_main(start_info: u64) -> ! {
-    serial::init();
     fault::install();
     let Err(error) = start(start_info);
     die(format_args!("cannot start the kernel: {error}"))
@@ -47,13 +46,8 @@ fn start(start_info: u64) -> Result<Infallible, BootError> {
 
     let kernel_file = Span::new(given.kernel.as_ptr() as u64, given.kernel.len() as u64);
     let loader = entry::loader_image();
-    let own = Span {
-        start: loader.text.start,
-        end: loader.data.end,
-    };
-    let free = given
-        .memory
-        .largest_free(LOADER_REACH, &[kernel_file, own])?;
+    let own = Span { start: loader.text.start, end: loader.data.end };
+    let free = given.memory.largest_free(LOADER_REACH, &[kernel_file, own])?;
     // SAFETY: the firmware's map says that it is free, it holds neither the kernel file nor the
     // loader, and the entry code mapped the first 4 GiB one to one.
     let mut frames = unsafe { Frames::new(free) };

@@ -40,10 +40,7 @@ pub struct Span {
 impl Span {
     /// The span of `len` bytes from `start`.
     pub fn new(start: u64, len: u64) -> Self {
-        Self {
-            start,
-            end: start.saturating_add(len),
-        }
+        Self { start, end: start.saturating_add(len) }
     }
 
     fn len(self) -> u64 {
@@ -52,10 +49,7 @@ impl Span {
 
     /// The largest span of whole pages within this one.
     fn whole_pages(self) -> Self {
-        Self {
-            start: self.start.next_multiple_of(PAGE),
-            end: self.end / PAGE * PAGE,
-        }
+        Self { start: self.start.next_multiple_of(PAGE), end: self.end / PAGE * PAGE }
     }
 }
 
@@ -69,10 +63,7 @@ pub struct MemoryMap {
 impl MemoryMap {
     /// An empty map.
     pub const fn new() -> Self {
-        Self {
-            entries: [(Span { start: 0, end: 0 }, 0); MAX_REGIONS],
-            count: 0,
-        }
+        Self { entries: [(Span { start: 0, end: 0 }, 0); MAX_REGIONS], count: 0 }
     }
 
     /// Adds one E820 entry: `kind` 1 is usable, everything else is not. Empty ones are dropped.
@@ -84,10 +75,7 @@ impl MemoryMap {
         if span.len() == 0 {
             return Ok(());
         }
-        *self
-            .entries
-            .get_mut(self.count)
-            .ok_or(LoadError::TooManyRegions)? = (span, kind);
+        *self.entries.get_mut(self.count).ok_or(LoadError::TooManyRegions)? = (span, kind);
         self.count += 1;
         self.entries[..self.count].sort_unstable_by_key(|(span, _)| span.start);
         Ok(())
@@ -108,19 +96,12 @@ impl MemoryMap {
     pub fn largest_free(&self, ceiling: u64, taken: &[Span]) -> Result<Span, LoadError> {
         let mut best = Span { start: 0, end: 0 };
         self.for_each_free(taken, |free| {
-            let free = Span {
-                end: free.end.min(ceiling),
-                ..free
-            };
+            let free = Span { end: free.end.min(ceiling), ..free };
             if free.len() > best.len() {
                 best = free;
             }
         });
-        if best.len() == 0 {
-            Err(LoadError::OutOfMemory)
-        } else {
-            Ok(best)
-        }
+        if best.len() == 0 { Err(LoadError::OutOfMemory) } else { Ok(best) }
     }
 
     /// Writes the map for the kernel into `out` and returns how many entries it has: what is free is
@@ -136,11 +117,7 @@ impl MemoryMap {
         let mut put = |span: Span, kind| match out.get_mut(count) {
             _ if span.len() == 0 => {}
             Some(slot) => {
-                *slot = MemoryRegion {
-                    start: span.start,
-                    end: span.end,
-                    kind,
-                };
+                *slot = MemoryRegion { start: span.start, end: span.end, kind };
                 count += 1;
             }
             None => overflow = true,
@@ -152,29 +129,13 @@ impl MemoryMap {
             }
             let mut at = span.start;
             Self::cut(span, taken, |free| {
-                put(
-                    Span {
-                        start: at,
-                        end: free.start,
-                    },
-                    MemoryRegionKind::Bootloader,
-                );
+                put(Span { start: at, end: free.start }, MemoryRegionKind::Bootloader);
                 put(free, MemoryRegionKind::Usable);
                 at = free.end;
             });
-            put(
-                Span {
-                    start: at,
-                    end: span.end,
-                },
-                MemoryRegionKind::Bootloader,
-            );
+            put(Span { start: at, end: span.end }, MemoryRegionKind::Bootloader);
         }
-        if overflow {
-            Err(LoadError::TooManyRegions)
-        } else {
-            Ok(count)
-        }
+        if overflow { Err(LoadError::TooManyRegions) } else { Ok(count) }
     }
 
     fn entries(&self) -> impl Iterator<Item = (Span, u32)> {
@@ -191,37 +152,20 @@ impl MemoryMap {
 
     /// Visits, in ascending order, what is left of `span` without low memory and without `taken`.
     fn cut(span: Span, taken: &[Span], mut visit: impl FnMut(Span)) {
-        let mut sorted = [Span {
-            start: 0,
-            end: LOW_MEMORY,
-        }; MAX_TAKEN];
-        assert!(
-            taken.len() < MAX_TAKEN,
-            "the loader keeps back at most {MAX_TAKEN} spans"
-        );
+        let mut sorted = [Span { start: 0, end: LOW_MEMORY }; MAX_TAKEN];
+        assert!(taken.len() < MAX_TAKEN, "the loader keeps back at most {MAX_TAKEN} spans");
         sorted[1..=taken.len()].copy_from_slice(taken);
         let sorted = &mut sorted[..=taken.len()];
         sorted.sort_unstable_by_key(|span| span.start);
         let mut at = span.start;
-        for hole in sorted
-            .iter()
-            .filter(|hole| hole.start < span.end && hole.end > span.start)
-        {
-            let free = Span {
-                start: at,
-                end: hole.start,
-            }
-            .whole_pages();
+        for hole in sorted.iter().filter(|hole| hole.start < span.end && hole.end > span.start) {
+            let free = Span { start: at, end: hole.start }.whole_pages();
             if free.len() > 0 {
                 visit(free);
             }
             at = at.max(hole.end);
         }
-        let free = Span {
-            start: at,
-            end: span.end,
-        }
-        .whole_pages();
+        let free = Span { start: at, end: span.end }.whole_pages();
         if free.len() > 0 {
             visit(free);
         }
@@ -249,11 +193,7 @@ impl Frames {
     ///
     /// `span` is free memory, mapped one to one, and nobody else takes from it.
     pub unsafe fn new(span: Span) -> Self {
-        Self {
-            start: span.start,
-            next: span.start,
-            end: span.end,
-        }
+        Self { start: span.start, next: span.start, end: span.end }
     }
 
     /// Takes `count` frames in a row, zeroed.
@@ -276,19 +216,14 @@ impl Frames {
 
     /// What has been taken so far.
     pub fn taken(&self) -> Span {
-        Span {
-            start: self.start,
-            end: self.next,
-        }
+        Span { start: self.start, end: self.next }
     }
 }
 
 // SAFETY: `take` hands out each frame once and only from free memory (`new`).
 unsafe impl FrameAllocator<Size4KiB> for Frames {
     fn allocate_frame(&mut self) -> Option<PhysFrame> {
-        self.take(1)
-            .ok()
-            .map(|at| PhysFrame::containing_address(PhysAddr::new(at)))
+        self.take(1).ok().map(|at| PhysFrame::containing_address(PhysAddr::new(at)))
     }
 }
 
@@ -307,10 +242,7 @@ mod tests {
     fn handed(map: &MemoryMap, taken: &[Span]) -> Vec<(u64, u64, MemoryRegionKind)> {
         let mut out = [MemoryRegion::empty(); 16];
         let count = map.hand_over(taken, &mut out).unwrap();
-        out[..count]
-            .iter()
-            .map(|r| (r.start, r.end, r.kind))
-            .collect()
+        out[..count].iter().map(|r| (r.start, r.end, r.kind)).collect()
     }
 
     #[test]
@@ -318,10 +250,7 @@ mod tests {
         let map = map(&[(0, 0x9fc00, 1), (0x10_0000, 0x40_0000, 1)]);
         assert_eq!(
             handed(&map, &[]),
-            [
-                (0, 0x9fc00, MemoryRegionKind::Bootloader),
-                (0x10_0000, 0x40_0000, MemoryRegionKind::Usable)
-            ]
+            [(0, 0x9fc00, MemoryRegionKind::Bootloader), (0x10_0000, 0x40_0000, MemoryRegionKind::Usable)]
         );
     }
 
@@ -329,18 +258,9 @@ mod tests {
     fn what_the_loader_took_is_cut_out_of_the_usable_memory() {
         let map = map(&[(0x10_0000, 0x100_0000, 1), (0x100_0000, 0x101_0000, 2)]);
         let taken = [
-            Span {
-                start: 0xf0_0000,
-                end: 0xf8_0123,
-            },
-            Span {
-                start: 0x20_0000,
-                end: 0x30_0000,
-            },
-            Span {
-                start: 0x30_0000,
-                end: 0x40_0000,
-            },
+            Span { start: 0xf0_0000, end: 0xf8_0123 },
+            Span { start: 0x20_0000, end: 0x30_0000 },
+            Span { start: 0x30_0000, end: 0x40_0000 },
         ];
         assert_eq!(
             handed(&map, &taken),
@@ -358,30 +278,15 @@ mod tests {
     #[test]
     fn the_largest_free_span_avoids_what_is_taken_and_what_lies_too_high() {
         let map = map(&[(0x1_0000_0000, 0x9_0000_0000, 1), (0, 0x4000_0000, 1)]);
-        let module = Span {
-            start: 0x3f00_0000,
-            end: 0x4000_0000,
-        };
-        let loader = Span {
-            start: 0x20_0000,
-            end: 0x24_0000,
-        };
-        assert_eq!(
-            map.largest_free(1 << 32, &[module, loader]).unwrap(),
-            Span {
-                start: 0x24_0000,
-                end: 0x3f00_0000
-            }
-        );
+        let module = Span { start: 0x3f00_0000, end: 0x4000_0000 };
+        let loader = Span { start: 0x20_0000, end: 0x24_0000 };
+        assert_eq!(map.largest_free(1 << 32, &[module, loader]).unwrap(), Span { start: 0x24_0000, end: 0x3f00_0000 });
     }
 
     #[test]
     fn a_machine_without_memory_above_one_mib_is_refused() {
         let map = map(&[(0, 0xa_0000, 1)]);
-        assert!(matches!(
-            map.largest_free(1 << 32, &[]),
-            Err(LoadError::OutOfMemory)
-        ));
+        assert!(matches!(map.largest_free(1 << 32, &[]), Err(LoadError::OutOfMemory)));
     }
 
     #[test]
@@ -393,13 +298,7 @@ mod tests {
     #[test]
     fn odd_ends_are_rounded_inwards_to_whole_pages() {
         let map = map(&[(0x10_0123, 0x10_3456, 1)]);
-        assert_eq!(
-            map.largest_free(1 << 32, &[]).unwrap(),
-            Span {
-                start: 0x10_1000,
-                end: 0x10_3000
-            }
-        );
+        assert_eq!(map.largest_free(1 << 32, &[]).unwrap(), Span { start: 0x10_1000, end: 0x10_3000 });
     }
 
     #[test]
@@ -413,11 +312,7 @@ mod tests {
         assert_eq!(frames.take(1).unwrap(), start + 2 * PAGE);
         assert_eq!(frames.taken(), Span::new(start, 3 * PAGE));
         let used = (start - backing.as_ptr() as u64) as usize;
-        assert!(
-            backing[used..used + 3 * PAGE as usize]
-                .iter()
-                .all(|&byte| byte == 0)
-        );
+        assert!(backing[used..used + 3 * PAGE as usize].iter().all(|&byte| byte == 0));
     }
 
     #[test]
@@ -426,9 +321,6 @@ mod tests {
         for i in 0..MAX_REGIONS as u64 {
             map.push(Span::new(i * PAGE, PAGE), 2).unwrap();
         }
-        assert!(matches!(
-            map.push(Span::new(0, PAGE), 1),
-            Err(LoadError::TooManyRegions)
-        ));
+        assert!(matches!(map.push(Span::new(0, PAGE), 1), Err(LoadError::TooManyRegions)));
     }
 }

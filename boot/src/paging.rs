@@ -12,8 +12,8 @@
 
 use x86_64::structures::paging::mapper::MapToError;
 use x86_64::structures::paging::{
-    FrameAllocator, Mapper, OffsetPageTable, Page, PageSize, PageTable, PageTableFlags as Flags,
-    PhysFrame, Size1GiB, Size2MiB, Size4KiB,
+    FrameAllocator, Mapper, OffsetPageTable, Page, PageSize, PageTable, PageTableFlags as Flags, PhysFrame, Size1GiB,
+    Size2MiB, Size4KiB,
 };
 use x86_64::{PhysAddr, VirtAddr};
 
@@ -92,30 +92,15 @@ pub fn build(
     let guard = wishes.stack_at.unwrap_or(DEFAULT_STACK_AT);
     let stack_bottom = guard + PAGE;
     let stack = frames.take(wishes.stack_size / PAGE)?;
-    map::<Size4KiB>(
-        &mut tables,
-        frames,
-        stack_bottom,
-        stack,
-        wishes.stack_size,
-        Access::DATA,
-    )?;
+    map::<Size4KiB>(&mut tables, frames, stack_bottom, stack, wishes.stack_size, Access::DATA)?;
 
-    for (span, access) in [
-        (loader.text, Access::TEXT),
-        (loader.rodata, Access::CONSTANT),
-        (loader.data, Access::DATA),
-    ] {
+    for (span, access) in [(loader.text, Access::TEXT), (loader.rodata, Access::CONSTANT), (loader.data, Access::DATA)]
+    {
         let bytes = span.end - span.start;
         map::<Size4KiB>(&mut tables, frames, span.start, span.start, bytes, access)?;
     }
 
-    Ok(AddressSpace {
-        root,
-        physical_at,
-        stack_bottom,
-        stack_top: stack_bottom + wishes.stack_size,
-    })
+    Ok(AddressSpace { root, physical_at, stack_bottom, stack_top: stack_bottom + wishes.stack_size })
 }
 
 #[derive(Clone, Copy)]
@@ -125,18 +110,9 @@ struct Access {
 }
 
 impl Access {
-    const TEXT: Self = Self {
-        write: false,
-        execute: true,
-    };
-    const CONSTANT: Self = Self {
-        write: false,
-        execute: false,
-    };
-    const DATA: Self = Self {
-        write: true,
-        execute: false,
-    };
+    const TEXT: Self = Self { write: false, execute: true };
+    const CONSTANT: Self = Self { write: false, execute: false };
+    const DATA: Self = Self { write: true, execute: false };
 
     fn flags(self) -> Flags {
         let mut flags = Flags::PRESENT;
@@ -147,29 +123,15 @@ impl Access {
 }
 
 /// Copies a segment into frames of its own and maps them where it is linked.
-fn load(
-    segment: &Segment<'_>,
-    tables: &mut OffsetPageTable<'_>,
-    frames: &mut Frames,
-) -> Result<(), LoadError> {
+fn load(segment: &Segment<'_>, tables: &mut OffsetPageTable<'_>, frames: &mut Frames) -> Result<(), LoadError> {
     let at = frames.take(segment.pages())?;
     // SAFETY: `take` gave `pages()` whole zeroed frames, and the data is no longer than `mem_size`
     // (checked by `Image::parse`); the file lies in memory that `frames` does not hand out.
     unsafe {
         core::ptr::copy_nonoverlapping(segment.data.as_ptr(), at as *mut u8, segment.data.len());
     }
-    let access = Access {
-        write: segment.write,
-        execute: segment.execute,
-    };
-    map::<Size4KiB>(
-        tables,
-        frames,
-        segment.vaddr,
-        at,
-        segment.pages() * PAGE,
-        access,
-    )
+    let access = Access { write: segment.write, execute: segment.execute };
+    map::<Size4KiB>(tables, frames, segment.vaddr, at, segment.pages() * PAGE, access)
 }
 
 /// Maps `bytes` (rounded up to whole pages of size `S`) of physical memory from `phys` at `virt`.
@@ -186,9 +148,7 @@ where
 {
     for offset in (0..bytes).step_by(S::SIZE as usize) {
         let clash = LoadError::MappingClash(virt.wrapping_add(offset));
-        let page = virt
-            .checked_add(offset)
-            .and_then(|v| VirtAddr::try_new(v).ok());
+        let page = virt.checked_add(offset).and_then(|v| VirtAddr::try_new(v).ok());
         let Some(Ok(page)) = page.map(Page::<S>::from_start_address) else {
             return Err(clash);
         };

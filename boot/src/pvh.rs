@@ -84,20 +84,14 @@ impl fmt::Display for PvhError {
                  than 4,096 bytes overwrites it"
             ),
             Self::Version(found) => {
-                write!(
-                    f,
-                    "the boot data is of version {found}; 1 or later brings the memory map"
-                )
+                write!(f, "the boot data is of version {found}; 1 or later brings the memory map")
             }
             Self::NoModule => f.write_str("there is no kernel; start QEMU with -initrd KERNEL.ELF"),
             Self::ModuleTooHigh(at) => {
                 write!(f, "the kernel file at {at:#x} lies above the first 4 GiB")
             }
             Self::CommandLineTooLong => {
-                write!(
-                    f,
-                    "the command line is longer than {MAX_COMMAND_LINE} bytes"
-                )
+                write!(f, "the command line is longer than {MAX_COMMAND_LINE} bytes")
             }
             Self::Memory(error) => error.fmt(f),
         }
@@ -145,9 +139,7 @@ unsafe fn read_memory(info: &StartInfo) -> Result<MemoryMap, PvhError> {
         let at = info.memmap_paddr + index * size_of::<MemmapEntry>() as u64;
         // SAFETY: the protocol promises `memmap_entries` of them in a row.
         let entry: MemmapEntry = unsafe { fetch(at) };
-        memory
-            .push(Span::new(entry.addr, entry.size), entry.kind)
-            .map_err(PvhError::Memory)?;
+        memory.push(Span::new(entry.addr, entry.size), entry.kind).map_err(PvhError::Memory)?;
     }
     Ok(memory)
 }

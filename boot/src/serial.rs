@@ -17,8 +17,9 @@ unsafe impl Sync for Console {}
 
 static CONSOLE: Console = Console(UnsafeCell::new(None));
 
-/// Sets COM1 up. Called once, before anything is printed.
-pub(crate) fn init() {
+/// Sets COM1 up, once. Not before there is something to say: setting it up drops what somebody may
+/// have typed for the kernel.
+fn init() {
     // SAFETY: COM1 is ours alone until the kernel runs.
     let uart = unsafe { Uart16550::new_port(COM1) };
     if let Ok(mut uart) = uart
@@ -31,6 +32,10 @@ pub(crate) fn init() {
 
 /// Writes `grange-boot: ` and the message as one line.
 pub(crate) fn line(message: fmt::Arguments<'_>) {
+    // SAFETY: one CPU; no reference is out (see `Console`).
+    if unsafe { (*CONSOLE.0.get()).is_none() } {
+        init();
+    }
     // SAFETY: one CPU; the reference does not outlive this call (see `Console`).
     if let Some(console) = unsafe { &mut *CONSOLE.0.get() } {
         // Writing to the port cannot fail; the message's own formatting has no errors either.

@@ -15,7 +15,7 @@ use arch::bare::report;
 use arch::exit::{Verdict, debug_exit};
 use arch::trap::{Exception, TrapFrame};
 use arch::{AtomicCpuMask, clock, cpu, ipi, irq};
-use sync::context;
+use sync::context::{self, HARDIRQ_OFFSET, NMI_OFFSET, SOFTIRQ_OFFSET};
 use sync::nmi::NmiHandler;
 
 use crate::console::Raw;
@@ -23,6 +23,10 @@ use crate::console::Raw;
 /// How long a CPU has to stop, and then to speak, in nanoseconds. An emulated CPU may be kept waiting
 /// by its host for seconds.
 const PATIENCE_NS: u64 = 3_000_000_000;
+
+/// Where `preempt_count` counts interrupts and NMIs: four bits each.
+const HARDIRQ_BITS: u32 = 0xf * HARDIRQ_OFFSET;
+const NMI_BITS: u32 = 0xf * NMI_OFFSET;
 
 /// Nobody, as a CPU number plus one.
 const NOBODY: usize = 0;
@@ -61,7 +65,7 @@ fn panic(info: &PanicInfo<'_>) -> ! {
         if let Some(place) = info.location() {
             writeln!(out, "  at {place}")?;
         }
-        writeln!(out, "  in {}", Context)?;
+        writeln!(out, "  in {}", Context(context::preempt_count()))?;
         backtrace(out)
     })
 }
@@ -71,7 +75,7 @@ fn on_exception(exception: Exception, frame: &mut TrapFrame) -> bool {
     die(Verdict::Panic, &mut |out| {
         let reason = report::Reason(&exception, frame.sp());
         writeln!(out, "PANIC cpu {}: {reason}", cpu::current())?;
-        writeln!(out, "  in {}", Context)?;
+        writeln!(out, "  in {}", Context(context::preempt_count()))?;
         report::registers(out, frame)?;
         report::callers(out, frame)
     })
@@ -157,8 +161,10 @@ fn on_nmi(frame: &mut TrapFrame) -> bool {
     if speaker == NOBODY || speaker == me.index() + 1 || STOPPED.test(me) {
         return speaker != NOBODY;
     }
+    // An NMI counts as one and as an interrupt; what it interrupted is the rest.
+    let interrupted = context::preempt_count() - (NMI_OFFSET + HARDIRQ_OFFSET);
     wait_for_the_word(&mut |out| {
-        writeln!(out, "cpu {me} was in {} at {:#018x}", Context, frame.ip())?;
+        writeln!(out, "cpu {me} was in {} at {:#018x}", Context(interrupted), frame.ip())?;
         report::callers(out, frame)
     })
 }
@@ -177,18 +183,17 @@ pub(crate) fn backtrace(out: &mut dyn Write) -> fmt::Result {
     result
 }
 
-/// What this CPU is in the middle of, in words.
-struct Context;
+/// What a CPU with this `preempt_count` is in the middle of, in words.
+struct Context(u32);
 
 impl fmt::Display for Context {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // In an NMI handler the counts are those of the NMI and of what it interrupted.
-        let name = match () {
-            () if context::in_nmi() => "an NMI",
-            () if context::in_hardirq() => "an interrupt",
-            () if context::in_softirq() => "a softirq",
-            () => "a task",
+        let name = match self.0 {
+            count if count & NMI_BITS != 0 => "an NMI",
+            count if count & HARDIRQ_BITS != 0 => "an interrupt",
+            count if count & SOFTIRQ_OFFSET != 0 => "a softirq",
+            _ => "a task",
         };
-        write!(f, "{name}, preempt_count {:#x}", context::preempt_count())
+        write!(f, "{name}, preempt_count {:#x}", self.0)
     }
 }

@@ -7,7 +7,7 @@
 //! 3. ACPI: which CPUs, nodes and memory there are;
 //! 4. memory: the buddy allocator of each node;
 //! 5. per-CPU areas and stacks, each in memory of its CPU's own node; the boot CPU moves to its own;
-//! 6. interrupt handlers; then `slab`, `sched` (from here on this is a thread) and `rcu`;
+//! 6. interrupt handlers; then `slab`, `sched` (from here on this is a thread), `rcu` and `kfree_rcu`;
 //! 7. all other CPUs, at once;
 //! 8. what `grange.run=` asks for.
 //!
@@ -54,9 +54,11 @@ fn start(info: &'static mut BootInfo) -> ! {
     panic::init();
     mm::init_percpu();
     slab::init();
+    calibrate_clock();
     // SAFETY: no token has been made on this flow.
     let mut cx = unsafe { sched::init() }.expect("memory for the first threads");
     rcu::init(&mut cx);
+    kfree_rcu::init();
 
     start_other_cpus();
     report();
@@ -130,6 +132,13 @@ fn start_areas() {
     // SAFETY: once, on the boot CPU, interrupts off, its area and stacks just made; no pointer to a
     // per-CPU variable is kept here.
     unsafe { boot::adopt() };
+}
+
+/// Has the clock calibrated before the first timer is started: its measurement needs this CPU's timer
+/// for itself, and `start_all`, which ends it, would stop the scheduler's. Nobody is started here.
+fn calibrate_clock() {
+    let nobody = smp::start_all(other_cpu, &mut |_| core::ptr::null_mut());
+    debug_assert!(nobody.is_empty());
 }
 
 /// Step 7.

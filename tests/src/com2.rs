@@ -1,12 +1,13 @@
 //! The report as frames on the second serial port, and the proof that time goes on.
 //!
-//! While a run is on, [`heartbeat`] (called from the tick) sends a frame now and then, so that
+//! While a run is on, a timer sends a heartbeat now and then, so that
 //! whoever watches can tell a slow guest from a stuck one. It also watches the test that is running:
 //! one that takes several times its budget is stuck, and the kernel is told so.
 
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use sched::Timer;
 use sync::{ATOMIC, Once, SpinLock, lock_class};
 
 use crate::case::TestCase;
@@ -32,11 +33,8 @@ struct Stream {
 static STREAM: SpinLock<Stream> =
     SpinLock::new(Stream { frames: FrameWriter::new(), open: false }, lock_class!("tests.com2"));
 
-/// Calls of [`heartbeat`]. Written by it, read by nobody else.
-static TICKS: AtomicU64 = AtomicU64::new(0);
-
-/// When the next heartbeat is due. Several CPUs may call [`heartbeat`]; one of them moves this on.
-static NEXT_BEAT_NS: AtomicU64 = AtomicU64::new(0);
+/// Calls [`heartbeat`] while a run is on.
+static TIMER: Timer = Timer::new(|_| heartbeat());
 
 /// When the running test is stuck, `u64::MAX` while none runs. Written by the runner, read by the
 /// heartbeat; a stale value only shifts the verdict by a tick.
@@ -60,6 +58,7 @@ impl Com2 {
 impl Output for Com2 {
     fn start(&mut self, start: &Start) {
         let Start { seed, cpus, nodes, build } = start;
+        TIMER.arm_in(HEARTBEAT_NS);
         self.frame(
             Kind::Start,
             format_args!(r#"{{"v":1,"seed":{seed},"cpus":{cpus},"nodes":{nodes},"build":"{build}"}}"#),
@@ -92,7 +91,7 @@ impl Output for Com2 {
     }
 }
 
-/// Says what to do when a test is stuck. Called from the tick; does not return if it can help it.
+/// Says what to do when a test is stuck. Called in the timer interrupt; does not return.
 ///
 /// Context: boot, once; a second call changes nothing.
 pub fn on_stuck(func: fn()) {
@@ -105,28 +104,22 @@ pub(crate) fn set_deadline(budget_ms: Option<u32>) {
     DEADLINE_NS.store(deadline, Ordering::Relaxed);
 }
 
-/// Sends a heartbeat if one is due, and looks after the running test.
+/// Sends a heartbeat, looks after the running test, and comes back later.
 ///
-/// Context: the tick of any CPU. Takes the stream's lock only if it is free.
-pub fn heartbeat() {
-    let ticks = TICKS.fetch_add(1, Ordering::Relaxed);
-    let now = arch::clock::now_ns();
-    if now > DEADLINE_NS.load(Ordering::Relaxed) {
-        // Once: the next tick must not come in between.
-        DEADLINE_NS.store(u64::MAX, Ordering::Relaxed);
-        if let Some(stuck) = ON_STUCK.get() {
-            stuck();
-        }
-    }
-    let due = NEXT_BEAT_NS.load(Ordering::Relaxed);
-    let next = now + HEARTBEAT_NS;
-    if now < due || NEXT_BEAT_NS.compare_exchange(due, next, Ordering::Relaxed, Ordering::Relaxed).is_err() {
-        return;
-    }
-    if let Some(mut stream) = STREAM.try_lock_irqsave(ATOMIC)
-        && stream.open
+/// Context: timer interrupt of the CPU that began the run. Takes the stream's lock only if it is free.
+fn heartbeat() {
+    let ns = arch::clock::now_ns();
+    if ns > DEADLINE_NS.load(Ordering::Relaxed)
+        && let Some(stuck) = ON_STUCK.get()
     {
-        let payload = format_args!(r#"{{"ticks":{ticks},"ns":{now}}}"#);
+        stuck();
+    }
+    if let Some(mut stream) = STREAM.try_lock_irqsave(ATOMIC) {
+        if !stream.open {
+            return;
+        }
+        let payload = format_args!(r#"{{"ticks":{},"ns":{ns}}}"#, sched::tick::count());
         stream.frames.write(Kind::Heartbeat, payload, &mut arch::console::write_com2);
     }
+    TIMER.arm_in(HEARTBEAT_NS);
 }
