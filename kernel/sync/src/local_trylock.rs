@@ -54,10 +54,14 @@ impl<T> LocalTryLock<T> {
         S: Symbol<Value = Self>,
     {
         let pin = PreemptGuard::new(cx);
+        let lock = var.this_ptr();
+        // SAFETY: per-CPU variables do not lie at 0. The optimiser does not know that of an address
+        // from `asm!`, and would test for the `None` of the result: two instructions a lock.
+        unsafe { core::hint::assert_unchecked(!lock.is_null()) };
         // SAFETY: per-CPU areas are never freed, and all other contexts of this CPU reach the
         // copy through shared references only, too (`LT-1`: pinned before the copy is chosen).
-        let lock = unsafe { &*var.this_ptr() };
-        lock.flag.try_set(|_| ()).then(|| LocalGuard { lock, _pin: pin })
+        let lock = unsafe { &*lock };
+        if lock.flag.try_set(|_| ()) { Some(LocalGuard { lock, _pin: pin }) } else { None }
     }
 
     /// Takes the lock, unless a context that was interrupted has it.
@@ -70,7 +74,7 @@ impl<T> LocalTryLock<T> {
     #[track_caller]
     pub fn try_lock<'a>(&'a self, cx: &'a (impl Cx + ?Sized)) -> Option<LocalGuard<'a, T>> {
         let pin = PreemptGuard::new(cx);
-        self.flag.try_set(|_| ()).then(|| LocalGuard { lock: self, _pin: pin })
+        if self.flag.try_set(|_| ()) { Some(LocalGuard { lock: self, _pin: pin }) } else { None }
     }
 
     /// [`try_lock`](Self::try_lock) for a caller that is pinned already, as it has to be to choose
@@ -79,7 +83,7 @@ impl<T> LocalTryLock<T> {
     /// Context: any. Wait-free.
     #[inline(always)]
     pub fn try_lock_pinned<'a>(&'a self, pin: PreemptGuard<'a>) -> Option<LocalGuard<'a, T>> {
-        self.flag.try_set(|_| ()).then(|| LocalGuard { lock: self, _pin: pin })
+        if self.flag.try_set(|_| ()) { Some(LocalGuard { lock: self, _pin: pin }) } else { None }
     }
 
     /// Whether a context of this CPU is inside.

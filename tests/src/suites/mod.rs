@@ -8,4 +8,5 @@ mod nmi;
 mod percpu;
 mod sched;
 mod slab;
+mod sync;
 mod threads;
