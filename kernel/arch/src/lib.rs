@@ -53,7 +53,6 @@ pub mod atomic;
 mod contract;
 pub mod cpu;
 pub mod percpu;
-mod percpu_access;
 pub mod task;
 pub mod trap;
 pub mod vector;

@@ -1,6 +1,8 @@
 //! Return addresses by frame pointers. A host build has them only with `-Cforce-frame-pointers`; without, the walk ends
 //! early or shows nonsense, but it never faults: memory is read through the kernel of the host.
 
+use super::probe;
+
 /// At most so many callers.
 const MAX_DEPTH: usize = 64;
 /// A frame is not further from its caller's than this; more is damage.
@@ -10,7 +12,7 @@ const MAX_FRAME_BYTES: u64 = 1 << 20;
 pub fn walk(rbp: u64, f: &mut dyn FnMut(u64)) {
     let mut frame = rbp;
     for _ in 0..MAX_DEPTH {
-        let Some([caller, ip]) = read(frame) else { return };
+        let (Some(caller), Some(ip)) = (probe::read(frame), probe::read(frame.wrapping_add(8))) else { return };
         if ip == 0 {
             return;
         }
@@ -29,15 +31,4 @@ pub fn current(f: &mut dyn FnMut(u64)) {
     // SAFETY: reads a register.
     unsafe { core::arch::asm!("mov {}, rbp", out(reg) rbp, options(nomem, nostack, preserves_flags)) };
     walk(rbp, f);
-}
-
-/// Two words at `address`, if they can be read.
-fn read(address: u64) -> Option<[u64; 2]> {
-    let mut words = [0u64; 2];
-    let len = size_of_val(&words);
-    let local = libc::iovec { iov_base: words.as_mut_ptr().cast(), iov_len: len };
-    let remote = libc::iovec { iov_base: core::ptr::with_exposed_provenance_mut(address as usize), iov_len: len };
-    // SAFETY: copies into `words`; a bad source address is an error of the call.
-    let copied = unsafe { libc::process_vm_readv(libc::getpid(), &local, 1, &remote, 1, 0) };
-    (copied == len as isize).then_some(words)
 }

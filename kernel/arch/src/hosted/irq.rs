@@ -101,14 +101,10 @@ pub fn halt_with_irqs() {
 #[inline]
 pub fn relax() {
     hint::spin_loop();
-    #[cfg(not(miri))]
-    {
-        RELAXED.inc();
-        if RELAXED.get().is_multiple_of(64) {
-            // SAFETY: no arguments, no effect on memory.
-            unsafe { libc::sched_yield() };
-            leave_if_ending();
-        }
+    RELAXED.inc();
+    if RELAXED.get().is_multiple_of(64) {
+        std::thread::yield_now();
+        leave_if_ending();
     }
 }
 

@@ -37,7 +37,8 @@
 //!   go on with another OS thread's thread-local storage. So machine code that can be interrupted wraps such calls
 //!   in [`host_call`], which holds signals off, and a test program that allocates inside a machine names [`HostAlloc`] as
 //!   its `#[global_allocator]`. What `std` caches in thread-local storage must not be held across a switch.
-//! - `HOST-3` Per-CPU variables used outside a machine are the template's copy, which all such threads share.
+//! - `HOST-3` Per-CPU variables used outside a machine are the template's copy, which all such threads share without any
+//!   order. A machine does not see what they did there: its areas are copies of the template as it was before `main`.
 //! - `HOST-4` An interrupt runs on the interrupted thread's own stack with a signal frame of up to about 4 KiB, so
 //!   stacks are [`task::STACK_SIZE`](crate::task::STACK_SIZE). Exceptions run on a stack of their own, as on an IST.
 //! - `HOST-5` A replayed interrupt (one that came while they were off) has a [`TrapFrame`](crate::trap::TrapFrame) that
@@ -64,6 +65,7 @@ mod process;
 mod signal;
 pub(crate) mod smp;
 pub(crate) mod step;
+mod template;
 #[cfg(all(test, not(miri)))]
 mod tests;
 pub(crate) mod timer;
@@ -75,6 +77,7 @@ pub use console::{set_com1, set_com2};
 pub use hold::host_call;
 pub use machine::{Stopped, boot, boot_cold};
 pub use process::in_own_process;
+pub(crate) use template::pristine_template;
 
 /// Sets the GS base of the calling OS thread.
 ///

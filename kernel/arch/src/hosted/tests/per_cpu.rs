@@ -14,6 +14,7 @@ crate::per_cpu! {
     static POINTER: *mut u8 = core::ptr::null_mut();
     static STRUCT: [u64; 5] = [1, 2, 3, 4, 5];
     static NUMBER: usize = 0;
+    static OUTSIDE: u64 = 7;
     static STORM: u64 = 0;
     static NMIS_THAT_COUNTED: u64 = 0;
 }
@@ -78,6 +79,14 @@ fn boot_and_look(ap_main: fn(CpuId), ready: &'static AtomicU64) {
         assert_eq!(NUMBER.this_ptr(), NUMBER.ptr_on(CpuId::BOOT));
     })
     .unwrap();
+}
+
+#[test]
+fn a_machine_does_not_see_what_threads_outside_it_did_to_the_template() {
+    OUTSIDE.add(35);
+    assert_eq!(OUTSIDE.get(), 42);
+    machine(2, || assert_eq!(OUTSIDE.get(), 7));
+    assert_eq!(OUTSIDE.get(), 42);
 }
 
 #[test]

@@ -31,12 +31,17 @@
 //! Linux: `include/linux/percpu-defs.h`, `arch/x86/include/asm/percpu.h`, `mm/percpu.c`. Unlike there, a variable is a
 //! type of its own, so that its accessors can name the symbol.
 
+mod access;
+mod word;
+
 use core::alloc::Layout;
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::PAGE_SIZE;
 use crate::cpu::{CpuId, MAX_CPUS};
+
+pub use word::{Int, Word};
 
 /// Bytes of the dynamic part that follows the static one in each area.
 pub const DYNAMIC_SIZE: usize = 256 * 1024;
@@ -101,80 +106,8 @@ pub unsafe trait Access<W> {
     unsafe fn cmpxchg(old: W, new: W) -> W;
 }
 
-/// A value of 1, 2, 4 or 8 bytes that one instruction can move.
-///
-/// # Safety
-///
-/// `Bits` has the size of `Self`, and `from_bits` undoes `to_bits`.
-pub unsafe trait Word: Copy + 'static {
-    /// The unsigned integer of the same size.
-    type Bits: Copy + Eq;
-    /// The bits of the value.
-    fn to_bits(self) -> Self::Bits;
-    /// The value with these bits, which came from [`to_bits`](Self::to_bits).
-    fn from_bits(bits: Self::Bits) -> Self;
-}
-
 /// The integer that the variable `S` is moved as.
 type Bits<S> = <<S as Symbol>::Value as Word>::Bits;
-
-/// A [`Word`] that is an integer.
-pub trait Int: Word {}
-
-macro_rules! int_words {
-    ($($int:ty => $bits:ty),+ $(,)?) => {$(
-        // SAFETY: same size, and `as` between integers of one size keeps the bits.
-        unsafe impl Word for $int {
-            type Bits = $bits;
-            #[inline(always)]
-            fn to_bits(self) -> $bits { self as $bits }
-            #[inline(always)]
-            fn from_bits(bits: $bits) -> Self { bits as $int }
-        }
-        impl Int for $int {}
-    )+};
-}
-int_words!(u8 => u8, i8 => u8, u16 => u16, i16 => u16, u32 => u32, i32 => u32, u64 => u64, i64 => u64,
-    usize => u64, isize => u64);
-
-// SAFETY: a bool is one byte, 0 or 1; only `to_bits` makes the bits.
-unsafe impl Word for bool {
-    type Bits = u8;
-    #[inline(always)]
-    fn to_bits(self) -> u8 {
-        self as u8
-    }
-    #[inline(always)]
-    fn from_bits(bits: u8) -> Self {
-        bits != 0
-    }
-}
-
-// SAFETY: a thin pointer is 8 bytes on x86_64, and its address is exposed by `to_bits`.
-unsafe impl<U: 'static> Word for *mut U {
-    type Bits = u64;
-    #[inline(always)]
-    fn to_bits(self) -> u64 {
-        self.expose_provenance() as u64
-    }
-    #[inline(always)]
-    fn from_bits(bits: u64) -> Self {
-        core::ptr::with_exposed_provenance_mut(bits as usize)
-    }
-}
-
-// SAFETY: as for `*mut U`.
-unsafe impl<U: 'static> Word for *const U {
-    type Bits = u64;
-    #[inline(always)]
-    fn to_bits(self) -> u64 {
-        self.expose_provenance() as u64
-    }
-    #[inline(always)]
-    fn from_bits(bits: u64) -> Self {
-        core::ptr::with_exposed_provenance(bits as usize)
-    }
-}
 
 impl<S: Symbol> PerCpu<S> {
     /// The template copy of a variable. Only [`per_cpu!`](crate::per_cpu) calls this.
@@ -325,7 +258,7 @@ fn this_cpu_ptr<T>(template: *mut T) -> *mut T {
 }
 
 /// First byte of the template and its length. Under Miri, which has no linker, there is no template to copy.
-fn template() -> (*const u8, usize) {
+pub(crate) fn template() -> (*const u8, usize) {
     #[cfg(miri)]
     return (core::ptr::null(), 0);
     #[cfg(not(miri))]
@@ -353,8 +286,8 @@ pub fn area_size() -> usize {
 
 /// Makes `area` the per-CPU area of `cpu`: copies the template, zeroes the rest, and records where it lies.
 ///
-/// Context: boot, before `cpu` runs on it. Values that the early boot CPU wrote into the template are copied along, so
-/// all areas are best made before anything but arch runs.
+/// Context: boot, before `cpu` runs on it. In the kernel, values that the early boot CPU wrote into the template are copied
+/// along, so all areas are best made before anything but arch runs. A hosted machine gets the values from before `main`.
 ///
 /// # Safety
 ///
@@ -363,9 +296,13 @@ pub fn area_size() -> usize {
 pub unsafe fn init_area(cpu: CpuId, area: *mut u8) {
     let (start, len) = template();
     let offset = area.addr().wrapping_sub(start.addr());
+    #[cfg(target_os = "none")]
+    let contents = start;
+    #[cfg(not(target_os = "none"))]
+    let contents = crate::hosted::pristine_template().unwrap_or(start);
     // SAFETY: the caller hands over `area_size()` bytes; the template is `len` bytes, at most `area_size()`, elsewhere.
     unsafe {
-        core::ptr::copy_nonoverlapping(start, area, len);
+        core::ptr::copy_nonoverlapping(contents, area, len);
         area.add(len).write_bytes(0, area_size() - len);
     }
     // Relaxed: readers learn of the CPU through the present mask or run on it, after this (PERCPU-2).
@@ -461,4 +398,39 @@ pub mod miri {
         )+};
     }
     views!(AtomicU8 AtomicU16 AtomicU32 AtomicU64);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    crate::per_cpu! {
+        static SMALL: u8 = 255;
+        static NUMBER: i32 = -1;
+        static WHERE: *const u8 = core::ptr::null();
+        static PLAIN: [u32; 3] = [1, 2, 3];
+    }
+
+    // Without a machine, and under Miri, the template is the copy of the one CPU. These variables have no other user.
+    #[test]
+    fn outside_a_machine_the_template_is_the_copy() {
+        SMALL.inc();
+        assert_eq!(SMALL.get(), 0, "wraps");
+        assert!(!SMALL.sub_and_is_zero(1) && SMALL.sub_and_is_zero(255));
+        NUMBER.add(-4);
+        NUMBER.add_const::<3>();
+        assert_eq!((NUMBER.get(), NUMBER.xchg(7)), (-2, -2));
+        assert_eq!((NUMBER.cmpxchg(6, 1), NUMBER.cmpxchg(7, 1), NUMBER.get()), (Err(7), Ok(7), 1));
+        assert!(NUMBER.dec_and_is_zero());
+        NUMBER.or(0b110);
+        NUMBER.and(0b011);
+        assert_eq!(NUMBER.get(), 2);
+        let byte = 9u8;
+        WHERE.set(&raw const byte);
+        // SAFETY: the pointer that was just stored.
+        assert_eq!(unsafe { *WHERE.get() }, 9);
+        // SAFETY: nobody else uses the variable.
+        assert_eq!(unsafe { *PLAIN.this_ptr() }, [1, 2, 3]);
+        assert_eq!(PLAIN.this_ptr(), PLAIN.ptr_on(CpuId::new(MAX_CPUS - 1)), "a CPU without an area");
+    }
 }
