@@ -110,9 +110,11 @@ impl KernelHeap {
 /// themselves, up to a page. None for alignments beyond that.
 fn kmalloc_size(layout: Layout) -> Option<usize> {
     let (size, align) = (layout.size(), layout.align());
-    match align {
-        ..=KMALLOC_ALIGN => Some(size),
-        ..=PAGE_SIZE => Some(size.max(align).next_power_of_two()),
-        _ => None,
+    if align <= KMALLOC_ALIGN {
+        Some(size)
+    } else if align <= PAGE_SIZE {
+        Some(size.max(align).next_power_of_two())
+    } else {
+        None
     }
 }

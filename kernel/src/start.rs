@@ -161,7 +161,7 @@ fn other_cpu(id: CpuId) {
 
 fn report() {
     let nodes = cpu::nodes_online().count_ones();
-    let memory = mm::stats::managed_pages() * PAGE_SIZE >> 20;
+    let memory = (mm::stats::managed_pages() * PAGE_SIZE) >> 20;
     log::info!(
         "grange {}: CPUs {} online, {nodes} nodes, {memory} MiB, {} ms after reset",
         env!("CARGO_PKG_VERSION"),

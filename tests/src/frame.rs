@@ -62,7 +62,7 @@ impl FrameWriter {
         let _ = write!(body, "{:08x} {} ", self.next, kind.letter());
         let _ = Escape(&mut body).write_fmt(payload);
         let crc = body.hash.finalize();
-        let _ = write!(Plain(sink), " {crc:08x}\n");
+        let _ = writeln!(Plain(sink), " {crc:08x}");
         self.next = self.next.wrapping_add(1);
     }
 }

@@ -147,7 +147,7 @@ fn run_line(cx: &mut MaySleep, line: &str) -> bool {
 fn run_command(cx: &mut MaySleep, command: &str) -> Result<(), Complaint> {
     let mut parts: Vec<&str> = command.split_whitespace().collect();
     let name = parts.remove(0);
-    let json = parts.iter().any(|&part| part == "--json");
+    let json = parts.contains(&"--json");
     parts.retain(|&part| part != "--json");
     let Some(found) = COMMANDS.iter().find(|command| command.name == name) else {
         return Err(match words::nearest(name, COMMANDS.iter().map(|command| command.name)) {

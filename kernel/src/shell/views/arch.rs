@@ -40,7 +40,7 @@ fn nodes(session: &mut Session<'_>, _: &[&str]) -> Result<(), Complaint> {
     }
     for &id in &ids {
         let stats = ::mm::stats::node(id);
-        let mib = |pages: usize| Value::from(pages * ::arch::PAGE_SIZE >> 20);
+        let mib = |pages: usize| Value::from((pages * ::arch::PAGE_SIZE) >> 20);
         let mut row = Vec::from([
             Value::from(id.index()),
             alloc::format!("{}", cpu::cpus_of(id)).into(),
