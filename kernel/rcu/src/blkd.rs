@@ -92,22 +92,13 @@ impl<T: Linked + 'static> BlockedList<T> {
     pub(crate) fn queue(&mut self, t: &'static T, blocks: Blocks) {
         let this = ptr::from_ref(t).cast_mut();
         match blocks {
-            Blocks {
-                norm: false,
-                exp: false,
-            } => self.insert_before(this, self.head),
+            Blocks { norm: false, exp: false } => self.insert_before(this, self.head),
             // Before its own kind's first blocker: outside the other kind's range where that is possible.
-            Blocks {
-                norm: true,
-                exp: false,
-            } if self.blocks_gp() && self.blocks_exp() => {
+            Blocks { norm: true, exp: false } if self.blocks_gp() && self.blocks_exp() => {
                 self.insert_before(this, self.gp_tasks);
                 self.gp_tasks = this;
             }
-            Blocks {
-                norm: false,
-                exp: true,
-            } if self.blocks_gp() && self.blocks_exp() => {
+            Blocks { norm: false, exp: true } if self.blocks_gp() && self.blocks_exp() => {
                 self.insert_before(this, self.exp_tasks);
                 self.exp_tasks = this;
             }
@@ -127,14 +118,8 @@ impl<T: Linked + 'static> BlockedList<T> {
     /// Removes `t`. Says which grace periods lost their last blocker by it.
     pub(crate) fn remove(&mut self, t: &'static T) -> Blocks {
         let this = ptr::from_ref(t).cast_mut();
-        let (next, prev) = (
-            t.next().load(Ordering::Relaxed),
-            t.prev().load(Ordering::Relaxed),
-        );
-        let was = Blocks {
-            norm: self.blocks_gp(),
-            exp: self.blocks_exp(),
-        };
+        let (next, prev) = (t.next().load(Ordering::Relaxed), t.prev().load(Ordering::Relaxed));
+        let was = Blocks { norm: self.blocks_gp(), exp: self.blocks_exp() };
         for first in [&mut self.gp_tasks, &mut self.exp_tasks] {
             if *first == this {
                 *first = next;
@@ -144,10 +129,7 @@ impl<T: Linked + 'static> BlockedList<T> {
         *self.prev_slot(next) = prev;
         t.next().store(ptr::null_mut(), Ordering::Relaxed);
         t.prev().store(ptr::null_mut(), Ordering::Relaxed);
-        Blocks {
-            norm: was.norm && !self.blocks_gp(),
-            exp: was.exp && !self.blocks_exp(),
-        }
+        Blocks { norm: was.norm && !self.blocks_gp(), exp: was.exp && !self.blocks_exp() }
     }
 
     /// Calls `f` for each member that blocks the normal grace period.
@@ -239,13 +221,7 @@ mod tests {
         l.start_gp();
         l.queue(young, Blocks::default());
         assert_eq!(blockers(&l).0, [ptr::from_ref(old)]);
-        assert_eq!(
-            l.remove(old),
-            Blocks {
-                norm: true,
-                exp: false
-            }
-        );
+        assert_eq!(l.remove(old), Blocks { norm: true, exp: false });
         assert_eq!(l.remove(young), Blocks::default());
     }
 
@@ -255,13 +231,7 @@ mod tests {
         let (a, b) = (reader(), reader());
         l.queue(a, Blocks::default());
         l.start_gp();
-        l.queue(
-            b,
-            Blocks {
-                norm: false,
-                exp: true,
-            },
-        );
+        l.queue(b, Blocks { norm: false, exp: true });
         assert_eq!(l.remove(b).exp, true);
         assert_eq!(l.remove(a).norm, true);
     }

@@ -44,10 +44,7 @@ use crate::{exp, gp};
 #[inline]
 pub unsafe fn call_rcu(head: *mut CallbackHead, func: CallbackFn) {
     debug_assert!(!context::in_nmi(), "RCU: call_rcu in NMI context");
-    debug_assert!(
-        !head.is_null() && head.is_aligned(),
-        "RCU: no such callback {head:?}"
-    );
+    debug_assert!(!head.is_null() && head.is_aligned(), "RCU: no such callback {head:?}");
     let irqs_were_on = arch::irq::enabled();
     let hurry = {
         let irqs = IrqGuard::new(ATOMIC);
@@ -84,8 +81,7 @@ fn flood() {
         let irqs = IrqGuard::new(ATOMIC);
         let me = own(&irqs);
         me.hurry.set(true);
-        me.hurry_at
-            .set(me.cbs.borrow().len() + config::QHIMARK.get() as usize);
+        me.hurry_at.set(me.cbs.borrow().len() + config::QHIMARK.get() as usize);
     }
     FLOODS.fetch_add(1, Ordering::Relaxed);
     advance_and_request();
@@ -117,10 +113,7 @@ pub(crate) fn advance_and_request() {
         let mut cbs = me.cbs.borrow_mut();
         // In this order, else S5-11: snap, advance, accelerate. The snapshot is later than the queueing of all that
         // it tags, and has a full barrier of its own (ORD-1).
-        let tag = Tag {
-            norm: gp::SEQ.snap(),
-            exp: exp::SEQ.snap(),
-        };
+        let tag = Tag { norm: gp::SEQ.snap(), exp: exp::SEQ.snap() };
         cbs.advance(is_over);
         let untagged = cbs.has_untagged();
         cbs.accelerate(tag);
@@ -147,8 +140,7 @@ pub(crate) fn invoke() {
     while let Some(head) = taken.pop() {
         // SAFETY: it was queued, so it is valid and its function was set; it is off every list and goes to it now.
         let func = unsafe { (*head).func };
-        let func = func
-            .expect("RCU: a callback lost its function (queued twice, or written after call_rcu?)");
+        let func = func.expect("RCU: a callback lost its function (queued twice, or written after call_rcu?)");
         // SAFETY: `call_rcu`'s caller promised that the function may be called with its head on any CPU.
         unsafe { func(head) };
         ran += 1;
@@ -163,9 +155,7 @@ pub(crate) fn invoke() {
         cbs.put_back(taken);
         cbs.ran(ran);
         publish_len(cbs.len());
-        shared_here()
-            .cb_ran
-            .fetch_add(ran as u64, Ordering::Relaxed);
+        shared_here().cb_ran.fetch_add(ran as u64, Ordering::Relaxed);
         if cbs.len() < config::QLOWMARK.get() as usize {
             me.hurry.set(false);
             me.hurry_at.set(config::QHIMARK.get() as usize);

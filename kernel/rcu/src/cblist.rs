@@ -43,10 +43,7 @@ pub struct Tag {
 impl Tag {
     /// The later of both parts, each for itself.
     fn merged(self, other: Tag) -> Tag {
-        Tag {
-            norm: self.norm.later(other.norm),
-            exp: self.exp.later(other.exp),
-        }
+        Tag { norm: self.norm.later(other.norm), exp: self.exp.later(other.exp) }
     }
 }
 
@@ -63,11 +60,7 @@ unsafe impl Send for Chain {}
 impl Chain {
     /// The empty chain.
     pub const fn new() -> Self {
-        Chain {
-            head: ptr::null_mut(),
-            tail: ptr::null_mut(),
-            len: 0,
-        }
+        Chain { head: ptr::null_mut(), tail: ptr::null_mut(), len: 0 }
     }
 
     /// Callbacks in it.
@@ -150,10 +143,7 @@ pub struct CbList {
 impl CbList {
     /// The empty list.
     pub const fn new() -> Self {
-        let tag = Tag {
-            norm: Seq::INITIAL,
-            exp: Seq::INITIAL,
-        };
+        let tag = Tag { norm: Seq::INITIAL, exp: Seq::INITIAL };
         CbList {
             done: Chain::new(),
             wait: Chain::new(),
@@ -197,12 +187,7 @@ impl CbList {
 
     /// Lengths of done, wait, next_ready and next, for the shell and stall reports.
     pub fn lengths(&self) -> [usize; 4] {
-        [
-            self.done.len(),
-            self.wait.len(),
-            self.next_ready.len(),
-            self.next.len(),
-        ]
+        [self.done.len(), self.wait.len(), self.next_ready.len(), self.next.len()]
     }
 
     /// Queues `head` as the youngest, untagged.
@@ -225,9 +210,7 @@ impl CbList {
         if self.len == 0 {
             return false;
         }
-        let youngest = [&mut self.next, &mut self.next_ready, &mut self.wait]
-            .into_iter()
-            .find(|s| !s.is_empty());
+        let youngest = [&mut self.next, &mut self.next_ready, &mut self.wait].into_iter().find(|s| !s.is_empty());
         // SAFETY: passed on from the caller.
         unsafe { youngest.unwrap_or(&mut self.done).push(head) };
         self.len += 1;

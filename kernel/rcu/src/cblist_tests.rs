@@ -24,10 +24,7 @@ impl Heads {
 }
 
 fn tag(norm: i64, exp: i64) -> Tag {
-    Tag {
-        norm: Seq::from_raw((norm << 2) as u64),
-        exp: Seq::from_raw((exp << 2) as u64),
-    }
+    Tag { norm: Seq::from_raw((norm << 2) as u64), exp: Seq::from_raw((exp << 2) as u64) }
 }
 
 fn enqueue(l: &mut CbList, h: &mut Heads) -> *mut CallbackHead {
@@ -76,10 +73,7 @@ fn taken_callbacks_count_until_they_are_accounted() {
     assert_eq!(l.len(), 1);
     let barrier = h.fresh();
     // SAFETY: kept by `Heads`.
-    assert!(
-        unsafe { l.entrain(barrier) },
-        "the taken one still runs, a barrier must wait"
-    );
+    assert!(unsafe { l.entrain(barrier) }, "the taken one still runs, a barrier must wait");
     l.put_back(taken);
     assert_eq!(drain(&mut l).last(), Some(&barrier));
     // SAFETY: kept by `Heads`.
@@ -102,10 +96,7 @@ fn a_barrier_waits_for_no_more_than_the_youngest_callback() {
 #[test]
 fn a_tag_snapped_after_advancing_strands_callbacks_and_says_so() {
     let (mut l, mut h, gp) = (CbList::new(), Heads(Vec::new()), SeqCounter::new());
-    let snap = |gp: &SeqCounter| Tag {
-        norm: gp.snap(),
-        exp: Seq::INITIAL.snap(),
-    };
+    let snap = |gp: &SeqCounter| Tag { norm: gp.snap(), exp: Seq::INITIAL.snap() };
     let over = |gp: &SeqCounter| {
         let now = gp.current();
         move |t: Tag| now.done(t.norm)
@@ -120,10 +111,7 @@ fn a_tag_snapped_after_advancing_strands_callbacks_and_says_so() {
     l.advance(over(&gp));
     gp.end();
     gp.start();
-    assert!(
-        !l.accelerate(snap(&gp)),
-        "the third grace period fits into neither segment"
-    );
+    assert!(!l.accelerate(snap(&gp)), "the third grace period fits into neither segment");
     assert!(l.has_untagged());
     // Right order: snap, then advance, then accelerate.
     let t = snap(&gp);

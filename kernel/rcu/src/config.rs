@@ -59,10 +59,7 @@ pub(crate) const BATCH_MAX_NS: u64 = 3_000_000;
 
 /// Callbacks between two looks at the clock: a look costs as much as some callbacks do.
 pub(crate) const CLOCK_EVERY: usize = 32;
-const _: () = assert!(
-    CLOCK_EVERY.is_power_of_two(),
-    "a mask picks every CLOCK_EVERY-th callback"
-);
+const _: () = assert!(CLOCK_EVERY.is_power_of_two(), "a mask picks every CLOCK_EVERY-th callback");
 
 /// Ticks that a CPU may owe a quiescent state before its tick asks for a reschedule: a section with preemption off that
 /// spans this many is ended by a pass through the scheduler as soon as it allows one.

@@ -105,11 +105,7 @@ pub(crate) fn look_at(of: &Shared) -> Look {
     // Acquire: pairs with the fence before the step in `step`; every access of a reader that ended before the CPU went
     // idle comes before what the grace period does next (ORD-2, first half).
     let value = of.watching.load(Ordering::Acquire);
-    if watches(value) {
-        Look::Watched(value)
-    } else {
-        Look::Idle
-    }
+    if watches(value) { Look::Watched(value) } else { Look::Idle }
 }
 
 /// Full barrier between the update that a grace period waits for and the looks at idle CPUs.

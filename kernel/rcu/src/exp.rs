@@ -67,10 +67,7 @@ pub(crate) struct ExpNode {
 
 impl ExpNode {
     pub(crate) const fn new() -> Self {
-        ExpNode {
-            asked: SpinLock::new(Seq::INITIAL, &ASKED_CLASS),
-            waiting: [const { WaitQueue::new() }; QUEUES],
-        }
+        ExpNode { asked: SpinLock::new(Seq::INITIAL, &ASKED_CLASS), waiting: [const { WaitQueue::new() }; QUEUES] }
     }
 
     fn queue_for(&self, target: Seq) -> &WaitQueue {
@@ -85,10 +82,7 @@ impl ExpNode {
 /// Context: task, sleeps.
 pub fn synchronize_rcu_expedited(cx: &mut MaySleep) {
     cx.assert_may_sleep();
-    debug_assert!(
-        read_depth() == 0,
-        "RCU: synchronize_rcu_expedited inside a reader waits for itself"
-    );
+    debug_assert!(read_depth() == 0, "RCU: synchronize_rcu_expedited inside a reader waits for itself");
     let target = SEQ.snap();
     if !climb(cx, target) {
         return;
@@ -137,9 +131,7 @@ fn climb(cx: &mut MaySleep, target: Seq) -> bool {
             !first
         };
         if carried {
-            node.exp
-                .queue_for(target)
-                .wait_until(cx, || SEQ.done(target));
+            node.exp.queue_for(target).wait_until(cx, || SEQ.done(target));
             return false;
         }
         at = node.parent();

@@ -50,16 +50,10 @@ impl fmt::Display for GeometryError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Fanout(n) => {
-                write!(
-                    f,
-                    "rcu: fan-out {n} is not within {MIN_FANOUT}..={MAX_FANOUT}"
-                )
+                write!(f, "rcu: fan-out {n} is not within {MIN_FANOUT}..={MAX_FANOUT}")
             }
             Self::TooManyCpus { cpus, capacity } => {
-                write!(
-                    f,
-                    "rcu: {cpus} CPUs do not fit into {MAX_LEVELS} levels of these fan-outs ({capacity} would)"
-                )
+                write!(f, "rcu: {cpus} CPUs do not fit into {MAX_LEVELS} levels of these fan-outs ({capacity} would)")
             }
             Self::NoCpus => write!(f, "rcu: no CPU to track"),
         }
@@ -113,21 +107,13 @@ impl Geometry {
         spans[0] = span;
         while span < cpus {
             if levels == MAX_LEVELS {
-                return Err(GeometryError::TooManyCpus {
-                    cpus,
-                    capacity: span,
-                });
+                return Err(GeometryError::TooManyCpus { cpus, capacity: span });
             }
             span = span.saturating_mul(fanout);
             spans[levels] = span;
             levels += 1;
         }
-        let mut shape = Geometry {
-            cpus,
-            levels,
-            nodes_at: [0; MAX_LEVELS],
-            span_at: [0; MAX_LEVELS],
-        };
+        let mut shape = Geometry { cpus, levels, nodes_at: [0; MAX_LEVELS], span_at: [0; MAX_LEVELS] };
         for level in 0..levels {
             let span = spans[levels - 1 - level];
             shape.span_at[level] = span;
@@ -181,13 +167,7 @@ impl Geometry {
         let cpu_lo = nth * span;
         let cpu_hi = (cpu_lo + span).min(self.cpus) - 1;
         if level == 0 {
-            return Place {
-                level,
-                cpu_lo,
-                cpu_hi,
-                parent: None,
-                grpmask: 0,
-            };
+            return Place { level, cpu_lo, cpu_hi, parent: None, grpmask: 0 };
         }
         let per_parent = self.span_at[level - 1] / span;
         Place {
@@ -228,64 +208,28 @@ mod tests {
     fn few_cpus_need_one_node() {
         let g = Geometry::new(16, 64, 16).unwrap();
         assert_eq!((g.levels(), g.nodes(), g.leaf_of(15)), (1, 1, 0));
-        assert_eq!(
-            g.place(0),
-            Place {
-                level: 0,
-                cpu_lo: 0,
-                cpu_hi: 15,
-                parent: None,
-                grpmask: 0
-            }
-        );
+        assert_eq!(g.place(0), Place { level: 0, cpu_lo: 0, cpu_hi: 15, parent: None, grpmask: 0 });
     }
 
     #[test]
     fn linux_defaults_hold_64_cpus_in_two_levels() {
         let g = Geometry::new(64, 64, 16).unwrap();
-        assert_eq!(
-            (g.levels(), g.nodes(), g.first_leaf(), g.leaf_of(63)),
-            (2, 5, 1, 4)
-        );
+        assert_eq!((g.levels(), g.nodes(), g.first_leaf(), g.leaf_of(63)), (2, 5, 1, 4));
     }
 
     #[test]
     fn the_drawing_in_the_docs_is_what_is_built() {
         let g = Geometry::new(6, 2, 2).unwrap();
         assert_eq!(g.to_string(), "6 CPUs, 3 levels: 1 2 3");
-        assert_eq!(
-            g.place(2),
-            Place {
-                level: 1,
-                cpu_lo: 4,
-                cpu_hi: 5,
-                parent: Some(0),
-                grpmask: 2
-            }
-        );
-        assert_eq!(
-            g.place(5),
-            Place {
-                level: 2,
-                cpu_lo: 4,
-                cpu_hi: 5,
-                parent: Some(2),
-                grpmask: 1
-            }
-        );
+        assert_eq!(g.place(2), Place { level: 1, cpu_lo: 4, cpu_hi: 5, parent: Some(0), grpmask: 2 });
+        assert_eq!(g.place(5), Place { level: 2, cpu_lo: 4, cpu_hi: 5, parent: Some(2), grpmask: 1 });
     }
 
     #[test]
     fn eight_levels_of_two_hold_256_cpus_and_no_more() {
         assert_eq!(Geometry::new(256, 2, 2).unwrap().levels(), 8);
         let err = Geometry::new(257, 2, 2).unwrap_err();
-        assert_eq!(
-            err,
-            GeometryError::TooManyCpus {
-                cpus: 257,
-                capacity: 256
-            }
-        );
+        assert_eq!(err, GeometryError::TooManyCpus { cpus: 257, capacity: 256 });
         assert!(!err.to_string().contains('\n'));
     }
 

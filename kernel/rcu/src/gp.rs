@@ -200,10 +200,7 @@ fn set_up(cx: &mut MaySleep, gp: Seq) {
     let tree = tree();
     for node in tree.nodes() {
         let mut state = node.lock(cx);
-        debug_assert!(
-            state.qsmask == 0 && !state.blkd.blocks_gp(),
-            "TREE-3: left over from the last grace period"
-        );
+        debug_assert!(state.qsmask == 0 && !state.blkd.blocks_gp(), "TREE-3: left over from the last grace period");
         node.gp_seq.store(gp);
         if tree.is_leaf(node) {
             set_up_leaf(node, state);
@@ -283,10 +280,7 @@ fn clean_up(cx: &mut MaySleep, gp: Seq) {
     let mut wanted = false;
     for node in tree().nodes() {
         let state = node.lock(cx);
-        debug_assert!(
-            state.qsmask == 0 && !state.blkd.blocks_gp(),
-            "TREE-3: a grace period ends too early"
-        );
+        debug_assert!(state.qsmask == 0 && !state.blkd.blocks_gp(), "TREE-3: a grace period ends too early");
         node.gp_seq.store(ended);
         wanted |= ended.before(state.gp_seq_needed);
         drop(state);
@@ -297,8 +291,7 @@ fn clean_up(cx: &mut MaySleep, gp: Seq) {
     poll::norm_ended(&root);
     // Wishes that climbed past nodes that were clean already; waiters that queued after `start` took the others and read
     // the counter before it stepped; cookies that an overlapping expedited grace period has kept from their end.
-    wanted |=
-        ended.before(root.gp_seq_needed) || sync_gp::has_waiters() || poll::still_wanted(&root);
+    wanted |= ended.before(root.gp_seq_needed) || sync_gp::has_waiters() || poll::still_wanted(&root);
     WANTED.store(wanted, Ordering::Relaxed);
     COUNT.fetch_add(1, Ordering::Relaxed);
 }

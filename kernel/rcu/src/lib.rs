@@ -76,8 +76,8 @@ pub use call::call_rcu;
 pub use exp::synchronize_rcu_expedited;
 pub use gp::Phase;
 pub use poll::{
-    Cookie, FullCookie, Pollable, cond_synchronize, get_state, get_state_full, poll, poll_any,
-    start_poll, start_poll_full,
+    Cookie, FullCookie, Pollable, cond_synchronize, get_state, get_state_full, poll, poll_any, start_poll,
+    start_poll_full,
 };
 pub use ptr::{Rcu, RcuBox, Retired};
 pub use reader::{RcuReadGuard, read_depth, read_lock};
@@ -107,12 +107,8 @@ static SCHED_HOOKS: Hooks = Hooks {
 /// If the fan-outs of the command line cannot hold the CPUs (one line says so), or there is no memory for the thread.
 pub fn init(cx: &mut MaySleep) {
     let fanout = (config::FANOUT.get(), config::FANOUT_LEAF.get());
-    let last = arch::cpu::present()
-        .iter()
-        .last()
-        .expect("the boot CPU is present");
-    let shape = geometry::Geometry::new(last.index() + 1, fanout.0, fanout.1)
-        .unwrap_or_else(|e| panic!("{e}"));
+    let last = arch::cpu::present().iter().last().expect("the boot CPU is present");
+    let shape = geometry::Geometry::new(last.index() + 1, fanout.0, fanout.1).unwrap_or_else(|e| panic!("{e}"));
     log::info!("rcu: {shape}");
     tree::build(shape);
     softirq::register(Softirq::Rcu, qs::softirq_run);
@@ -127,7 +123,5 @@ pub fn init(cx: &mut MaySleep) {
         sched::hooks::set_hooks(&SCHED_HOOKS);
     }
     let spawned = sched::spawn(cx, "rcu_preempt", Prio::RCU, None, gp::thread);
-    spawned
-        .expect("RCU: no memory for the grace-period thread")
-        .detach();
+    spawned.expect("RCU: no memory for the grace-period thread").detach();
 }

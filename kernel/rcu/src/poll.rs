@@ -80,10 +80,7 @@ pub fn get_state() -> Cookie {
 /// As [`get_state`], exact.
 #[must_use = "a cookie that is dropped cannot be asked"]
 pub fn get_state_full() -> FullCookie {
-    FullCookie {
-        norm: gp::SEQ.snap(),
-        exp: exp::SEQ.snap(),
-    }
+    FullCookie { norm: gp::SEQ.snap(), exp: exp::SEQ.snap() }
 }
 
 /// A cookie for now, and a wish for the grace period that it names.
@@ -162,7 +159,5 @@ pub(crate) fn exp_ended(_: &Root<'_>) {
 
 /// Whether a cookie of `start_poll` needs yet another grace period.
 pub(crate) fn still_wanted(_: &Root<'_>) -> bool {
-    !POLLED
-        .current()
-        .done(Seq::from_raw(WANTED.load(Ordering::Relaxed)))
+    !POLLED.current().done(Seq::from_raw(WANTED.load(Ordering::Relaxed)))
 }

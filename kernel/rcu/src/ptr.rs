@@ -58,10 +58,7 @@ struct Inner<T> {
 impl<T> RcuBox<T> {
     /// Allocates. Context: where the global allocator may be used.
     pub fn new(value: T) -> Self {
-        RcuBox(Box::new(Inner {
-            head: CallbackHead::new(),
-            value,
-        }))
+        RcuBox(Box::new(Inner { head: CallbackHead::new(), value }))
     }
 }
 
@@ -87,16 +84,12 @@ pub struct Rcu<T: Send + Sync + 'static> {
 impl<T: Send + Sync + 'static> Rcu<T> {
     /// Points nowhere.
     pub const fn null() -> Self {
-        Rcu {
-            ptr: AtomicPtr::new(ptr::null_mut()),
-        }
+        Rcu { ptr: AtomicPtr::new(ptr::null_mut()) }
     }
 
     /// Points to `value`.
     pub fn new(value: RcuBox<T>) -> Self {
-        Rcu {
-            ptr: AtomicPtr::new(Box::into_raw(value.0)),
-        }
+        Rcu { ptr: AtomicPtr::new(Box::into_raw(value.0)) }
     }
 
     /// The value now, for as long as the reader lives. Context: any. One load.

@@ -92,10 +92,7 @@ impl Cx for RcuReadGuard<'_> {}
 /// ```
 #[inline(always)]
 pub fn read_lock<'c>(_cx: &'c (impl Cx + ?Sized)) -> RcuReadGuard<'c> {
-    debug_assert!(
-        eqs::watching_here(),
-        "EQS-2: a reader where RCU does not watch (idle loop?)"
-    );
+    debug_assert!(eqs::watching_here(), "EQS-2: a reader where RCU does not watch (idle loop?)");
     READER.inc();
     RcuReadGuard(PhantomData)
 }
@@ -103,10 +100,7 @@ pub fn read_lock<'c>(_cx: &'c (impl Cx + ?Sized)) -> RcuReadGuard<'c> {
 impl Drop for RcuReadGuard<'_> {
     #[inline(always)]
     fn drop(&mut self) {
-        debug_assert!(
-            READER.get() & !NOTHING_SPECIAL != 0,
-            "RCU: unlock without lock"
-        );
+        debug_assert!(READER.get() & !NOTHING_SPECIAL != 0, "RCU: unlock without lock");
         if READER.dec_and_is_zero() {
             unlock_special();
         }
@@ -222,9 +216,7 @@ pub(crate) fn context_switch(prev: &'static Thread, next: &'static Thread, preem
     if !stays {
         // Kept with the special bit inverted, so that a fresh thread's zero means "nothing".
         // Relaxed: the scheduler orders a thread's stay on one CPU before its stay on the next (SCHED-5).
-        prev.rcu
-            .nesting
-            .store(word ^ NOTHING_SPECIAL, Ordering::Relaxed);
+        prev.rcu.nesting.store(word ^ NOTHING_SPECIAL, Ordering::Relaxed);
         READER.set(next.rcu.nesting.load(Ordering::Relaxed) ^ NOTHING_SPECIAL);
     }
 }
@@ -241,34 +233,21 @@ fn queue_blocked(thread: &'static Thread) {
     let mut state = node.lock(ATOMIC);
     // A CPU that has reported (its bit is clear) can only have begun this reader after it did, or be in no reader that
     // the grace period waits for: the report comes from a place outside of readers, or this thread would be queued.
-    let blocks = Blocks {
-        norm: state.qsmask & bit != 0,
-        exp: state.expmask & bit != 0,
-    };
+    let blocks = Blocks { norm: state.qsmask & bit != 0, exp: state.expmask & bit != 0 };
     state.blkd.queue(thread, blocks);
-    thread
-        .rcu
-        .blocked_node
-        .store(ptr::from_ref(node).cast_mut().cast(), Ordering::Relaxed);
+    thread.rcu.blocked_node.store(ptr::from_ref(node).cast_mut().cast(), Ordering::Relaxed);
 }
 
 /// Takes a thread whose reader is over off its leaf's list, and reports what that frees.
 fn unlink_if_blocked(thread: &'static Thread) {
-    let node = thread
-        .rcu
-        .blocked_node
-        .load(Ordering::Relaxed)
-        .cast::<Node>();
+    let node = thread.rcu.blocked_node.load(Ordering::Relaxed).cast::<Node>();
     // SAFETY: null, or a `&'static Node` from `queue_blocked`.
     let Some(node) = (unsafe { node.as_ref::<'static>() }) else {
         return;
     };
     let mut state = node.lock(ATOMIC);
     let last = state.blkd.remove(thread);
-    thread
-        .rcu
-        .blocked_node
-        .store(ptr::null_mut(), Ordering::Relaxed);
+    thread.rcu.blocked_node.store(ptr::null_mut(), Ordering::Relaxed);
     if last.norm {
         report_unblocked(node, state);
     } else {

@@ -124,12 +124,7 @@ impl Seq {
 impl fmt::Debug for Seq {
     /// Signed grace-period count and state, as `-300.0`: small numbers near the wrap.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{}.{}",
-            (self.0 as i64) >> Self::STATE_BITS,
-            self.state()
-        )
+        write!(f, "{}.{}", (self.0 as i64) >> Self::STATE_BITS, self.state())
     }
 }
 
@@ -174,10 +169,7 @@ impl SeqCounter {
     /// If one runs already (SEQ-1 broken).
     pub(crate) fn start(&self) -> Seq {
         let old = self.current();
-        assert!(
-            !old.is_running(),
-            "SEQ-1: grace period {old:?} started twice"
-        );
+        assert!(!old.is_running(), "SEQ-1: grace period {old:?} started twice");
         let new = old.begun();
         self.store(new);
         // Full: pairs with the fence in `snap`. The start before the look at the readers: whoever still saw the old
@@ -268,10 +260,7 @@ mod tests {
         let now = idle(0);
         assert!(!now.done_exact(now.snap()));
         assert!(!now.done_exact(running(0).snap()));
-        assert!(
-            now.done_exact(idle(3)),
-            "two grace periods further than any snapshot"
-        );
+        assert!(now.done_exact(idle(3)), "two grace periods further than any snapshot");
         assert!(now.done_exact(idle(i64::MAX >> 2)));
     }
 

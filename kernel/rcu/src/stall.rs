@@ -40,10 +40,7 @@ impl Watch {
     /// Starts now.
     pub(crate) fn new() -> Watch {
         let now = clock::now_ns();
-        Watch {
-            started_ns: now,
-            report_at_ns: now + timeout_ns(),
-        }
+        Watch { started_ns: now, report_at_ns: now + timeout_ns() }
     }
 
     /// Nanoseconds until there may be something to report; for a waiter with nothing else to do meanwhile.
@@ -90,18 +87,9 @@ fn report(kind: Kind, gp: Seq, ms: u64) {
             let mut blocked = Blocked::default();
             match kind {
                 Kind::Normal => state.blkd.for_each_gp_blocker(|thread| blocked.add(thread)),
-                Kind::Expedited => state
-                    .blkd
-                    .for_each_exp_blocker(|thread| blocked.add(thread)),
+                Kind::Expedited => state.blkd.for_each_exp_blocker(|thread| blocked.add(thread)),
             }
-            (
-                if kind == Kind::Normal {
-                    state.qsmask
-                } else {
-                    state.expmask
-                },
-                blocked,
-            )
+            (if kind == Kind::Normal { state.qsmask } else { state.expmask }, blocked)
         };
         for (cpu, _) in leaf.cpus(missing) {
             let shared = shared(cpu);
@@ -119,10 +107,7 @@ fn report(kind: Kind, gp: Seq, ms: u64) {
             log::error!("rcu: and {} more threads", blocked.more);
         }
     }
-    assert!(
-        !PANIC_ON_STALL.get(),
-        "RCU stall: grace period {gp:?} has been waiting for {ms} ms"
-    );
+    assert!(!PANIC_ON_STALL.get(), "RCU stall: grace period {gp:?} has been waiting for {ms} ms");
 }
 
 /// The first few blocked threads, copied out so that nothing is logged under a node lock.

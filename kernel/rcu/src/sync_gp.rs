@@ -46,24 +46,14 @@ static WAITERS: LlistHead = LlistHead::new();
 /// ```
 pub fn synchronize_rcu(cx: &mut MaySleep) {
     cx.assert_may_sleep();
-    debug_assert!(
-        read_depth() == 0,
-        "RCU: synchronize_rcu inside a reader waits for itself"
-    );
-    let waiter = Waiter {
-        node: LlistNode::new(),
-        since: gp::SEQ.snap(),
-        done: Completion::new(),
-    };
+    debug_assert!(read_depth() == 0, "RCU: synchronize_rcu inside a reader waits for itself");
+    let waiter = Waiter { node: LlistNode::new(), since: gp::SEQ.snap(), done: Completion::new() };
     // SAFETY: the waiter stays on this stack until `done`, which is the last that the grace-period thread touches; only
     // one list, once.
     unsafe { WAITERS.add((&raw const waiter.node).cast_mut()) };
     gp::request(gp::SEQ.snap());
     waiter.done.wait(cx);
-    debug_assert!(
-        gp::SEQ.done(waiter.since),
-        "S5-12: woken before the snapshot was due"
-    );
+    debug_assert!(gp::SEQ.done(waiter.since), "S5-12: woken before the snapshot was due");
 }
 
 /// All that wait now, oldest last. Before the counter steps.

@@ -166,17 +166,12 @@ impl Tree {
 
 /// Builds the tree. Context: task, boot, once; allocates.
 pub(crate) fn build(shape: Geometry) {
-    let mut nodes: Vec<Node> = (0..shape.nodes())
-        .map(|index| Node::new(shape.place(index)))
-        .collect();
+    let mut nodes: Vec<Node> = (0..shape.nodes()).map(|index| Node::new(shape.place(index))).collect();
     for index in 1..nodes.len() {
         let place = nodes[index].place;
         nodes[place.parent.expect("GEO-2: only the root has no parent")].children |= place.grpmask;
     }
-    TREE.call_once(|| Tree {
-        shape,
-        nodes: Box::leak(nodes.into_boxed_slice()),
-    });
+    TREE.call_once(|| Tree { shape, nodes: Box::leak(nodes.into_boxed_slice()) });
 }
 
 /// The tree.

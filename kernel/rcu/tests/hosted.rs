@@ -9,8 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use arch::hosted::{self, HostAlloc, in_own_process};
 use arch::{CpuId, PhysAddr, clock, cpu, irq, smp};
 use grange_rcu::{
-    self as rcu, Rcu, RcuBox, call_rcu, rcu_barrier, read_lock, synchronize_rcu,
-    synchronize_rcu_expedited,
+    self as rcu, Rcu, RcuBox, call_rcu, rcu_barrier, read_lock, synchronize_rcu, synchronize_rcu_expedited,
 };
 use sched::{JoinHandle, Prio};
 use sync::callback::CallbackHead;
@@ -29,11 +28,7 @@ fn machine(cpus: usize, cmdline: &'static str, body: impl FnOnce(&mut MaySleep) 
         sync::init();
         let regions: Vec<_> = arch::topology::memory_ranges()
             .iter()
-            .map(|m| mm::Region {
-                start: PhysAddr::new(m.start),
-                end: PhysAddr::new(m.start + m.len),
-                node: m.node,
-            })
+            .map(|m| mm::Region { start: PhysAddr::new(m.start), end: PhysAddr::new(m.start + m.len), node: m.node })
             .collect();
         // SAFETY: the machine's memory is nobody's yet.
         unsafe { mm::init(&regions) };
@@ -85,10 +80,7 @@ fn queue(count: &Arc<AtomicUsize>) {
         let counted = unsafe { Box::from_raw(head.cast::<Counted>()) };
         counted.count.fetch_add(1, Ordering::Relaxed);
     }
-    let counted = Box::new(Counted {
-        head: CallbackHead::new(),
-        count: count.clone(),
-    });
+    let counted = Box::new(Counted { head: CallbackHead::new(), count: count.clone() });
     // SAFETY: leaked to the callback.
     unsafe { call_rcu(Box::into_raw(counted).cast(), func) };
 }
@@ -174,90 +166,102 @@ fn callbacks_of_all_cpus_run_and_a_barrier_waits_for_them() {
     });
 }
 
-/// The pipe: see the in-kernel suite.
-#[test]
-fn no_reader_sees_an_element_that_is_two_grace_periods_old() {
-    const STAGES: usize = 10;
-    struct Element {
-        stage: AtomicUsize,
+/// Stages of the pipe: so many grace periods an element is kept after it was replaced.
+const STAGES: usize = 10;
+
+/// What the pipe's threads share.
+struct Pipe {
+    /// The element that readers find: the number of grace periods since it was replaced.
+    current: Rcu<Arc<AtomicUsize>>,
+    stop: AtomicBool,
+    /// Sections by the age of their element at their end.
+    ages: [AtomicU64; STAGES + 1],
+}
+
+/// Reads until told to stop; sections are short for the most part, and at times longer than a slice, so that they are
+/// preempted.
+fn pipe_reader(pipe: &Pipe, mut turn: u32) {
+    while !pipe.stop.load(Ordering::Relaxed) {
+        turn = turn.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        let long = turn >> 26 == 0;
+        let off = (!long && turn & 0x3000 == 0).then(|| PreemptGuard::new(ATOMIC));
+        let guard = read_lock(ATOMIC);
+        let age = pipe.current.read(&guard).expect("never null");
+        let ns = if long { 20 * MS } else { u64::from(turn >> 20) };
+        let end = clock::now_ns() + ns;
+        while clock::now_ns() < end {
+            irq::relax();
+        }
+        let age = age.load(Ordering::Relaxed).min(STAGES);
+        drop(guard);
+        drop(off);
+        pipe.ages[age].fetch_add(1, Ordering::Relaxed);
     }
-    struct Shared {
-        current: Rcu<Arc<Element>>,
-        stop: AtomicBool,
-        ages: [AtomicU64; STAGES + 1],
+}
+
+/// Replaces elements for `ns`, and makes the replaced ones a grace period older after each `wait`; returns how often.
+fn pipe_updater(cx: &mut MaySleep, pipe: &Pipe, ns: u64, wait: fn(&mut MaySleep)) -> u64 {
+    let until = clock::now_ns() + ns;
+    let mut turns = 0;
+    let fresh = || Arc::new(AtomicUsize::new(0));
+    let mut current = fresh();
+    pipe.current.replace(Some(RcuBox::new(current.clone()))).expect("never null").retire();
+    let mut old = Vec::new();
+    while clock::now_ns() < until {
+        let next = fresh();
+        let retired = pipe.current.replace(Some(RcuBox::new(next.clone()))).expect("never null");
+        old.push((retired, std::mem::replace(&mut current, next)));
+        wait(cx);
+        turns += 1;
+        let older = |(retired, age): (rcu::Retired<_>, Arc<AtomicUsize>)| {
+            if age.fetch_add(1, Ordering::Relaxed) + 1 < STAGES {
+                return Some((retired, age));
+            }
+            retired.retire();
+            None
+        };
+        old = old.into_iter().filter_map(older).collect();
     }
-    in_own_process(|| {
-        machine(3, "", |cx| {
-            let element = || {
-                RcuBox::new(Arc::new(Element {
-                    stage: AtomicUsize::new(0),
-                }))
-            };
-            let shared = Arc::new(Shared {
-                current: Rcu::new(element()),
+    old.into_iter().for_each(|(retired, _)| retired.retire());
+    turns
+}
+
+/// First one reader a CPU, which runs most of the time; then three, which are preempted most of the time.
+fn run_pipe(wait: fn(&mut MaySleep)) {
+    machine(3, "", |cx| {
+        for readers in [3_usize, 9] {
+            let pipe = Arc::new(Pipe {
+                current: Rcu::new(RcuBox::new(Arc::new(AtomicUsize::new(0)))),
                 stop: AtomicBool::new(false),
                 ages: [const { AtomicU64::new(0) }; STAGES + 1],
             });
-            let readers: Vec<_> = (0..4)
-                .map(|i| {
-                    let shared = shared.clone();
-                    spawn(cx, Some(i % 3), move |_| {
-                        let mut turn = i as u32;
-                        while !shared.stop.load(Ordering::Relaxed) {
-                            turn = turn.wrapping_mul(1664525).wrapping_add(1013904223);
-                            let off = (turn & 0x3000 == 0).then(|| PreemptGuard::new(ATOMIC));
-                            let guard = read_lock(ATOMIC);
-                            let at = shared.current.read(&guard).expect("never null");
-                            let first = at.stage.load(Ordering::Relaxed);
-                            for _ in 0..turn >> 24 {
-                                irq::relax();
-                            }
-                            let last = at.stage.load(Ordering::Relaxed);
-                            drop(guard);
-                            drop(off);
-                            assert!(first <= last);
-                            shared.ages[last.min(STAGES)].fetch_add(1, Ordering::Relaxed);
-                        }
-                    })
-                })
-                .collect();
-            let until = clock::now_ns() + 3_000 * MS;
-            let mut old: Vec<(rcu::Retired<Arc<Element>>, Arc<Element>)> = Vec::new();
-            let mut turns = 0;
-            while clock::now_ns() < until {
-                let new = element();
-                let kept = {
-                    let guard = read_lock(cx);
-                    shared.current.read(&guard).expect("never null").clone()
-                };
-                let retired = shared.current.replace(Some(new)).expect("never null");
-                old.push((retired, kept));
-                if turns % 2 == 0 {
-                    synchronize_rcu(cx);
-                } else {
-                    synchronize_rcu_expedited(cx);
-                }
-                turns += 1;
-                let mut still = Vec::new();
-                for (retired, kept) in old.drain(..) {
-                    if kept.stage.fetch_add(1, Ordering::Relaxed) + 1 < STAGES {
-                        still.push((retired, kept));
-                    } else {
-                        retired.retire();
-                    }
-                }
-                old = still;
-            }
-            shared.stop.store(true, Ordering::Relaxed);
+            let spawn_reader = |i| {
+                let pipe = pipe.clone();
+                spawn(cx, Some(i % 3), move |_| pipe_reader(&pipe, i as u32))
+            };
+            let readers: Vec<_> = (0..readers).map(spawn_reader).collect();
+            let theirs = pipe.clone();
+            let update = move |cx: &mut MaySleep| pipe_updater(cx, &theirs, 2_000 * MS, wait);
+            let updater = sched::spawn(cx, "updater", Prio::HIGH, None, update);
+            let turns = updater.expect("memory for a thread").join(cx);
+            pipe.stop.store(true, Ordering::Relaxed);
             readers.into_iter().for_each(|reader| reader.join(cx));
-            let ages: Vec<_> = shared.ages.iter().map(|a| a.load(Ordering::Relaxed)).collect();
-            assert!(turns > 20, "{turns} grace periods");
-            assert!(ages[0] > 1000, "{ages:?}");
-            assert!(ages[2..].iter().all(|&n| n == 0), "too old: {ages:?}");
-            old.into_iter().for_each(|(retired, _)| retired.retire());
+            let ages: Vec<_> = pipe.ages.iter().map(|age| age.load(Ordering::Relaxed)).collect();
+            assert!(turns > 10 && ages[0] > 100, "{turns} grace periods, {ages:?}");
+            assert!(ages[2..].iter().all(|&n| n == 0), "too old after {turns} grace periods: {ages:?}");
             rcu_barrier(cx);
-        });
+        }
     });
+}
+
+#[test]
+fn no_reader_sees_an_element_that_is_two_grace_periods_old() {
+    in_own_process(|| run_pipe(synchronize_rcu));
+}
+
+#[test]
+fn no_reader_sees_an_element_that_is_two_expedited_grace_periods_old() {
+    in_own_process(|| run_pipe(synchronize_rcu_expedited));
 }
 
 #[test]
