@@ -12,6 +12,8 @@
 //! Everything but `tables` is pure and works on byte slices, so damage of every kind is tested on
 //! the host. A damaged table costs one log line and the knowledge in that table, nothing else.
 
+#[cfg(test)]
+mod damage_tests;
 mod machine;
 mod madt;
 mod slit;

@@ -4,6 +4,7 @@ extern crate std;
 use super::super::walk::build::{seal, table};
 use super::*;
 use std::boxed::Box;
+use std::sync::Mutex;
 use std::vec::Vec;
 
 const RSDP: usize = 0x1000;
@@ -46,8 +47,12 @@ fn seal_rsdp(memory: &mut [u8]) {
     }
 }
 
+/// Toy memories stay for ever, as physical memory does; held here, they do not count as leaks.
+static MEMORIES: Mutex<Vec<&'static [u8]>> = Mutex::new(Vec::new());
+
 fn open(memory: Vec<u8>) -> Result<Tables, Damage> {
     let memory: &'static [u8] = Box::leak(memory.into_boxed_slice());
+    MEMORIES.lock().expect("no test panics while it holds the list").push(memory);
     // SAFETY: the leaked slice stays readable, is not written, and `in_toy` is true inside it only.
     let window = unsafe { PhysWindow::new(memory.as_ptr(), in_toy) };
     Tables::open(window, RSDP as u64)

@@ -15,6 +15,7 @@
 //!   APIC as the interrupted code had it: that code may be between its two halves.
 //! - TRAP-3: the NMI handler does not nest. The entry code survives any nesting; an NMI that comes
 //!   while the handler runs is remembered, and the handler runs once more (ARCH-3).
+//! - TRAP-4: double fault and machine check end the machine, even if their handler returns.
 //!
 //! Answers to `arch/x86/kernel/traps.c` and `irq.c` of Linux.
 
@@ -176,13 +177,15 @@ fn exception(vector: u8, frame: &mut TrapFrame) {
     let has_address = matches!(kind, ExceptionKind::PageFault | ExceptionKind::DoubleFault);
     let exception =
         Exception { kind, error_code: frame.error_code, address: if has_address { fault_address } else { 0 } };
-    match handlers() {
-        Some(handlers) => (handlers.exception)(exception, frame),
-        None => {
-            report::fatal(frame, &report::Reason(&exception, frame.sp));
-            exit::debug_exit(Verdict::Panic)
+    if let Some(handlers) = handlers() {
+        (handlers.exception)(exception, frame);
+        if !matches!(kind, ExceptionKind::DoubleFault | ExceptionKind::MachineCheck) {
+            return;
         }
+        // TRAP-4: what these two interrupted cannot go on, and their stacks do not nest.
     }
+    report::fatal(frame, &report::Reason(&exception, frame.sp));
+    exit::debug_exit(Verdict::Panic)
 }
 
 fn kind_of(vector: u8) -> Option<ExceptionKind> {
