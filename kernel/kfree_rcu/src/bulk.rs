@@ -106,14 +106,24 @@ fn free_heads(mut next: Option<NonNull<RcuPtr>>) {
     }
 }
 
+/// Where a batch is.
+enum Stage {
+    /// Nowhere: it may be filled.
+    Free,
+    /// Waiting for its grace period, or for a worker after it.
+    Waiting(Load),
+    /// A worker has the load and is not done with it.
+    Freeing,
+}
+
 /// A load on its way through a grace period.
 struct Batch {
     rcu: UnsafeCell<CallbackHead>,
     work: WorkItem,
     /// Whose batch it is. Written before the batch is submitted.
     home: AtomicPtr<Krc>,
-    /// Holds something from the submission until the work takes it. Nothing nests inside the lock.
-    load: SpinLock<Option<Load>>,
+    /// Nothing nests inside the lock.
+    stage: SpinLock<Stage>,
 }
 
 /// One CPU's objects.
@@ -135,7 +145,7 @@ impl Batch {
             rcu: UnsafeCell::new(CallbackHead::new()),
             work: WorkItem::new(free_batch),
             home: AtomicPtr::new(ptr::null_mut()),
-            load: SpinLock::new(None, &BATCH_CLASS),
+            stage: SpinLock::new(Stage::Free, &BATCH_CLASS),
         }
     }
 }
@@ -252,13 +262,13 @@ impl Krc {
             return true;
         }
         for batch in &self.batches {
-            let mut slot = batch.load.lock_irqsave(ATOMIC);
-            if slot.is_none() {
-                *slot = Some(core::mem::replace(&mut *load, Load::new()));
+            let mut stage = batch.stage.lock_irqsave(ATOMIC);
+            if let Stage::Free = *stage {
+                *stage = Stage::Waiting(core::mem::replace(&mut *load, Load::new()));
                 batch.home.store(ptr::from_ref(self).cast_mut(), Relaxed);
-                drop(slot);
+                drop(stage);
                 drop(load);
-                // SAFETY: the slot was free, so its last callback has run; nobody else submits this head.
+                // SAFETY: the batch was free, so its last callback has run; nobody else submits this head.
                 unsafe { rcu::call_rcu(batch.rcu.get(), grace_period_over) };
                 return true;
             }
@@ -268,7 +278,7 @@ impl Krc {
 
     fn is_idle(&self) -> bool {
         self.load.lock_irqsave(ATOMIC).is_empty()
-            && self.batches.iter().all(|batch| batch.load.lock_irqsave(ATOMIC).is_none())
+            && self.batches.iter().all(|batch| matches!(*batch.stage.lock_irqsave(ATOMIC), Stage::Free))
     }
 }
 
@@ -283,10 +293,10 @@ unsafe fn grace_period_over(head: *mut CallbackHead) {
 fn free_batch(work: &WorkItem, _: &mut MaySleep) {
     // SAFETY: only `Batch::work` has this function.
     let batch: &'static Batch = unsafe { &*core::ptr::from_ref(work).byte_sub(offset_of!(Batch, work)).cast() };
-    let load = batch.load.lock_irqsave(ATOMIC).take();
-    if let Some(load) = load {
-        load.free_all();
-    }
+    let stage = core::mem::replace(&mut *batch.stage.lock_irqsave(ATOMIC), Stage::Freeing);
+    let Stage::Waiting(load) = stage else { unreachable!("BULK: a batch without a load came back") };
+    load.free_all();
+    *batch.stage.lock_irqsave(ATOMIC) = Stage::Free;
     // SAFETY: set before the batch was submitted, to a Krc, which lives for ever.
     unsafe { &*batch.home.load(Relaxed) }.arm.queue();
 }
@@ -301,11 +311,12 @@ pub(crate) fn drain(cx: &mut MaySleep) {
         while !krc.is_idle() {
             // The callbacks of the batches have run after this, and so their work is queued.
             rcu::rcu_barrier(cx);
-            for batch in &krc.batches {
-                batch.work.flush(cx);
-            }
+            krc.batches.iter().for_each(|batch| batch.work.flush(cx));
             krc.drain_ready();
         }
+        // A drain that began before may hold pages that it took off.
+        krc.now.flush(cx);
+        krc.later.flush(cx);
     }
 }
 
@@ -313,7 +324,10 @@ pub(crate) fn drain(cx: &mut MaySleep) {
 pub fn pending() -> usize {
     let waiting = |krc: &Krc| {
         let batches = krc.batches.iter();
-        let under_way = batches.map(|batch| batch.load.lock_irqsave(ATOMIC).as_ref().map_or(0, Load::objects));
+        let under_way = batches.map(|batch| match &*batch.stage.lock_irqsave(ATOMIC) {
+            Stage::Waiting(load) => load.objects(),
+            Stage::Free | Stage::Freeing => 0,
+        });
         krc.load.lock_irqsave(ATOMIC).objects() + under_way.sum::<usize>()
     };
     arch::cpu::present().iter().map(|cpu| waiting(krc_of(cpu))).sum()

@@ -15,7 +15,7 @@ use core::mem::offset_of;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::Ordering::Relaxed;
 
-use arch::{NodeId, PAGE_SIZE};
+use arch::NodeId;
 use mm::{Page, PageKind, SlabView};
 use sync::CallbackHead;
 

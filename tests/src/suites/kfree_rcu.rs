@@ -12,7 +12,7 @@ use mm::AllocFlags;
 use sched::Prio;
 use slab::{CacheFlags, Layout, RawCache, Stat};
 use sync::nmi::NmiHandler;
-use sync::{Once, Rng};
+use sync::{ATOMIC, Once, PreemptGuard, Rng};
 
 use crate::{Failure, ensure, ensure_eq, ktest, skip};
 
@@ -199,6 +199,8 @@ ktest! {
     fn kfree_rcu_nolock_at_every_instruction_of_kfree_rcu(t: &mut Test) {
         let cache = *STEPPED.call_once(|| cache("test_krn_step").expect("a cache"));
         let mut given = 0_u64;
+        // The trap flag belongs to the CPU: another thread must not inherit it.
+        let pin = PreemptGuard::new(ATOMIC);
         let boundaries = arch::step::single_step(
             || {
                 for _ in 0..150 {
@@ -210,6 +212,7 @@ ktest! {
             },
             || sync::nmi::as_nmi(|| nolock_pair(&STEPPED)),
         );
+        drop(pin);
         t.note(format_args!("{boundaries} instruction boundaries, {} objects given up from there", GIVEN.load(Relaxed)));
         ensure!(boundaries > 5_000, "only {boundaries} boundaries");
         ensure!(GIVEN.load(Relaxed) > 0, "no call from a boundary got an object");
@@ -242,6 +245,10 @@ ktest! {
                 let Some(node) = node(cache) else { continue };
                 // SAFETY: allocated here, and nobody else knows it.
                 if rng.chance(3, 4) { unsafe { kfree_rcu_object(node) } } else { unsafe { cache.free(node.cast()) } }
+                if rng.chance(1, 16) {
+                    // Where one host thread runs all CPUs, this is where another one gets its turn.
+                    arch::irq::relax();
+                }
                 sched::cond_resched(cx);
             }
         });

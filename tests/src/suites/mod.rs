@@ -6,6 +6,8 @@ mod kfree_rcu;
 mod mm;
 mod nmi;
 mod percpu;
+mod rcu;
+mod rcu_torture;
 mod sched;
 mod slab;
 mod sync;

@@ -13,7 +13,7 @@ use mm::AllocFlags;
 use sched::Prio;
 use slab::{CacheFlags, Layout, RawCache, Stat};
 use sync::nmi::NmiHandler;
-use sync::{Once, Rng};
+use sync::{ATOMIC, Once, PreemptGuard, Rng};
 
 use crate::{Failure, ensure, ensure_eq, ktest, skip};
 
@@ -179,6 +179,8 @@ ktest! {
     fn nolock_calls_at_every_instruction_of_alloc_and_free(t: &mut Test) {
         let cache = *STEPPED.call_once(|| cache("test_step").expect("a cache"));
         let mut held = Vec::with_capacity(200);
+        // The trap flag belongs to the CPU: another thread must not inherit it.
+        let pin = PreemptGuard::new(ATOMIC);
         let boundaries = arch::step::single_step(
             || {
                 // More than two sheaves, so that every exchange is stepped over: spare, barn, slabs, and back.
@@ -190,6 +192,7 @@ ktest! {
             },
             || sync::nmi::as_nmi(nolock_pair),
         );
+        drop(pin);
         t.note(format_args!("{boundaries} instruction boundaries, {} of the calls found no object", MISSES.load(Relaxed)));
         ensure!(boundaries > 5_000, "only {boundaries} boundaries");
         ensure_eq!(DAMAGED.load(Relaxed), 0, "objects with two holders");
@@ -235,6 +238,10 @@ ktest! {
                     damaged += u64::from(!is_filled(object, object.as_ptr().addr() as u64));
                     // SAFETY: allocated above, given up here.
                     unsafe { cache.free(object) };
+                }
+                if rng.chance(1, 16) {
+                    // Where one host thread runs all CPUs, this is where another one gets its turn.
+                    arch::irq::relax();
                 }
                 sched::cond_resched(cx);
             }
