@@ -49,6 +49,8 @@ pub struct Left {
     pub ending: Ending,
     /// What COM1 said.
     pub console: Vec<u8>,
+    /// Where each CPU was when the guest was given up, one a line; empty for one that ended by itself.
+    pub cpus: String,
     /// What QEMU itself said.
     pub stderr: String,
     /// From QEMU's start to its end.
@@ -88,6 +90,7 @@ impl Boot<'_> {
         let mut child = Owned::start(&mut command)?;
         let mut tail = Tail::open(&self.file("com2.log"), &self.file("console.log"))?;
         let mut pulse = Pulse::new(self.limits, started);
+        let mut cpus = String::new();
         let ending = loop {
             // First whether it has ended, then what it wrote: so nothing that it wrote is missed.
             let status = child.0.try_wait().context("waiting for QEMU")?;
@@ -102,7 +105,8 @@ impl Boot<'_> {
                 break Ending::Interrupted;
             }
             if let Some(why) = pulse.hang(Instant::now()) {
-                break self.last_words(why, &mut child, socket_dir.path());
+                cpus = self.last_words(&mut child, socket_dir.path());
+                break Ending::Hung(why);
             }
             std::thread::sleep(POLL);
         };
@@ -110,18 +114,40 @@ impl Boot<'_> {
         tail.read(on_frame)?;
         let stderr = std::fs::read_to_string(self.file("qemu-stderr.log")).unwrap_or_default();
         let console = std::fs::read(self.file("console.log")).unwrap_or_default();
-        Ok(Left { stream: tail.finish(), ending, console, stderr, took: started.elapsed() })
+        Ok(Left { stream: tail.finish(), ending, console, cpus, stderr, took: started.elapsed() })
     }
 
-    /// The guest hangs: an NMI to every CPU makes the kernel print where each is.
-    fn last_words(&self, why: String, child: &mut Owned, sockets: &Path) -> Ending {
-        let mut qmp = Qmp::connect(&sockets.join("qmp"), Duration::from_millis(200));
-        if qmp.as_mut().and_then(Qmp::inject_nmi).is_some() {
+    /// The guest hangs. QEMU is asked where each CPU is; an NMI to all of them makes a kernel that still can say more.
+    fn last_words(&self, child: &mut Owned, sockets: &Path) -> String {
+        let Some(mut qmp) = Qmp::connect(&sockets.join("qmp"), Duration::from_millis(200)) else {
+            return String::new();
+        };
+        let registers = qmp.monitor("info registers -a", LAST_WORDS).unwrap_or_default();
+        // A file that cannot be written is missing afterwards; the verdict is the same.
+        let _ = write(&self.file("registers.txt"), &registers.replace('\r', ""));
+        if qmp.inject_nmi().is_some() {
             // Whether it ends by itself or not, it hung.
             let _ = child.wait_for(Some(LAST_WORDS));
         }
-        Ending::Hung(why)
+        where_cpus_are(&registers)
     }
+}
+
+/// One line a CPU from what the monitor's `info registers -a` prints.
+fn where_cpus_are(registers: &str) -> String {
+    let mut out = String::new();
+    let mut cpu = "?";
+    for line in registers.lines() {
+        if let Some(number) = line.trim().strip_prefix("CPU#") {
+            cpu = number;
+        }
+        let mut fields = line.split_whitespace();
+        if let Some(ip) = fields.clone().find_map(|field| field.strip_prefix("RIP=")) {
+            let halted = if fields.any(|field| field == "HLT=1") { ", halted" } else { "" };
+            out.push_str(&format!("cpu {cpu} is at 0x{ip}{halted}\n"));
+        }
+    }
+    out
 }
 
 fn ending_of(status: ExitStatus) -> Ending {
@@ -167,5 +193,21 @@ impl Tail {
         let mut stream = self.stream;
         stream.errors.extend(self.reader.finish());
         stream
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_monitors_registers_become_one_line_a_cpu() {
+        let registers = "\r\nCPU#0\r\nRAX=0 RBX=1\r\nRIP=ffffffff80001234 RFL=00000246 [---Z-P-] CPL=0 II=0 A20=1 SMM=0 HLT=0\r\n\r\n\
+                         CPU#1\r\nRIP=ffffffff80005678 RFL=00000002 [-------] CPL=0 II=0 A20=1 SMM=0 HLT=1\r\n";
+        assert_eq!(
+            where_cpus_are(registers),
+            "cpu 0 is at 0xffffffff80001234\ncpu 1 is at 0xffffffff80005678, halted\n"
+        );
+        assert_eq!(where_cpus_are(""), "");
     }
 }

@@ -8,7 +8,7 @@
 //! | [`frames`], [`ktap`], [`verdict`] | what a guest said on COM2, and whether that is a pass: pure functions |
 //! | [`kernel_tests`], [`symbols`], [`console`] | what is read from the kernel's ELF, and its addresses made readable |
 //! | [`guest`], [`pulse`], [`rundir`] | one boot under watch, and the folder that keeps what it left |
-//! | [`run`] with [`typist`], [`test`], [`lint`], [`ci`], [`doctor`] | the commands |
+//! | [`run`] with [`typist`], [`test`], [`smp`], [`lint`], [`ci`], [`doctor`] | the commands |
 //!
 //! It is a library so that the tests in `tests/` can use the parsers and the writer of frames.
 
@@ -31,6 +31,7 @@ pub mod qmp;
 pub mod run;
 pub mod rundir;
 pub mod shape;
+pub mod smp;
 pub mod symbols;
 pub mod test;
 pub mod toolchain;
@@ -67,6 +68,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
     match cli.command {
         Command::Run(args) => run::run(&workspace, &args),
         Command::Test(args) => test::test(&workspace, &args),
+        Command::Smp(args) => smp::smp(&workspace, &args),
         Command::Lint => lint::lint(&workspace),
         Command::Ci(args) => ci::ci(&workspace, &args),
         Command::Doctor(args) => doctor::doctor(&workspace, &args),

@@ -49,28 +49,48 @@ impl Qmp {
         self.send("inject-nmi")
     }
 
+    /// What a command of the human monitor prints; `None` when no answer comes within `patience`.
+    #[must_use]
+    pub fn monitor(&mut self, line: &str, patience: Duration) -> Option<String> {
+        let ask = json!({
+            "execute": "human-monitor-command", "arguments": { "command-line": line }, "id": "monitor"
+        });
+        self.stream.write_all(format!("{ask}\n").as_bytes()).ok()?;
+        let end = Instant::now() + patience;
+        while Instant::now() < end {
+            for message in self.messages() {
+                if message["id"] == "monitor" {
+                    return message["return"].as_str().map(str::to_owned);
+                }
+            }
+            std::thread::sleep(POLL);
+        }
+        None
+    }
+
     /// Why the machine stopped: `guest-shutdown`, `guest-reset`, `host-signal`, … `None` while it runs.
     pub fn shutdown_reason(&mut self) -> Option<&str> {
-        let mut chunk = [0; 4096];
-        while let Ok(length) = self.stream.read(&mut chunk) {
-            if length == 0 {
-                break;
-            }
-            self.partial.extend_from_slice(&chunk[..length]);
-        }
-        while let Some(end) = self.partial.iter().position(|&byte| byte == b'\n') {
-            let line: Vec<u8> = self.partial.drain(..=end).collect();
-            if let Some(reason) = shutdown_in(&line) {
-                self.shutdown = Some(reason);
-            }
-        }
+        self.messages();
         self.shutdown.as_deref()
     }
-}
 
-fn shutdown_in(line: &[u8]) -> Option<String> {
-    let message: Value = serde_json::from_slice(line).ok()?;
-    (message["event"] == "SHUTDOWN").then(|| message["data"]["reason"].as_str().unwrap_or("unknown").to_owned())
+    /// The messages that have come since the last call.
+    fn messages(&mut self) -> Vec<Value> {
+        let mut chunk = [0; 4096];
+        while let Ok(length @ 1..) = self.stream.read(&mut chunk) {
+            self.partial.extend_from_slice(&chunk[..length]);
+        }
+        let mut messages = Vec::new();
+        while let Some(end) = self.partial.iter().position(|&byte| byte == b'\n') {
+            let line: Vec<u8> = self.partial.drain(..=end).collect();
+            let Ok(message) = serde_json::from_slice::<Value>(&line) else { continue };
+            if message["event"] == "SHUTDOWN" {
+                self.shutdown = Some(message["data"]["reason"].as_str().unwrap_or("unknown").to_owned());
+            }
+            messages.push(message);
+        }
+        messages
+    }
 }
 
 #[cfg(test)]

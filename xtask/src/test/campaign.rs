@@ -178,26 +178,16 @@ impl Campaign<'_> {
         match culprit {
             Some(id) => {
                 let from = watch.marks.get(id).map_or(0, |mark| mark.from);
-                records.push(self.failure(id, verdict.exit, reasons, self.readable(&left.console, from, CRASH_LINES)));
+                records.push(self.failure(id, verdict.exit, reasons, self.crash(left, from)));
             }
             None if verdict.any_began && !without.is_empty() => {
                 // It died between two tests: the next one due has to answer for it.
-                records.push(self.failure(
-                    without[0],
-                    verdict.exit,
-                    reasons,
-                    self.readable(&left.console, 0, CRASH_LINES),
-                ));
+                records.push(self.failure(without[0], verdict.exit, reasons, self.crash(left, 0)));
             }
             None => {
                 // It died before the first test or after the last: no test is to blame, and booting again would not help.
                 let nobody = TestId { suite: String::new(), name: format!("boot of {}", self.leg.place()) };
-                records.push(self.failure(
-                    &nobody,
-                    verdict.exit,
-                    reasons,
-                    self.readable(&left.console, 0, CRASH_LINES),
-                ));
+                records.push(self.failure(&nobody, verdict.exit, reasons, self.crash(left, 0)));
                 let unrun = without.iter().map(|id| {
                     self.failure(id, verdict.exit, vec!["did not run: the boot failed".to_owned()], String::new())
                 });
@@ -247,6 +237,12 @@ impl Campaign<'_> {
             self.session.progress.test(&format!("{id}"), Outcome::Failed);
         }
         record
+    }
+
+    /// The log of a boot that did not end well, and where its CPUs were at last.
+    fn crash(&self, left: &Left, from: usize) -> String {
+        let cpus = console::symbolized(&left.cpus, self.symbols);
+        self.readable(&left.console, from, CRASH_LINES) + &cpus
     }
 
     fn readable(&self, console: &[u8], from: usize, limit: usize) -> String {
