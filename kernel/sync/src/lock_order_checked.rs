@@ -108,12 +108,14 @@ impl Tracked {
         slots[at].set(Held::Hole);
         // Trim: the slot reads `Reserved` before the depth falls below it (`LO-1`).
         loop {
-            let depth = DEPTH.get() as usize;
-            if depth == 0 || !matches!(slots[depth - 1].get(), Held::Hole) {
+            let depth = DEPTH.get();
+            if depth == 0 || !matches!(slots[depth as usize - 1].get(), Held::Hole) {
                 return;
             }
-            slots[depth - 1].set(Held::Reserved);
-            DEPTH.dec();
+            slots[depth as usize - 1].set(Held::Reserved);
+            // An interrupt since the look at the slot may have trimmed this hole already: then the depth has changed,
+            // and it must not fall twice.
+            let _ = DEPTH.cmpxchg(depth, depth - 1);
         }
     }
 

@@ -729,19 +729,36 @@ fn lock_tracking_takes_an_nmi_at_any_instruction() {
     static NMI_CLASS: LockClass = LockClass::new("test.stepping");
     static LOCK: SpinLock<u64> = SpinLock::new(0, &CLASS);
     static NMI_LOCK: SpinLock<u64> = SpinLock::new(0, &NMI_CLASS);
+    static STEP: AtomicUsize = AtomicUsize::new(0);
+    static STRIDE: AtomicUsize = AtomicUsize::new(1);
+    static VISITS: AtomicUsize = AtomicUsize::new(0);
+    /// An NMI at each boundary would tidy up before the next one is reached; so each is also the first of its run.
+    const STRIDES: [usize; 3] = [1, 7, 61];
     machine(1, |cx| {
-        let boundaries = arch::step::single_step(
-            || *LOCK.lock_irqsave(cx) += 1,
-            || {
-                as_nmi(|| {
-                    // Free or held, and one that is always free: push and pop in the middle of both.
-                    drop(LOCK.try_lock(ATOMIC));
-                    *NMI_LOCK.try_lock(ATOMIC).expect("no NMI nests") += 1;
-                });
-            },
-        );
-        assert_eq!(*NMI_LOCK.lock_irqsave(cx), boundaries);
-        assert_eq!(*LOCK.lock_irqsave(cx), 1);
+        let mut rounds = 0;
+        for stride in STRIDES {
+            for first in 0..stride {
+                STRIDE.store(stride, Ordering::Relaxed);
+                STEP.store(stride - first, Ordering::Relaxed);
+                let _ = arch::step::single_step(
+                    || *LOCK.lock_irqsave(cx) += 1,
+                    || {
+                        if !STEP.fetch_add(1, Ordering::Relaxed).is_multiple_of(STRIDE.load(Ordering::Relaxed)) {
+                            return;
+                        }
+                        as_nmi(|| {
+                            // Free or held, and one that is always free: push and pop in the middle of both.
+                            drop(LOCK.try_lock(ATOMIC));
+                            *NMI_LOCK.try_lock(ATOMIC).expect("no NMI nests") += 1;
+                            VISITS.fetch_add(1, Ordering::Relaxed);
+                        });
+                    },
+                );
+                rounds += 1;
+            }
+        }
+        assert_eq!(*NMI_LOCK.lock_irqsave(cx), VISITS.load(Ordering::Relaxed) as u64);
+        assert_eq!(*LOCK.lock_irqsave(cx), rounds);
     });
 }
 
