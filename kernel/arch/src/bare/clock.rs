@@ -187,9 +187,10 @@ pub(super) fn begin_calibration(pm_timer: Option<u16>) {
 /// Waits until ten milliseconds have passed since the first sample, if they have not, and takes the
 /// rates of the time-stamp counter and the APIC timer from them.
 ///
-/// Context: boot CPU, before any timer is started.
+/// Context: boot CPU; the first timer to be armed calls it, or the start of the other CPUs. Later calls do nothing, on
+/// any CPU.
 pub(super) fn finish_calibration() {
-    if CALIBRATED.swap(true, Ordering::Relaxed) {
+    if CALIBRATED.load(Ordering::Relaxed) || CALIBRATED.swap(true, Ordering::Relaxed) {
         return;
     }
     calibrate(SECOND_NS);

@@ -47,7 +47,7 @@ pub fn start_periodic(hz: u32) {
         PERIOD.set(period);
         arm_deadline(clock::cycles() + period);
     } else {
-        arm_apic(TimerMode::Periodic, FREQUENCY.load(Ordering::Relaxed) / u64::from(hz));
+        arm_apic(TimerMode::Periodic, frequency_for_arming() / u64::from(hz));
     }
 }
 
@@ -60,7 +60,7 @@ pub fn oneshot_ns(ns: u64) {
         PERIOD.set(0);
         arm_deadline(clock::cycles().saturating_add(clock::ns_to_cycles(ns)));
     } else {
-        let ticks = u128::from(ns) * u128::from(FREQUENCY.load(Ordering::Relaxed)) / 1_000_000_000;
+        let ticks = u128::from(ns) * u128::from(frequency_for_arming()) / 1_000_000_000;
         arm_apic(TimerMode::OneShot, u64::try_from(ticks).unwrap_or(u64::MAX));
     }
 }
@@ -76,6 +76,13 @@ pub fn stop() {
         apic::write(Reg::TimerInitial, 0);
     }
     apic::write(Reg::LvtTimer, LVT_MASKED);
+}
+
+/// The rate that times are turned into ticks by. The first timer of the machine ends the calibration, which measures
+/// with this very timer and would stop it.
+fn frequency_for_arming() -> u64 {
+    clock::finish_calibration();
+    FREQUENCY.load(Ordering::Relaxed)
 }
 
 fn arm_apic(mode: TimerMode, ticks: u64) {
