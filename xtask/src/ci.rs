@@ -1,47 +1,49 @@
 //! `cargo xtask ci`: what the project's CI runs, step by step, each with its command and its time.
 
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::cli::{CiArgs, CiStep};
 use crate::exit::{Exit, stop};
-use crate::process::{interrupted, run_shown};
+use crate::process::interrupted;
 use crate::toolchain::{core, emulator};
 use crate::workspace::Workspace;
 
-/// Runs the steps, all of them also when one fails, tests last so that their counts are the last line.
+/// Runs the steps, all of them also when one fails; the tests come last, so that their counts are the last line.
 ///
 /// # Errors
 /// `Host` when something is missing and cannot be installed.
 pub fn ci(workspace: &Workspace, args: &CiArgs) -> anyhow::Result<Exit> {
     core::ensure(workspace)?;
     emulator::ensure(workspace, "qemu-system-x86_64".as_ref())?;
-    let this = std::env::current_exe().map_err(|error| stop(Exit::Host, format!("who am I: {error}")))?;
-    let mut times: Vec<(&str, Duration)> = Vec::new();
+    let wanted = |step| args.step.is_none_or(|only| only == step);
     let mut worst = Exit::Passed;
-    for (step, words) in [(CiStep::Lint, "lint"), (CiStep::Test, "test")] {
-        if args.step.is_some_and(|only| only != step) || interrupted() {
-            continue;
-        }
-        if step == CiStep::Test {
-            times.iter().for_each(|(step, time)| println!("ci: {step} took {:.1} s", time.as_secs_f64()));
-        }
+    let mut note = None;
+    if wanted(CiStep::Lint) {
         let started = Instant::now();
-        let mut command = Command::new(&this);
-        command.arg(words).current_dir(&workspace.root);
-        if workspace.no_install {
-            command.arg("--no-install");
-        }
-        let status = run_shown(&mut command)?;
-        times.push((words, started.elapsed()));
-        worst = worst.worst(exit_of(status.code()));
-        if step != CiStep::Test && !status.success() {
-            eprintln!("ci: {words} failed");
-        }
+        worst = step(workspace, &["lint"])?;
+        println!("ci: lint took {:.1} s: {}", started.elapsed().as_secs_f64(), worst.word());
+        note = (worst != Exit::Passed).then_some("ci: lint failed; what it found is above");
     }
-    let told: Vec<String> = times.iter().map(|(step, time)| format!("{step} {:.1} s", time.as_secs_f64())).collect();
-    eprintln!("ci: {}: {}", told.join(", "), worst.word());
+    if wanted(CiStep::Test) && !interrupted() {
+        let mut words = vec!["test"];
+        words.extend(note.iter().flat_map(|note| ["--note", note]));
+        worst = worst.worst(step(workspace, &words)?);
+    }
     Ok(worst)
+}
+
+/// Runs a command of this tool, shown as one types it.
+fn step(workspace: &Workspace, words: &[&str]) -> anyhow::Result<Exit> {
+    let this = std::env::current_exe().map_err(|error| stop(Exit::Host, format!("this program's path: {error}")))?;
+    let mut command = Command::new(&this);
+    command.args(words).current_dir(&workspace.root);
+    if workspace.no_install {
+        command.arg("--no-install");
+    }
+    eprintln!("$ cargo xtask {}", words[0]);
+    let status = command.status().map_err(|error| stop(Exit::Host, format!("{}: {error}", this.display())))?;
+    Ok(exit_of(status.code()))
 }
 
 /// The end that a status of this tool stands for.

@@ -64,8 +64,8 @@ pub enum Command {
     Test(TestArgs),
     /// Measure how fast machines of many shapes bring their CPUs online
     Smp(SmpArgs),
-    /// Check format, clippy, the order of the storeys, and the requirements' tests
-    Lint,
+    /// Check format, clippy, the order of the storeys, and the rows of the requirements
+    Lint(LintArgs),
     /// What the project's CI runs: lint, then test
     Ci(CiArgs),
     /// Say what this machine has and lacks, and with --fix install it
@@ -264,6 +264,9 @@ pub struct TestArgs {
     /// Only the tests in the kernel
     #[arg(long)]
     pub kernel_only: bool,
+    /// Said just before the last line: what else of CI failed
+    #[arg(long, value_name = "TEXT", hide = true)]
+    pub note: Option<String>,
     /// More arguments for QEMU, as they are
     #[arg(last = true, value_name = "QEMU ARGS")]
     pub qemu_args: Vec<String>,
@@ -309,6 +312,18 @@ pub struct SmpArgs {
     /// Write the plot to this file too
     #[arg(long, value_name = "FILE")]
     pub svg: Option<PathBuf>,
+}
+
+/// Arguments of `lint`.
+#[derive(Args, Clone, Debug, Default)]
+#[command(after_help = "\
+Examples:
+  cargo xtask lint
+  cargo xtask lint --open-rows")]
+pub struct LintArgs {
+    /// Also list the rows of docs/requirements.md that are still open
+    #[arg(long)]
+    pub open_rows: bool,
 }
 
 /// Arguments of `ci`.

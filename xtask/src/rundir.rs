@@ -46,6 +46,12 @@ impl RunDir {
         &self.path
     }
 
+    /// How long ago the run began.
+    #[must_use]
+    pub fn age(&self) -> std::time::Duration {
+        self.started.elapsed()
+    }
+
     /// A folder inside for one boot.
     ///
     /// # Errors

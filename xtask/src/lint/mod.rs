@@ -1,14 +1,17 @@
-//! `cargo xtask lint`: format, clippy, the order of the storeys, the requirements' tests.
+//! `cargo xtask lint`: format, clippy, the order of the storeys, the rows of the requirements.
 
+pub mod evidence;
 pub mod layers;
 pub mod requirements;
 
 use std::process::Command;
 use std::time::Instant;
 
+use crate::cli::LintArgs;
 use crate::exit::Exit;
-use crate::process::{interrupted, run_shown};
+use crate::process::{interrupted, output_of, run_shown};
 use crate::toolchain::core::{self, TARGET};
+use crate::toolchain::{Step, install};
 use crate::workspace::Workspace;
 
 /// Packages without an operating system under them.
@@ -18,8 +21,10 @@ const BARE_PACKAGES: [&str; 2] = ["grange-boot", "grange"];
 ///
 /// # Errors
 /// `Host` when a tool is missing.
-pub fn lint(workspace: &Workspace) -> anyhow::Result<Exit> {
+pub fn lint(workspace: &Workspace, args: &LintArgs) -> anyhow::Result<Exit> {
     let core = core::ensure(workspace)?;
+    ensure_component(workspace, "fmt", "rustfmt")?;
+    ensure_component(workspace, "clippy", "clippy")?;
     let mut failed = Vec::new();
     let mut check = |name: &'static str, run: &mut dyn FnMut() -> anyhow::Result<bool>| -> anyhow::Result<()> {
         let started = Instant::now();
@@ -37,11 +42,8 @@ pub fn lint(workspace: &Workspace) -> anyhow::Result<Exit> {
         shown(cargo)
     })?;
     check("clippy on the host", &mut || {
-        // The two bare-metal binaries have no test harness: --all-targets is for the others.
         let mut cargo = workspace.cargo();
-        cargo.args(["clippy", "--quiet", "--workspace", "--all-targets"]);
-        BARE_PACKAGES.iter().for_each(|package| _ = cargo.args(["--exclude", package]));
-        cargo.args(["--", "-D", "warnings"]);
+        cargo.args(["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]);
         shown(cargo)
     })?;
     check("clippy for the bare machine", &mut || {
@@ -53,10 +55,18 @@ pub fn lint(workspace: &Workspace) -> anyhow::Result<Exit> {
         shown(cargo)
     })?;
     check("order of the storeys", &mut || layers::check(workspace))?;
-    check("tests named in docs/requirements.md", &mut || requirements::check(workspace))?;
+    check("rows of docs/requirements.md", &mut || requirements::check(workspace, args.open_rows))?;
     if !failed.is_empty() {
         println!("lint failed: {}", failed.join("; "));
         return Ok(Exit::TestsFailed);
     }
     Ok(Exit::Passed)
+}
+
+/// Makes sure of a cargo command that comes as a component of the toolchain.
+fn ensure_component(workspace: &Workspace, command: &str, component: &str) -> anyhow::Result<()> {
+    if output_of(workspace.cargo().args([command, "--version"])).is_some() {
+        return Ok(());
+    }
+    install(workspace, component, &[Step::user(&format!("rustup component add {component}"))])
 }

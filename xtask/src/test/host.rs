@@ -30,17 +30,25 @@ pub fn run(session: &Session<'_>, worst: &mut Exit) -> anyhow::Result<Vec<Record
     let mut runs = Vec::new();
     let mut cargo = session.workspace.cargo();
     if find_program(Path::new("cargo-nextest")).is_some() {
-        cargo.args(["nextest", "run", "--no-fail-fast", "--color=never", "--no-tests=pass", "--status-level=all"]);
+        cargo.args([
+            "nextest",
+            "run",
+            "--workspace",
+            "--no-fail-fast",
+            "--color=never",
+            "--no-tests=pass",
+            "--status-level=all",
+        ]);
         cargo.args(["--final-status-level=none", "--show-progress=none", "--no-input-handler"]).args(&words);
         runs.push(cargo);
         // Samples in the documentation are tests too, and nextest does not run them.
         if words.is_empty() {
             let mut samples = session.workspace.cargo();
-            samples.args(["test", "--doc", "--no-fail-fast", "--color=never"]);
+            samples.args(["test", "--workspace", "--doc", "--no-fail-fast", "--color=never"]);
             runs.push(samples);
         }
     } else {
-        cargo.args(["test", "--no-fail-fast", "--color=never", "--"]).args(&words);
+        cargo.args(["test", "--workspace", "--no-fail-fast", "--color=never", "--"]).args(&words);
         runs.push(cargo);
     }
     let mut records = Vec::new();

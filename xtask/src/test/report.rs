@@ -63,7 +63,12 @@ pub fn finish(session: &Session<'_>, results: &Results, seed: u64) -> anyhow::Re
         // Nothing that counts failed, and still this is no pass: say so before a line that looks like one.
         println!("no pass: {}", exit.word());
     }
-    print!("{summary}");
+    print!("{text}");
+    println!("tests took {:.1} s", session.dir.age().as_secs_f64());
+    if let Some(note) = &session.args.note {
+        println!("{note}");
+    }
+    println!("{}", counts.line());
     Ok(exit)
 }
 
