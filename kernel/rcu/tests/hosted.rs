@@ -309,23 +309,24 @@ fn interrupts(cpu: CpuId) -> u64 {
 }
 
 #[test]
-fn idle_cpus_are_not_woken_by_a_normal_grace_period() {
+fn idle_cpus_are_not_woken_by_grace_periods() {
     in_own_process(|| {
-        machine(5, "", |cx| {
-            let left_alone = spawn(cx, Some(0), |cx| {
+        machine(8, "", |cx| {
+            let per_gp = spawn(cx, Some(0), |cx| {
                 sched::sleep_ns(cx, 100 * MS);
-                let before: Vec<_> = cpu::online().iter().map(interrupts).collect();
-                let idle = rcu::stats().idle_at_start;
+                let all = || cpu::online().iter().map(interrupts).sum::<u64>();
+                let (before, idle) = (all(), rcu::stats().idle_at_start);
                 for _ in 0..50 {
                     synchronize_rcu(cx);
+                    synchronize_rcu_expedited(cx);
                 }
-                assert!(rcu::stats().idle_at_start >= idle + 100, "CPUs are not found idle");
-                let after = cpu::online().iter().map(interrupts);
-                after.zip(before).filter(|(after, before)| after == before).count()
+                assert!(rcu::stats().idle_at_start >= idle + 250, "CPUs are not found idle");
+                (all() - before) / 50
             });
-            // One CPU asks and one runs the grace-period thread; a third may be taken for it at first.
-            let left_alone = left_alone.join(cx);
-            assert!(left_alone >= 2, "{left_alone} CPUs were left alone");
+            // The wake-ups of the grace-period thread and of the waiter, the thread's alarm, and a self-interrupt where
+            // the last report may not wake. To wake the idle CPUs would be six more of each kind.
+            let per_gp = per_gp.join(cx);
+            assert!(per_gp <= 6, "{per_gp} interrupts for two grace periods");
         });
     });
 }

@@ -1,0 +1,455 @@
+//! RCU: readers delay grace periods, nothing else does, and every callback runs.
+//!
+//! Torture is in `rcu_torture`. Waits end by counted work or by generous time.
+
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicUsize, Ordering};
+
+use arch::{CpuId, clock, cpu, irq};
+use rcu::{CallbackHead, call_rcu, rcu_barrier, read_lock, synchronize_rcu, synchronize_rcu_expedited};
+use sched::Prio;
+use sync::{ATOMIC, IrqGuard, MaySleep, PreemptGuard, SoftirqGuard};
+
+use crate::{Failure, ensure, ensure_eq, ktest, skip};
+
+/// A millisecond in nanoseconds.
+const MS: u64 = 1_000_000;
+
+/// Starts a thread of normal priority, or fails the test.
+fn spawn<T: Send + 'static>(
+    cx: &mut MaySleep,
+    on: Option<CpuId>,
+    f: impl FnOnce(&mut MaySleep) -> T + Send + 'static,
+) -> Result<sched::JoinHandle<T>, Failure> {
+    sched::spawn(cx, "rcu test", Prio::NORMAL, on, f).map_err(|error| crate::__failed!("{error}"))
+}
+
+/// Sleeps until `cond`, at most 20 s; true if it came.
+fn soon(cx: &mut MaySleep, cond: impl Fn() -> bool) -> bool {
+    let until = clock::now_ns() + 20_000 * MS;
+    while !cond() && clock::now_ns() < until {
+        sched::sleep_ns(cx, MS);
+    }
+    cond()
+}
+
+/// Spins until `cond`, at most 20 s; true if it came. For places that cannot sleep.
+fn spin_until(cond: impl Fn() -> bool) -> bool {
+    let until = clock::now_ns() + 20_000 * MS;
+    while !cond() && clock::now_ns() < until {
+        irq::relax();
+    }
+    cond()
+}
+
+/// Two CPUs; skips the test on a machine with one.
+fn two_cpus() -> Result<(CpuId, CpuId), Failure> {
+    let mut cpus = cpu::online().iter();
+    match (cpus.next(), cpus.next()) {
+        (Some(a), Some(b)) => Ok((a, b)),
+        _ => skip!("needs two CPUs"),
+    }
+}
+
+/// Steps that two threads go through together.
+#[derive(Clone)]
+struct Steps(Arc<AtomicUsize>);
+
+impl Steps {
+    fn new() -> Steps {
+        Steps(Arc::new(AtomicUsize::new(0)))
+    }
+    fn reach(&self, step: usize) {
+        // Release: pairs with the Acquire below; a step is seen with what was done before it.
+        self.0.store(step, Ordering::Release);
+    }
+    fn is_at(&self, step: usize) -> bool {
+        self.0.load(Ordering::Acquire) >= step
+    }
+}
+
+/// A callback that counts itself and frees its box.
+#[repr(C)]
+struct Counted {
+    head: CallbackHead,
+    count: Arc<AtomicUsize>,
+    /// Times that it queues itself again.
+    again: usize,
+}
+
+/// # Safety
+/// `head` is that of a leaked `Counted`.
+unsafe fn count_it(head: *mut CallbackHead) {
+    // SAFETY: by the caller; the head is the first field.
+    let mut counted = unsafe { Box::from_raw(head.cast::<Counted>()) };
+    counted.count.fetch_add(1, Ordering::Relaxed);
+    if counted.again > 0 {
+        counted.again -= 1;
+        // SAFETY: leaked again.
+        unsafe { call_rcu(Box::into_raw(counted).cast(), count_it) };
+    }
+}
+
+/// A callback that will count `1 + again` times.
+fn counted(count: &Arc<AtomicUsize>, again: usize) -> *mut CallbackHead {
+    Box::into_raw(Box::new(Counted { head: CallbackHead::new(), count: count.clone(), again })).cast()
+}
+
+/// Queues a callback that counts once.
+fn queue(count: &Arc<AtomicUsize>) {
+    // SAFETY: leaked to the callback.
+    unsafe { call_rcu(counted(count, 0), count_it) };
+}
+
+/// Both ways to wait.
+const WAITS: [fn(&mut MaySleep); 2] = [synchronize_rcu, synchronize_rcu_expedited];
+
+ktest! {
+    /// The promise itself, for a callback, a cookie and both ways to wait.
+    #[tags(race)]
+    fn a_reader_from_before_the_grace_period_delays_it(t: &mut Test) {
+        let (_, there) = two_cpus()?;
+        let steps = Steps::new();
+        let theirs = steps.clone();
+        let reader = spawn(t.cx, Some(there), move |cx| {
+            let guard = read_lock(cx);
+            theirs.reach(1);
+            let released = spin_until(|| theirs.is_at(2));
+            drop(guard);
+            released
+        })?;
+        ensure!(soon(t.cx, || steps.is_at(1)));
+        let count = Arc::new(AtomicUsize::new(0));
+        queue(&count);
+        let (cookie, full) = (rcu::start_poll(), rcu::start_poll_full());
+        let mut waiters = Vec::new();
+        for wait in WAITS {
+            let count = count.clone();
+            waiters.push(spawn(t.cx, None, move |cx| {
+                wait(cx);
+                count.fetch_add(1, Ordering::Relaxed);
+            })?);
+        }
+        sched::sleep_ns(t.cx, 200 * MS);
+        ensure_eq!(count.load(Ordering::Relaxed), 0);
+        ensure!(!rcu::poll(cookie) && !rcu::poll(full));
+        steps.reach(2);
+        ensure!(soon(t.cx, || count.load(Ordering::Relaxed) == 3 && rcu::poll(cookie) && rcu::poll(full)));
+        waiters.into_iter().for_each(|waiter| waiter.join(t.cx));
+        ensure!(reader.join(t.cx));
+        Ok(())
+    }
+
+    /// A reader that lost its CPU inside its section holds grace periods up as a blocked thread, nested ones until the
+    /// outermost ends.
+    #[tags(race)]
+    fn a_preempted_reader_30_deep_holds_the_grace_period_until_the_outermost_unlock(t: &mut Test) {
+        let on = cpu::online().iter().last();
+        for wait in WAITS {
+            let steps = Steps::new();
+            let theirs = steps.clone();
+            let reader = spawn(t.cx, on, move |_| {
+                let outer = read_lock(ATOMIC);
+                let mut inner: Vec<_> = (0..29).map(|_| read_lock(ATOMIC)).collect();
+                theirs.reach(1);
+                let first = spin_until(|| theirs.is_at(2));
+                while inner.pop().is_some() {}
+                theirs.reach(3);
+                let last = spin_until(|| theirs.is_at(4));
+                drop(outer);
+                first && last
+            })?;
+            ensure!(soon(t.cx, || steps.is_at(1)));
+            // More urgent, so that it takes the CPU while the reader reads.
+            let rival = sched::spawn(t.cx, "rival", Prio::HIGH, on, |cx| sched::sleep_ns(cx, MS));
+            rival.map_err(|error| crate::__failed!("{error}"))?.join(t.cx);
+            ensure!(reader.thread().involuntary_switches() > 0, "the reader kept its CPU");
+            let done = Steps::new();
+            let theirs = done.clone();
+            let waiter = spawn(t.cx, None, move |cx| {
+                wait(cx);
+                theirs.reach(1);
+            })?;
+            steps.reach(2);
+            ensure!(soon(t.cx, || steps.is_at(3)));
+            sched::sleep_ns(t.cx, 100 * MS);
+            ensure!(!done.is_at(1), "over while the outermost section lasts");
+            steps.reach(4);
+            waiter.join(t.cx);
+            ensure!(reader.join(t.cx));
+        }
+        Ok(())
+    }
+
+    /// Sections with preemption, softirqs or interrupts off are readers too.
+    #[tags(race)]
+    fn a_section_with_preemption_softirqs_or_interrupts_off_is_a_reader(t: &mut Test) {
+        let (_, there) = two_cpus()?;
+        for kind in 0..3 {
+            for wait in WAITS {
+                let steps = Steps::new();
+                let theirs = steps.clone();
+                let section = spawn(t.cx, Some(there), move |_| {
+                    let hold = || {
+                        theirs.reach(1);
+                        spin_until(|| theirs.is_at(2))
+                    };
+                    match kind {
+                        0 => {
+                            let _off = PreemptGuard::new(ATOMIC);
+                            hold()
+                        }
+                        1 => {
+                            let _off = SoftirqGuard::new(ATOMIC);
+                            hold()
+                        }
+                        _ => {
+                            let _off = IrqGuard::new(ATOMIC);
+                            hold()
+                        }
+                    }
+                })?;
+                ensure!(soon(t.cx, || steps.is_at(1)));
+                let done = Steps::new();
+                let theirs = done.clone();
+                let waiter = spawn(t.cx, None, move |cx| {
+                    wait(cx);
+                    theirs.reach(1);
+                })?;
+                sched::sleep_ns(t.cx, 50 * MS);
+                ensure!(!done.is_at(1), "kind {kind} did not hold the grace period");
+                steps.reach(2);
+                ensure!(section.join(t.cx));
+                waiter.join(t.cx);
+            }
+        }
+        Ok(())
+    }
+
+    /// R-14: a blocked reader that ends with interrupts, softirqs or preemption off is reported although it cannot do so
+    /// itself; while the thread goes on without ever giving up the CPU.
+    #[tags(race)]
+    #[budget_ms(60_000)]
+    fn a_reader_that_ends_where_it_cannot_report_is_reported(t: &mut Test) {
+        let (_, there) = two_cpus()?;
+        for round in 0..24 {
+            let steps = Steps::new();
+            let theirs = steps.clone();
+            let reader = spawn(t.cx, Some(there), move |_| {
+                let guard = read_lock(ATOMIC);
+                theirs.reach(1);
+                let first = spin_until(|| theirs.is_at(2));
+                match round % 3 {
+                    0 => {
+                        let _off = IrqGuard::new(ATOMIC);
+                        drop(guard);
+                    }
+                    1 => {
+                        let _off = SoftirqGuard::new(ATOMIC);
+                        drop(guard);
+                    }
+                    _ => {
+                        let _off = PreemptGuard::new(ATOMIC);
+                        drop(guard);
+                    }
+                }
+                first && spin_until(|| theirs.is_at(3))
+            })?;
+            ensure!(soon(t.cx, || steps.is_at(1)));
+            let rival = sched::spawn(t.cx, "rival", Prio::HIGH, Some(there), |cx| sched::sleep_ns(cx, MS));
+            rival.map_err(|error| crate::__failed!("{error}"))?.join(t.cx);
+            let cookie = rcu::start_poll();
+            steps.reach(2);
+            WAITS[round % 2](t.cx);
+            ensure!(soon(t.cx, || rcu::poll(cookie)), "round {round}");
+            steps.reach(3);
+            ensure!(reader.join(t.cx));
+        }
+        Ok(())
+    }
+
+    /// Callbacks of all CPUs run, half of them queued with interrupts off, and the barrier waits for each.
+    #[tags(race)]
+    #[budget_ms(60_000)]
+    fn callbacks_of_all_cpus_run_and_the_barrier_waits_for_them(t: &mut Test) {
+        for _ in 0..3 {
+            let count = Arc::new(AtomicUsize::new(0));
+            let mut threads = Vec::new();
+            for on in cpu::online().iter() {
+                let count = count.clone();
+                threads.push(spawn(t.cx, Some(on), move |cx| {
+                    for i in 0..200 {
+                        let _off = (i % 2 == 0).then(|| IrqGuard::new(&*cx));
+                        queue(&count);
+                    }
+                })?);
+            }
+            let queued = 200 * threads.len();
+            threads.into_iter().for_each(|thread| thread.join(t.cx));
+            rcu_barrier(t.cx);
+            ensure_eq!(count.load(Ordering::Relaxed), queued);
+        }
+        Ok(())
+    }
+
+    /// From a hard interrupt that finds its CPU idle: the tick comes back for the callback.
+    fn a_callback_queued_by_an_interrupt_in_idle_runs(t: &mut Test) {
+        let (_, there) = two_cpus()?;
+        let count = Arc::new(AtomicUsize::new(0));
+        sched::sleep_ns(t.cx, 50 * MS);
+        let head = counted(&count, 0).expose_provenance();
+        let queue_there = |head: usize| {
+            let head = core::ptr::with_exposed_provenance_mut(head);
+            // SAFETY: leaked to the callback by the test, for one call.
+            unsafe { call_rcu(head, count_it) };
+        };
+        sync::smp::call_on(there, queue_there, head, true);
+        ensure!(soon(t.cx, || count.load(Ordering::Relaxed) == 1));
+        Ok(())
+    }
+
+    /// A callback may queue itself.
+    fn a_callback_may_queue_itself_again(t: &mut Test) {
+        let count = Arc::new(AtomicUsize::new(0));
+        // SAFETY: leaked to the callback.
+        unsafe { call_rcu(counted(&count, 4), count_it) };
+        ensure!(soon(t.cx, || count.load(Ordering::Relaxed) == 5));
+        Ok(())
+    }
+
+    /// 50,000 at once from one CPU: above the high-water mark it hurries, and all run.
+    #[budget_ms(60_000)]
+    fn a_flood_of_callbacks_makes_the_cpu_hurry(t: &mut Test) {
+        const FLOOD: usize = 50_000;
+        let before = rcu::stats();
+        let count = Arc::new(AtomicUsize::new(0));
+        let pin = PreemptGuard::new(&*t.cx);
+        (0..FLOOD).for_each(|_| queue(&count));
+        drop(pin);
+        rcu_barrier(t.cx);
+        ensure_eq!(count.load(Ordering::Relaxed), FLOOD);
+        ensure!(rcu::stats().floods > before.floods, "the flood went by unnoticed");
+        Ok(())
+    }
+
+    /// S3-18 and S3-25: cookies with interrupts off, and several in one question.
+    fn cookies_work_with_interrupts_off(t: &mut Test) {
+        let off = IrqGuard::new(&*t.cx);
+        let cookie = rcu::start_poll();
+        ensure!(!rcu::poll(cookie), "over although interrupts were off all the time");
+        drop(off);
+        let never = rcu::get_state_full();
+        ensure!(soon(t.cx, || rcu::poll(cookie)));
+        ensure_eq!(rcu::poll_any(&[rcu::get_state(), cookie]), Some(1));
+        rcu::cond_synchronize(never, t.cx);
+        ensure!(rcu::poll(never));
+        Ok(())
+    }
+
+    /// S3-27: with interrupts off on a CPU the running grace period may end and the next begin; only that one's end
+    /// waits for this CPU.
+    #[tags(race)]
+    fn interrupts_off_does_not_freeze_the_counter(t: &mut Test) {
+        let (here, there) = two_cpus()?;
+        let steps = Steps::new();
+        let theirs = steps.clone();
+        // Holds the first grace period.
+        let reader = spawn(t.cx, Some(here), move |cx| {
+            let guard = read_lock(cx);
+            theirs.reach(1);
+            let released = spin_until(|| theirs.is_at(3));
+            drop(guard);
+            released
+        })?;
+        ensure!(soon(t.cx, || steps.is_at(1)));
+        // Asks for the first and, as soon as that is over, for the second.
+        let waiter = sched::spawn(t.cx, "waiter", Prio::HIGH, Some(here), |cx| {
+            synchronize_rcu(cx);
+            synchronize_rcu(cx);
+        });
+        let waiter = waiter.map_err(|error| crate::__failed!("{error}"))?;
+        let theirs = steps.clone();
+        let observer = spawn(t.cx, Some(there), move |cx| {
+            // Long enough for this CPU to report to the first one.
+            sched::sleep_ns(cx, 100 * MS);
+            let off = IrqGuard::new(&*cx);
+            let first = rcu::stats().gp_seq;
+            let cookie = rcu::get_state_full();
+            theirs.reach(3);
+            let second = first.ended().raw().wrapping_add(1);
+            let moved = spin_until(|| rcu::stats().gp_seq.raw() == second);
+            arch::clock::udelay(50_000);
+            let frozen = rcu::stats().gp_seq.raw() == second && !rcu::poll(cookie);
+            drop(off);
+            (first.is_running(), moved, frozen)
+        })?;
+        ensure_eq!(observer.join(t.cx), (true, true, true));
+        ensure!(reader.join(t.cx));
+        waiter.join(t.cx);
+        Ok(())
+    }
+
+    /// Reading works in hard interrupts and NMIs, also on top of a reader that was asked to report.
+    fn readers_nest_in_interrupts_and_nmis(t: &mut Test) {
+        for cpu in cpu::online().iter() {
+            let depth = sync::smp::run_on(cpu, || {
+                let _irq = read_lock(ATOMIC);
+                sync::nmi::as_nmi(|| {
+                    let _nmi = read_lock(ATOMIC);
+                    rcu::read_depth()
+                })
+            });
+            ensure!(depth.is_some_and(|depth| depth >= 2), "CPU {cpu}: {depth:?}");
+        }
+        synchronize_rcu(t.cx);
+        ensure_eq!(rcu::read_depth(), 0);
+        Ok(())
+    }
+
+    /// Neither kind of grace period interrupts CPUs because they idle.
+    #[budget_ms(60_000)]
+    fn idle_cpus_are_left_alone(t: &mut Test) {
+        let online = cpu::online_count() as u64;
+        if online < 8 {
+            skip!("needs eight CPUs: one asks, one runs the thread, the others idle");
+        }
+        let asker = spawn(t.cx, cpu::online().first(), |cx| {
+            rcu_barrier(cx);
+            sched::sleep_ns(cx, 200 * MS);
+            let of_cpu = |cpu| (0..=255).map(|vector| sync::irq::count(cpu, vector)).sum::<u64>();
+            let all = || cpu::online().iter().map(of_cpu).sum::<u64>();
+            let (before, idle) = (all(), rcu::stats().idle_at_start);
+            for _ in 0..50 {
+                synchronize_rcu(cx);
+                synchronize_rcu_expedited(cx);
+            }
+            ((all() - before) / 50, (rcu::stats().idle_at_start - idle) / 50)
+        })?;
+        let (interrupts, idle) = asker.join(t.cx);
+        t.note(format_args!("two grace periods: {interrupts} interrupts, {idle} of {online} CPUs idle at the start"));
+        // The wake-ups of the grace-period thread and of the waiter, the thread's alarm, and a self-interrupt where the
+        // last report may not wake.
+        ensure!(interrupts <= 6, "{interrupts} interrupts for two grace periods");
+        ensure!(idle + 3 >= online, "{idle} CPUs were found idle");
+        Ok(())
+    }
+
+    /// The figures of an otherwise idle machine; they are judged by the bench.
+    #[budget_ms(60_000)]
+    fn grace_periods_of_an_idle_machine_are_timed(t: &mut Test) {
+        for (name, wait) in ["synchronize_rcu", "synchronize_rcu_expedited"].into_iter().zip(WAITS) {
+            sched::sleep_ns(t.cx, 20 * MS);
+            let mut took: Vec<u64> = Vec::new();
+            for _ in 0..101 {
+                let begin = clock::now_ns();
+                wait(t.cx);
+                took.push(clock::now_ns() - begin);
+            }
+            took.sort_unstable();
+            t.figure(format_args!(r#"{{"bench":"rcu.{name}","p50_ns":{},"p99_ns":{}}}"#, took[50], took[99]));
+        }
+        Ok(())
+    }
+}
