@@ -69,7 +69,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         Command::Run(args) => run::run(&workspace, &args),
         Command::Test(args) => test::test(&workspace, &args),
         Command::Smp(args) => smp::smp(&workspace, &args),
-        Command::Lint => lint::lint(&workspace),
+        Command::Lint(args) => lint::lint(&workspace, &args),
         Command::Ci(args) => ci::ci(&workspace, &args),
         Command::Doctor(args) => doctor::doctor(&workspace, &args),
         Command::Build(args) => artifact::command(&workspace, &args),
