@@ -75,12 +75,12 @@ fn timeout_ns() -> u64 {
 fn report(kind: Kind, gp: Seq, ms: u64) {
     COUNT.fetch_add(1, Ordering::Relaxed);
     match kind {
-        Kind::Normal => log::error!("rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:"),
+        Kind::Normal => log::error!("INFO: rcu_preempt detected stalls on CPUs/tasks:"),
         Kind::Expedited => {
-            log::error!("rcu: INFO: rcu_preempt detected expedited stalls on CPUs/tasks:")
+            log::error!("INFO: rcu_preempt detected expedited stalls on CPUs/tasks:")
         }
     }
-    log::error!("rcu: grace period {gp:?} has been waiting for {ms} ms");
+    log::error!("grace period {gp:?} has been waiting for {ms} ms");
     for leaf in tree().leaves() {
         let (missing, blocked) = {
             let state = leaf.lock(ATOMIC);
@@ -94,17 +94,17 @@ fn report(kind: Kind, gp: Seq, ms: u64) {
         for (cpu, _) in leaf.cpus(missing) {
             let shared = shared(cpu);
             log::error!(
-                "rcu: CPU {cpu} has not passed a quiescent state: watching counter {}, {} ticks, {} callbacks",
+                "CPU {cpu} has not passed a quiescent state: watching counter {}, {} ticks, {} callbacks",
                 shared.watching.load(Ordering::Relaxed),
                 sched::tick::count_on(cpu),
                 shared.cb_len.load(Ordering::Relaxed),
             );
         }
         for thread in blocked.threads.iter().flatten() {
-            log::error!("rcu: thread {thread:?} was preempted inside a reader and has not left it");
+            log::error!("thread {thread:?} was preempted inside a reader and has not left it");
         }
         if blocked.more > 0 {
-            log::error!("rcu: and {} more threads", blocked.more);
+            log::error!("and {} more threads", blocked.more);
         }
     }
     assert!(!PANIC_ON_STALL.get(), "RCU stall: grace period {gp:?} has been waiting for {ms} ms");

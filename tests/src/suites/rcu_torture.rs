@@ -1,9 +1,10 @@
 //! The pipe: does a reader ever hold an element for longer than a grace period after it was replaced?
 //!
 //! One updater replaces the current element, waits for a grace period, and then makes every replaced element one stage
-//! older. A reader notes the stage of its element at the *end* of its section: 0 (never replaced) and 1 (replaced, and
-//! the grace period ended just after the section) are right. 2 or more means that a grace period began and ended
-//! inside the section. After ten stages an element is freed.
+//! older: a stage is a whole grace period since the element was replaced. A reader notes the stage of its element at the
+//! *end* of its section. 0 is right; 1 or more means that a grace period began and ended inside the section. The count
+//! says how bad it is, and after ten stages an element is freed. (rcutorture makes the first step when it replaces,
+//! so its 2 is the 1 here.)
 //!
 //! One kind of grace period at a time, because a good one of either kind hides a bad one of the other. Readers run
 //! one to a CPU, and three to a CPU, where most of them are preempted inside their sections; sections are short, with
@@ -114,7 +115,7 @@ fn torture(t: &mut Test<'_>, name: &str, wait: fn(&mut MaySleep)) -> Result<(), 
         let ages: Vec<_> = pipe.ages.iter().map(|age| age.load(Ordering::Relaxed)).collect();
         t.note(format_args!("{name}, {per_cpu} readers a CPU: {turns} grace periods, sections by age {ages:?}"));
         ensure!(turns >= 10 && ages[0] >= 100, "too little happened: {turns} grace periods, {ages:?}");
-        ensure!(ages[2..].iter().all(|&sections| sections == 0), "RCU is broken: sections by age {ages:?}");
+        ensure!(ages[1..].iter().all(|&sections| sections == 0), "RCU is broken: sections by age {ages:?}");
     }
     Ok(())
 }
