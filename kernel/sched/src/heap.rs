@@ -30,13 +30,7 @@ pub(crate) struct Node {
 impl Node {
     /// A node that is in no heap.
     pub(crate) const fn new() -> Node {
-        Node {
-            key: 0,
-            queued: false,
-            child: ptr::null_mut(),
-            next: ptr::null_mut(),
-            prev: ptr::null_mut(),
-        }
+        Node { key: 0, queued: false, child: ptr::null_mut(), next: ptr::null_mut(), prev: ptr::null_mut() }
     }
 
     /// Is it in a heap?
@@ -56,9 +50,7 @@ unsafe impl Send for Heap {}
 impl Heap {
     /// A heap with nothing in it.
     pub(crate) const fn new() -> Heap {
-        Heap {
-            root: ptr::null_mut(),
-        }
+        Heap { root: ptr::null_mut() }
     }
 
     /// The node with the least key and that key.
@@ -75,13 +67,7 @@ impl Heap {
     /// `node` is valid, in no heap, and until it has left this one it stays in place and is touched by this heap only.
     pub(crate) unsafe fn push(&mut self, node: *mut Node, key: u64) {
         // SAFETY: the caller's promise.
-        unsafe {
-            *node = Node {
-                key,
-                queued: true,
-                ..Node::new()
-            }
-        };
+        unsafe { *node = Node { key, queued: true, ..Node::new() } };
         // SAFETY: two trees that are whole, with their roots' `prev` and `next` null.
         self.root = unsafe { meld(self.root, node) };
     }
@@ -161,11 +147,7 @@ unsafe fn meld_siblings(first: *mut Node) -> *mut Node {
         while !rest.is_null() {
             let a = rest;
             let b = (*a).next;
-            rest = if b.is_null() {
-                ptr::null_mut()
-            } else {
-                (*b).next
-            };
+            rest = if b.is_null() { ptr::null_mut() } else { (*b).next };
             cut(a);
             if !b.is_null() {
                 cut(b);
@@ -208,9 +190,7 @@ mod tests {
     use super::*;
 
     fn nodes(n: usize) -> Vec<*mut Node> {
-        (0..n)
-            .map(|_| Box::into_raw(Box::new(Node::new())))
-            .collect()
+        (0..n).map(|_| Box::into_raw(Box::new(Node::new()))).collect()
     }
 
     fn free(nodes: Vec<*mut Node>) {

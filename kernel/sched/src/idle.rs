@@ -39,9 +39,7 @@ use crate::{softirq, tick, wake};
 
 /// The life of an idle thread. It comes here with interrupts off and preemption count 1.
 pub(crate) fn run() -> ! {
-    debug_assert!(
-        current().is_idle() && context::preempt_count() == PREEMPT_OFFSET && !irq::enabled()
-    );
+    debug_assert!(current().is_idle() && context::preempt_count() == PREEMPT_OFFSET && !irq::enabled());
     let here = cpu::current();
     let poll = config::IDLE.get() == "poll";
     loop {

@@ -82,8 +82,7 @@ pub fn start_secondary(here: CpuId) -> ! {
     debug_assert!(here == cpu::current() && !irq::enabled());
     context::count_add(PREEMPT_OFFSET);
     // SAFETY: `init` made one for every present CPU, type-stable (SCHED-3).
-    let idle: &'static Thread =
-        unsafe { IDLE_THREAD.get().as_ref() }.expect("sched::init made an idle thread");
+    let idle: &'static Thread = unsafe { IDLE_THREAD.get().as_ref() }.expect("sched::init made an idle thread");
     CURRENT.set(ptr::from_ref(idle).cast_mut());
     enter(here, idle);
     if let Some(hooks) = hooks() {
@@ -108,11 +107,7 @@ pub(crate) fn name_idle(thread: &'static Thread, cpu: CpuId) {
     thread.is_idle.store(true, Ordering::Relaxed);
     thread.cpu.store(cpu_number(cpu), Ordering::Relaxed);
     // SAFETY: the CPU has no idle thread yet and looks at this only when it has nothing else to run; one aligned word.
-    unsafe {
-        IDLE_THREAD
-            .ptr_on(cpu)
-            .write_volatile(ptr::from_ref(thread).cast_mut())
-    };
+    unsafe { IDLE_THREAD.ptr_on(cpu).write_volatile(ptr::from_ref(thread).cast_mut()) };
 }
 
 /// `kworker/3`: a thread's name with its CPU's number, without an allocation.
@@ -123,10 +118,7 @@ pub(crate) struct NumberedName {
 
 impl NumberedName {
     pub(crate) fn new(what: &str, cpu: CpuId) -> NumberedName {
-        let mut name = NumberedName {
-            bytes: [0; NAME_BYTES],
-            len: 0,
-        };
+        let mut name = NumberedName { bytes: [0; NAME_BYTES], len: 0 };
         // A name that is too long is cut, as every thread's name is.
         let _ = write!(name, "{what}{cpu}");
         name

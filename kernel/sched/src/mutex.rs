@@ -33,10 +33,7 @@ use crate::wake::wake;
 
 /// Low bit of [`Mutex::word`]: somebody waits.
 const WAITERS: usize = 1;
-const _: () = assert!(
-    align_of::<Thread>() > WAITERS,
-    "a thread's address has room for the bit"
-);
+const _: () = assert!(align_of::<Thread>() > WAITERS, "a thread's address has room for the bit");
 
 /// Protects a mutex's list of waiters and the `WAITERS` bit. Inside it: run queue.
 static MUTEX_CLASS: LockClass = LockClass::new("sched.mutex");
@@ -112,26 +109,17 @@ impl<T: ?Sized> Mutex<T> {
     #[inline]
     fn try_take(&self) -> bool {
         // Acquire: pairs with the Release in `release`: what the last owner did is seen.
-        self.word
-            .compare_exchange(0, me(), Ordering::Acquire, Ordering::Relaxed)
-            .is_ok()
+        self.word.compare_exchange(0, me(), Ordering::Acquire, Ordering::Relaxed).is_ok()
     }
 
     #[cold]
     fn lock_slow(&self) {
-        let me = MutexWaiter {
-            waiter: Waiter::me(),
-            granted: AtomicBool::new(false),
-        };
+        let me = MutexWaiter { waiter: Waiter::me(), granted: AtomicBool::new(false) };
         {
             let mut list = self.waiters.lock_irqsave(ATOMIC);
             // Relaxed: the compare-exchange in `release` fails once the bit is there; then the lock orders.
             let before = self.word.fetch_or(WAITERS, Ordering::Relaxed);
-            debug_assert!(
-                before & !WAITERS != self::me(),
-                "{:?} locks a mutex that it has",
-                current()
-            );
+            debug_assert!(before & !WAITERS != self::me(), "{:?} locks a mutex that it has", current());
             if before == 0 && self.take_with_bit() {
                 return;
             }
@@ -155,19 +143,13 @@ impl<T: ?Sized> Mutex<T> {
     fn take_with_bit(&self) -> bool {
         // Acquire: pairs with the Release in `release`. It cannot fail: with the bit there no `try_take` succeeds, and
         // others who set it wait for the list's lock.
-        self.word
-            .compare_exchange(WAITERS, me(), Ordering::Acquire, Ordering::Relaxed)
-            .is_ok()
+        self.word.compare_exchange(WAITERS, me(), Ordering::Acquire, Ordering::Relaxed).is_ok()
     }
 
     #[inline]
     fn release(&self) {
         // Release: pairs with the Acquire in `try_take`.
-        if self
-            .word
-            .compare_exchange(me(), 0, Ordering::Release, Ordering::Relaxed)
-            .is_err()
-        {
+        if self.word.compare_exchange(me(), 0, Ordering::Release, Ordering::Relaxed).is_err() {
             self.hand_over();
         }
     }
@@ -182,9 +164,7 @@ impl<T: ?Sized> Mutex<T> {
                 chosen = Some((waiter, prio));
             }
         }
-        let chosen: *const Waiter = chosen
-            .expect("SCHED-17: the bit says that somebody waits")
-            .0;
+        let chosen: *const Waiter = chosen.expect("SCHED-17: the bit says that somebody waits").0;
         // SAFETY: on the list, so in place; the list's lock is held.
         list.remove(unsafe { &*chosen });
         // SAFETY: each waiter on a mutex's list is the first field of a MutexWaiter.
@@ -192,8 +172,7 @@ impl<T: ?Sized> Mutex<T> {
         let thread = chosen.waiter.thread;
         let bit = if list.is_empty() { 0 } else { WAITERS };
         // Relaxed: `granted` below carries what we did to the next owner.
-        self.word
-            .store(ptr::from_ref(thread).addr() | bit, Ordering::Relaxed);
+        self.word.store(ptr::from_ref(thread).addr() | bit, Ordering::Relaxed);
         // Release: pairs with the Acquire in `lock_slow`. `chosen` is not touched after it.
         chosen.granted.store(true, Ordering::Release);
         wake(thread);
@@ -213,10 +192,7 @@ unsafe impl<T: ?Sized + Sync> Sync for MutexGuard<'_, T> {}
 
 impl<'a, T: ?Sized> MutexGuard<'a, T> {
     fn new(mutex: &'a Mutex<T>) -> Self {
-        MutexGuard {
-            mutex,
-            _not_send: PhantomData,
-        }
+        MutexGuard { mutex, _not_send: PhantomData }
     }
 }
 

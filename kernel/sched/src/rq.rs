@@ -55,13 +55,7 @@ pub(crate) struct RqEntry {
 
 impl RqEntry {
     pub(crate) const fn new() -> RqEntry {
-        RqEntry {
-            next: ptr::null(),
-            prev: ptr::null(),
-            place: Place::Off,
-            prio: Prio::NORMAL,
-            slice: 0,
-        }
+        RqEntry { next: ptr::null(), prev: ptr::null(), place: Place::Off, prio: Prio::NORMAL, slice: 0 }
     }
 }
 
@@ -109,10 +103,7 @@ impl RunQueue {
             inner: SpinLock::new(
                 Inner {
                     levels: 0,
-                    lists: [List {
-                        first: ptr::null(),
-                        last: ptr::null(),
-                    }; Prio::LEVELS],
+                    lists: [List { first: ptr::null(), last: ptr::null() }; Prio::LEVELS],
                     queued: 0,
                     current: ptr::null(),
                     online: false,
@@ -170,16 +161,9 @@ pub(crate) fn lock_of(thread: &Thread) -> (&'static RunQueue, SpinGuard<'static,
 
 impl Inner {
     /// The thread's entry, whose owner is this lock.
-    #[allow(
-        clippy::mut_from_ref,
-        reason = "the lock, of which `self` is the proof, is what makes it unique"
-    )]
+    #[allow(clippy::mut_from_ref, reason = "the lock, of which `self` is the proof, is what makes it unique")]
     fn entry<'a>(&'a mut self, thread: &'a Thread) -> &'a mut RqEntry {
-        debug_assert_eq!(
-            thread.cpu.load(Ordering::Relaxed),
-            self.cpu,
-            "SCHED-4: another CPU's thread"
-        );
+        debug_assert_eq!(thread.cpu.load(Ordering::Relaxed), self.cpu, "SCHED-4: another CPU's thread");
         // SAFETY: SCHED-4: this lock guards the entry, and `&mut self` proves that we hold it and look at no other.
         unsafe { &mut *thread.rq.get() }
     }
@@ -197,19 +181,12 @@ impl Inner {
     /// Links an `Off` thread in, at the back of its level or at the front.
     pub(crate) fn enqueue(&mut self, rq: &RunQueue, thread: &'static Thread, at_front: bool) {
         let entry = self.entry(thread);
-        assert!(
-            entry.place != Place::Queued,
-            "SCHED-6: {thread:?} is queued twice"
-        );
+        assert!(entry.place != Place::Queued, "SCHED-6: {thread:?} is queued twice");
         entry.place = Place::Queued;
         let level = entry.prio.level();
         let List { first, last } = self.lists[level];
         let this = ptr::from_ref(thread);
-        let (prev, next) = if at_front {
-            (ptr::null(), first)
-        } else {
-            (last, ptr::null())
-        };
+        let (prev, next) = if at_front { (ptr::null(), first) } else { (last, ptr::null()) };
         let entry = self.entry(thread);
         entry.prev = prev;
         entry.next = next;
@@ -223,10 +200,7 @@ impl Inner {
     /// Unlinks a `Queued` thread and leaves it `Off`.
     pub(crate) fn dequeue(&mut self, rq: &RunQueue, thread: &Thread) {
         let entry = self.entry(thread);
-        assert!(
-            entry.place == Place::Queued,
-            "SCHED-6: {thread:?} is not queued"
-        );
+        assert!(entry.place == Place::Queued, "SCHED-6: {thread:?} is not queued");
         entry.place = Place::Off;
         let level = entry.prio.level();
         let (prev, next) = (entry.prev, entry.next);
@@ -273,10 +247,7 @@ impl Inner {
 
     /// The current thread stops being it: its place becomes `Off`.
     pub(crate) fn put_current(&mut self, thread: &Thread) {
-        debug_assert!(
-            ptr::eq(self.current, thread),
-            "SCHED-6: {thread:?} is not current"
-        );
+        debug_assert!(ptr::eq(self.current, thread), "SCHED-6: {thread:?} is not current");
         self.entry(thread).place = Place::Off;
     }
 

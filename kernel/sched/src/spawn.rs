@@ -73,14 +73,8 @@ unsafe impl Send for Pool {}
 /// Innermost: nothing is taken inside. Taken with interrupts off, also between two threads in `finish_switch`.
 static POOL_CLASS: LockClass = LockClass::new("sched.pool");
 /// Threads to be had for the next `spawn`.
-static POOL: SpinLock<Pool> = SpinLock::new(
-    Pool {
-        with_stack: ptr::null(),
-        without_stack: ptr::null(),
-        stacks: 0,
-    },
-    &POOL_CLASS,
-);
+static POOL: SpinLock<Pool> =
+    SpinLock::new(Pool { with_stack: ptr::null(), without_stack: ptr::null(), stacks: 0 }, &POOL_CLASS);
 
 impl Pool {
     fn pop(list: &mut *const Thread) -> Option<&'static Thread> {
@@ -269,11 +263,7 @@ where
     T: Send + 'static,
 {
     cx.assert_may_sleep();
-    let packet = Packet {
-        holders: AtomicU32::new(2),
-        done: Completion::new(),
-        result: UnsafeCell::new(None),
-    };
+    let packet = Packet { holders: AtomicU32::new(2), done: Completion::new(), result: UnsafeCell::new(None) };
     let packet = NonNull::from(Box::leak(try_box(packet)?));
     let (ours, theirs) = (PacketRef(packet), PacketRef(packet));
     let body = try_box(move |cx: &mut MaySleep| {
@@ -286,10 +276,7 @@ where
     let thread = obtain(cx)?;
     thread.set_identity(name, affinity);
     start(thread, prio, body);
-    Ok(JoinHandle {
-        packet: ours,
-        thread,
-    })
+    Ok(JoinHandle { packet: ours, thread })
 }
 
 /// Sends a thread that the caller owns on its way.
@@ -320,9 +307,7 @@ pub(crate) fn make_boot_idle(cx: &mut MaySleep, cpu: CpuId) -> Result<(), SpawnE
 /// The caller owns the thread, which has a stack that nothing uses.
 unsafe fn prepare(thread: &'static Thread, main: extern "C" fn(usize) -> !) {
     // SAFETY: the caller owns the thread.
-    let top = unsafe { (*thread.stack.get()).as_ref() }
-        .expect("a thread that starts has a stack")
-        .top();
+    let top = unsafe { (*thread.stack.get()).as_ref() }.expect("a thread that starts has a stack").top();
     // SAFETY: `top` is the page-aligned end of a mapped stack that nothing uses.
     let context = unsafe { task::prepare(top, main, ptr::from_ref(thread).addr()) };
     // SAFETY: the caller owns the thread.

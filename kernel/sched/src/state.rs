@@ -101,12 +101,7 @@ impl StateWord {
         // Relaxed: the run-queue lock orders it against `schedule()`; what the waker wrote before is carried to
         // the sleeper by the same lock, or by (b)/(2) when the sleeper never got there.
         self.0
-            .compare_exchange(
-                State::Sleeping as u8,
-                State::Running as u8,
-                Ordering::Relaxed,
-                Ordering::Relaxed,
-            )
+            .compare_exchange(State::Sleeping as u8, State::Running as u8, Ordering::Relaxed, Ordering::Relaxed)
             .is_ok()
     }
 }
@@ -143,28 +138,18 @@ mod tests {
         waker: bool,
     }
 
-    const BOTH: Fences = Fences {
-        sleeper: true,
-        waker: true,
-    };
+    const BOTH: Fences = Fences { sleeper: true, waker: true };
 
     fn announce(shared: &Shared, fences: Fences) {
         if fences.sleeper {
             shared.state.announce_sleep();
         } else {
-            shared
-                .state
-                .0
-                .store(State::Sleeping as u8, Ordering::Relaxed);
+            shared.state.0.store(State::Sleeping as u8, Ordering::Relaxed);
         }
     }
 
     fn wake(shared: &Shared, fences: Fences) {
-        let seen = if fences.waker {
-            shared.state.seen_sleeping()
-        } else {
-            shared.state.get() == State::Sleeping
-        };
+        let seen = if fences.waker { shared.state.seen_sleeping() } else { shared.state.get() == State::Sleeping };
         if seen {
             let mut queue = shared.queue.lock().unwrap();
             if shared.state.wake_under_lock() && !*queue {
@@ -176,11 +161,8 @@ mod tests {
     /// One sleeper, `wakers` wakers; asserts that the sleeper runs or is on the queue when all are done.
     fn sleep_and_wake(wakers: usize, fences: Fences) {
         loom::model(move || {
-            let shared = Arc::new(Shared {
-                state: StateWord::new(),
-                cond: AtomicBool::new(false),
-                queue: Mutex::new(true),
-            });
+            let shared =
+                Arc::new(Shared { state: StateWord::new(), cond: AtomicBool::new(false), queue: Mutex::new(true) });
             let wakers: std::vec::Vec<_> = (0..wakers)
                 .map(|_| {
                     let shared = shared.clone();
@@ -203,10 +185,7 @@ mod tests {
             for waker in wakers {
                 waker.join().unwrap();
             }
-            assert!(
-                runs || *shared.queue.lock().unwrap(),
-                "SCHED-1: the wake-up is lost"
-            );
+            assert!(runs || *shared.queue.lock().unwrap(), "SCHED-1: the wake-up is lost");
         });
     }
 
@@ -223,24 +202,12 @@ mod tests {
     #[test]
     #[should_panic(expected = "SCHED-1")]
     fn loom_without_the_sleepers_fence_it_can_be_lost() {
-        sleep_and_wake(
-            1,
-            Fences {
-                sleeper: false,
-                ..BOTH
-            },
-        );
+        sleep_and_wake(1, Fences { sleeper: false, ..BOTH });
     }
 
     #[test]
     #[should_panic(expected = "SCHED-1")]
     fn loom_without_the_wakers_fence_it_can_be_lost() {
-        sleep_and_wake(
-            1,
-            Fences {
-                waker: false,
-                ..BOTH
-            },
-        );
+        sleep_and_wake(1, Fences { waker: false, ..BOTH });
     }
 }

@@ -26,8 +26,8 @@ use core::ptr;
 use core::sync::atomic::Ordering;
 
 use arch::{irq, task};
+use sync::MaySleep;
 use sync::context::{self, PREEMPT_OFFSET};
-use sync::{IrqGuard, MaySleep, PreemptGuard};
 
 use crate::hooks::hooks;
 use crate::rq::RunQueue;
@@ -50,6 +50,8 @@ arch::per_cpu! {
 pub(crate) enum Pass {
     /// The thread itself wants it: it sleeps if it has announced so.
     Voluntary,
+    /// The thread gives up the rest of its slice to its equals.
+    Yield,
     /// Something more urgent waits, or the slice is over; an announced sleep does not count.
     Preempted,
 }
@@ -66,11 +68,7 @@ pub(crate) fn pass(why: Pass) {
     if ptr::eq(prev, next) {
         return;
     }
-    let counter = if preempted {
-        &prev.involuntary
-    } else {
-        &prev.voluntary
-    };
+    let counter = if preempted { &prev.involuntary } else { &prev.voluntary };
     counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
     LEAVING.set(ptr::from_ref(prev).cast_mut());
     CURRENT.set(ptr::from_ref(next).cast_mut());
@@ -91,16 +89,12 @@ fn choose(prev: &'static Thread, why: Pass) -> &'static Thread {
     if prev.is_idle() {
         inner.put_current(prev);
     } else if stays {
-        let over = inner.slice_is_over(prev);
+        let over = why == Pass::Yield || inner.slice_is_over(prev);
         let level = inner.prio(prev).level();
-        let nobody_due = inner
-            .best_level()
-            .is_none_or(|best| best < level || (best == level && !over));
-        inner.put_current(prev);
-        if nobody_due {
-            inner.set_current(prev);
+        if inner.best_level().is_none_or(|best| best < level || (best == level && !over)) {
             return prev;
         }
+        inner.put_current(prev);
         inner.enqueue(rq, prev, !over);
     } else {
         inner.end_slice(prev);
@@ -131,15 +125,22 @@ pub(crate) fn finish_switch() {
 ///
 /// Context: task, preemption and interrupts on; that is what the caller's token stands for.
 pub(crate) fn schedule() {
+    give_up(Pass::Voluntary);
+}
+
+fn give_up(why: Pass) {
+    let mut why = why;
     loop {
         context::count_add(PREEMPT_OFFSET);
-        let flags = irq::save();
-        pass(Pass::Voluntary);
-        irq::restore(flags);
+        // Interrupts are on, as the caller's token says.
+        irq::disable();
+        pass(why);
+        irq::enable();
         context::count_sub(PREEMPT_OFFSET);
         if !context::need_resched() {
             return;
         }
+        why = Pass::Voluntary;
     }
 }
 
@@ -159,9 +160,9 @@ pub(crate) fn leave_for_ever() -> ! {
 pub(crate) fn preempt_schedule() {
     while context::need_resched() {
         context::count_add(PREEMPT_OFFSET);
-        let flags = irq::save();
+        irq::disable();
         pass(Pass::Preempted);
-        irq::restore(flags);
+        irq::enable();
         context::count_sub(PREEMPT_OFFSET);
     }
 }
@@ -180,12 +181,7 @@ pub(crate) fn preempt_schedule_irq() {
 /// Context: task; may sleep only in the sense that others run.
 pub fn yield_now(cx: &mut MaySleep) {
     cx.assert_may_sleep();
-    let pin = PreemptGuard::new(cx);
-    let irqs = IrqGuard::new(&pin);
-    RunQueue::this().lock().end_slice(current());
-    drop(irqs);
-    drop(pin);
-    schedule();
+    give_up(Pass::Yield);
 }
 
 /// A place in a long loop where the thread offers the CPU, if somebody is due. Also a quiescent state for RCU.

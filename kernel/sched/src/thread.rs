@@ -23,9 +23,7 @@ use core::fmt;
 use core::mem::MaybeUninit;
 use core::ptr;
 
-use core::sync::atomic::{
-    AtomicBool, AtomicPtr, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering,
-};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use arch::CpuId;
 use arch::task::Context;
@@ -251,17 +249,13 @@ impl Thread {
         while !name.is_char_boundary(end) {
             end -= 1;
         }
-        let bytes = name.as_bytes()[..end]
-            .iter()
-            .copied()
-            .chain(core::iter::repeat(0));
+        let bytes = name.as_bytes()[..end].iter().copied().chain(core::iter::repeat(0));
         for (to, byte) in self.name.iter().zip(bytes) {
             to.store(byte, Ordering::Relaxed);
         }
         let affinity = affinity.map_or(ANY_CPU, cpu_number);
         self.affinity.store(affinity, Ordering::Relaxed);
-        self.tid
-            .store(NEXT_TID.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
+        self.tid.store(NEXT_TID.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
         self.voluntary.store(0, Ordering::Relaxed);
         self.involuntary.store(0, Ordering::Relaxed);
     }
@@ -274,14 +268,7 @@ impl Thread {
 
 impl fmt::Debug for Thread {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{}/{} on CPU {} {:?}",
-            self.name(),
-            self.tid(),
-            self.cpu(),
-            self.state()
-        )
+        write!(f, "{}/{} on CPU {} {:?}", self.name(), self.tid(), self.cpu(), self.state())
     }
 }
 
@@ -292,11 +279,7 @@ pub struct Name([u8; NAME_BYTES]);
 impl Name {
     /// The name as text.
     pub fn as_str(&self) -> &str {
-        let len = self
-            .0
-            .iter()
-            .position(|byte| *byte == 0)
-            .unwrap_or(NAME_BYTES);
+        let len = self.0.iter().position(|byte| *byte == 0).unwrap_or(NAME_BYTES);
         core::str::from_utf8(&self.0[..len]).unwrap_or("?")
     }
 }

@@ -39,11 +39,7 @@ pub(crate) fn interrupt(_frame: &mut TrapFrame) {
 fn tick() {
     TICKS.inc();
     let thread = current();
-    let from = if thread.is_idle() {
-        TickFrom::Idle
-    } else {
-        TickFrom::Busy
-    };
+    let from = if thread.is_idle() { TickFrom::Idle } else { TickFrom::Busy };
     if from == TickFrom::Busy && RunQueue::this().lock().charge_tick(thread) {
         context::set_need_resched();
     }
@@ -119,10 +115,7 @@ mod tests {
         for cpu in [0, 1, 15, 17] {
             for now in [0, 1, 3_999_999, 4_000_000, 123_456_789] {
                 let at = first_after(now, CpuId::new(cpu), period);
-                assert!(
-                    at > now && at <= now + 2 * period,
-                    "CPU {cpu} at {now}: {at}"
-                );
+                assert!(at > now && at <= now + 2 * period, "CPU {cpu} at {now}: {at}");
                 assert_eq!(at % period, period / 16 * (cpu as u64 % 16));
             }
         }

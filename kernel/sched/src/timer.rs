@@ -93,11 +93,7 @@ fn this_base() -> &'static SpinLock<Base> {
 impl Timer {
     /// A timer that is not armed and will call `func`.
     pub const fn new(func: fn(&Timer)) -> Timer {
-        Timer {
-            node: UnsafeCell::new(Node::new()),
-            func,
-            base: AtomicU16::new(NOWHERE),
-        }
+        Timer { node: UnsafeCell::new(Node::new()), func, base: AtomicU16::new(NOWHERE) }
     }
 
     /// Has the function called `ns` nanoseconds from now, on this CPU. An armed timer is moved to the new time.
@@ -123,9 +119,7 @@ impl Timer {
         let _irqs = IrqGuard::new(ATOMIC);
         let here = cpu_number(cpu::current());
         // Whoever arms it first says where it lives; another CPU that tries at the same time finds it there.
-        let _ = self
-            .base
-            .compare_exchange(NOWHERE, here, Ordering::Relaxed, Ordering::Relaxed);
+        let _ = self.base.compare_exchange(NOWHERE, here, Ordering::Relaxed, Ordering::Relaxed);
         let (mut base, mut at) = self.lock_base().expect("a timer that was armed has a base");
         let was_queued = self.unqueue(&mut base);
         if at != here && !ptr::eq(base.running, self) {
@@ -151,8 +145,7 @@ impl Timer {
     ///
     /// Context: task, softirq, hardirq; interrupts on or off.
     pub fn cancel(&self) -> bool {
-        self.lock_base()
-            .is_some_and(|(mut base, _)| self.unqueue(&mut base))
+        self.lock_base().is_some_and(|(mut base, _)| self.unqueue(&mut base))
     }
 
     /// Takes the timer back and waits until its function does not run anywhere. True if it was armed.
@@ -163,10 +156,7 @@ impl Timer {
     /// Context: task or softirq, interrupts on; not from the timer's own function, nor under a lock that the function
     /// takes.
     pub fn cancel_sync(&self) -> bool {
-        debug_assert!(
-            !context::in_hardirq(),
-            "cancel_sync in hardirq context can wait for itself"
-        );
+        debug_assert!(!context::in_hardirq(), "cancel_sync in hardirq context can wait for itself");
         let mut was_queued = false;
         loop {
             let Some((mut base, _)) = self.lock_base() else {
@@ -187,8 +177,7 @@ impl Timer {
     /// Context: as [`Timer::cancel`].
     pub fn is_armed(&self) -> bool {
         // SAFETY: the base's lock, held, guards the node (SCHED-12).
-        self.lock_base()
-            .is_some_and(|_base| unsafe { (*self.node.get()).is_queued() })
+        self.lock_base().is_some_and(|_base| unsafe { (*self.node.get()).is_queued() })
     }
 
     /// Takes the timer off the heap of its base, whose lock the caller holds. True if it was there.
@@ -224,10 +213,7 @@ impl Timer {
 impl Base {
     /// When something is due next.
     fn next_event(&self) -> u64 {
-        self.heap
-            .first()
-            .map_or(NEVER, |(_, key)| key)
-            .min(self.tick_at)
+        self.heap.first().map_or(NEVER, |(_, key)| key).min(self.tick_at)
     }
 
     /// Programs the clock event of this CPU if something is due before it fires (`SCHED-13`).
@@ -295,11 +281,7 @@ pub(crate) fn set_tick(at_ns: u64) {
 ///
 /// Context: task, softirq, hardirq.
 pub fn next_expiry_on(cpu: CpuId) -> Option<u64> {
-    base_of(cpu_number(cpu))
-        .lock_irqsave(ATOMIC)
-        .heap
-        .first()
-        .map(|(_, key)| key)
+    base_of(cpu_number(cpu)).lock_irqsave(ATOMIC).heap.first().map(|(_, key)| key)
 }
 
 #[cfg(test)]

@@ -61,10 +61,7 @@ unsafe impl Send for WaiterList {}
 
 impl WaiterList {
     pub(crate) const fn new() -> WaiterList {
-        WaiterList {
-            first: ptr::null(),
-            last: ptr::null(),
-        }
+        WaiterList { first: ptr::null(), last: ptr::null() }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -141,10 +138,7 @@ pub struct WaitQueue {
 impl WaitQueue {
     /// A queue with nobody in it.
     pub const fn new() -> WaitQueue {
-        WaitQueue {
-            list: SpinLock::new(WaiterList::new(), &WAIT_CLASS),
-            waiters: AtomicUsize::new(0),
-        }
+        WaitQueue { list: SpinLock::new(WaiterList::new(), &WAIT_CLASS), waiters: AtomicUsize::new(0) }
     }
 
     /// Sleeps until `cond` holds. Whoever makes it true calls [`WaitQueue::wake_one`] or [`WaitQueue::wake_all`] after
@@ -282,15 +276,7 @@ pub struct Completion {
 impl Completion {
     /// Not done.
     pub const fn new() -> Completion {
-        Completion {
-            inner: SpinLock::new(
-                Completed {
-                    done: 0,
-                    waiters: WaiterList::new(),
-                },
-                &WAIT_CLASS,
-            ),
-        }
+        Completion { inner: SpinLock::new(Completed { done: 0, waiters: WaiterList::new() }, &WAIT_CLASS) }
     }
 
     /// Lets one waiter go on, now or when it comes.
@@ -443,14 +429,24 @@ impl Drop for Alarm {
 /// What a thread's alarm does. Hardirq context.
 pub(crate) fn alarm_rings(timer: &Timer) {
     // SAFETY: only `Thread::alarm` has this function, and threads are type-stable (SCHED-3).
-    let thread: &'static Thread = unsafe {
-        &*ptr::from_ref(timer)
-            .byte_sub(offset_of!(Thread, alarm))
-            .cast()
-    };
+    let thread: &'static Thread = unsafe { &*ptr::from_ref(timer).byte_sub(offset_of!(Thread, alarm)).cast() };
     // Relaxed: the wake-up is a full barrier and makes it seen.
     thread.alarm_rang.store(true, Ordering::Relaxed);
     wake(thread);
+}
+
+/// Sleeps until somebody calls [`crate::wake`] for this thread, unless `cond` holds; returns at the first wake-up, whatever
+/// the reason. The bare form of all waits: the caller loops, and whoever wakes knows the thread.
+///
+/// Context: task, sleeps.
+pub fn sleep_until_woken(cx: &mut MaySleep, cond: impl FnOnce() -> bool) {
+    cx.assert_may_sleep();
+    let thread = current();
+    thread.state.announce_sleep();
+    if !cond() {
+        schedule();
+    }
+    thread.state.set_running();
 }
 
 /// Sleeps until the clock reaches `at_ns`; never shorter.

@@ -28,10 +28,7 @@ use crate::thread::{Thread, cpu_number};
 /// In checking builds, when called from NMI context.
 #[inline]
 pub fn wake(thread: &'static Thread) -> bool {
-    debug_assert!(
-        !context::in_nmi(),
-        "a wake-up in NMI context must go through irq_work"
-    );
+    debug_assert!(!context::in_nmi(), "a wake-up in NMI context must go through irq_work");
     thread.state.seen_sleeping() && wake_sleeping(thread)
 }
 
@@ -50,11 +47,7 @@ fn wake_sleeping(thread: &'static Thread) -> bool {
     let home = thread.cpu();
     // Acquire: pairs with the Release in `finish_switch` (SCHED-5). While its last CPU is still leaving its stack,
     // the thread stays there.
-    let target = if thread.on_cpu.load(Ordering::Acquire) {
-        home
-    } else {
-        select_cpu(thread)
-    };
+    let target = if thread.on_cpu.load(Ordering::Acquire) { home } else { select_cpu(thread) };
     if target == home {
         place_on(rq, inner, thread, home);
     } else {
@@ -68,12 +61,7 @@ fn wake_sleeping(thread: &'static Thread) -> bool {
 }
 
 /// Queues an `Off` thread that belongs to `rq` and has the CPU look at it if it is more urgent.
-fn place_on(
-    rq: &'static RunQueue,
-    mut inner: SpinGuard<'_, Inner>,
-    thread: &'static Thread,
-    cpu: CpuId,
-) {
+fn place_on(rq: &'static RunQueue, mut inner: SpinGuard<'_, Inner>, thread: &'static Thread, cpu: CpuId) {
     inner.enqueue(rq, thread, false);
     if inner.should_preempt(thread) {
         kick(&inner, cpu);
@@ -117,10 +105,7 @@ fn select_cpu(thread: &Thread) -> CpuId {
 ///
 /// Context: idle thread, interrupts off.
 pub(crate) fn pull_to_idle(here: CpuId) -> bool {
-    let busiest = cpu::online()
-        .iter()
-        .filter(|cpu| *cpu != here)
-        .max_by_key(|cpu| RunQueue::of(*cpu).queued());
+    let busiest = cpu::online().iter().filter(|cpu| *cpu != here).max_by_key(|cpu| RunQueue::of(*cpu).queued());
     let Some(from) = busiest.map(RunQueue::of).filter(|rq| rq.queued() > 0) else {
         return false;
     };

@@ -142,12 +142,7 @@ impl Items {
 impl WorkItem {
     /// An item that calls `func` with itself, in a worker thread.
     pub const fn new(func: fn(&WorkItem, &mut MaySleep)) -> WorkItem {
-        WorkItem {
-            func,
-            pending: AtomicBool::new(false),
-            cpu: AtomicU16::new(NOWHERE),
-            next: Cell::new(ptr::null()),
-        }
+        WorkItem { func, pending: AtomicBool::new(false), cpu: AtomicU16::new(NOWHERE), next: Cell::new(ptr::null()) }
     }
 
     /// Is it queued, or its timer armed? False while it only runs.
@@ -180,10 +175,7 @@ impl WorkItem {
 
     /// Puts the item, which the caller has claimed, on the list of `cpu`, or of the CPU where it runs (`SCHED-20`).
     fn enqueue(&self, cpu: u16) {
-        debug_assert!(
-            !sync::context::in_nmi(),
-            "work cannot be queued in NMI context"
-        );
+        debug_assert!(!sync::context::in_nmi(), "work cannot be queued in NMI context");
         let last = self.cpu.load(Ordering::Relaxed);
         if last != NOWHERE && last != cpu {
             let pool = pool_of(last);
@@ -211,9 +203,7 @@ impl WorkItem {
             if cpu == NOWHERE {
                 return;
             }
-            pool_of(cpu).done.wait_until(cx, || {
-                self.cpu.load(Ordering::Relaxed) != cpu || !self.is_busy_on(cpu)
-            });
+            pool_of(cpu).done.wait_until(cx, || self.cpu.load(Ordering::Relaxed) != cpu || !self.is_busy_on(cpu));
             if self.cpu.load(Ordering::Relaxed) == cpu {
                 return;
             }
@@ -275,11 +265,7 @@ pub struct DelayedWork {
 impl DelayedWork {
     /// An item that calls `func` with itself.
     pub const fn new(func: fn(&WorkItem, &mut MaySleep)) -> DelayedWork {
-        DelayedWork {
-            item: WorkItem::new(func),
-            timer: Timer::new(delay_is_over),
-            target: AtomicU16::new(NOWHERE),
-        }
+        DelayedWork { item: WorkItem::new(func), timer: Timer::new(delay_is_over), target: AtomicU16::new(NOWHERE) }
     }
 
     /// The item itself, to be queued without delay, or looked at.
@@ -340,11 +326,7 @@ impl DelayedWork {
 /// The timer of a [`DelayedWork`]. Hardirq context.
 fn delay_is_over(timer: &Timer) {
     // SAFETY: only `DelayedWork::timer` has this function, and the whole stays in place while its timer is armed.
-    let work: &DelayedWork = unsafe {
-        &*ptr::from_ref(timer)
-            .byte_sub(offset_of!(DelayedWork, timer))
-            .cast()
-    };
+    let work: &DelayedWork = unsafe { &*ptr::from_ref(timer).byte_sub(offset_of!(DelayedWork, timer)).cast() };
     work.item.enqueue(work.target.load(Ordering::Relaxed));
 }
 

@@ -9,9 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering}
 use arch::hosted::{self, HostAlloc, in_own_process};
 use arch::{CpuId, PhysAddr, clock, cpu, irq, smp};
 use grange_sched as sched;
-use sched::{
-    Completion, DelayedWork, JoinHandle, Mutex, Prio, Softirq, Timer, WaitQueue, WorkItem, tick,
-};
+use sched::{Completion, DelayedWork, JoinHandle, Mutex, Prio, Softirq, Timer, WaitQueue, WorkItem, tick};
 use sync::{MaySleep, PreemptGuard};
 
 #[global_allocator]
@@ -26,11 +24,7 @@ fn machine(cpus: usize, body: impl FnOnce(&mut MaySleep) + Send) {
         sync::init();
         let regions: Vec<_> = arch::topology::memory_ranges()
             .iter()
-            .map(|m| mm::Region {
-                start: PhysAddr::new(m.start),
-                end: PhysAddr::new(m.start + m.len),
-                node: m.node,
-            })
+            .map(|m| mm::Region { start: PhysAddr::new(m.start), end: PhysAddr::new(m.start + m.len), node: m.node })
             .collect();
         // SAFETY: the machine's memory is nobody's yet.
         unsafe { mm::init(&regions) };
@@ -73,10 +67,7 @@ fn play(ball: &Ball, cx: &mut MaySleep, me: usize, rounds: u64) {
 }
 
 fn ping_pong(cx: &mut MaySleep, a: Option<usize>, b: Option<usize>, rounds: u64) {
-    let ball = Arc::new(Ball {
-        turn: AtomicU64::new(0),
-        queues: [WaitQueue::new(), WaitQueue::new()],
-    });
+    let ball = Arc::new(Ball { turn: AtomicU64::new(0), queues: [WaitQueue::new(), WaitQueue::new()] });
     let (ours, theirs) = (ball.clone(), ball.clone());
     let ping = spawn(cx, a, move |cx| play(&ours, cx, 0, rounds));
     let pong = spawn(cx, b, move |cx| play(&theirs, cx, 1, rounds));
@@ -101,9 +92,7 @@ fn stacks_of_dead_threads_are_used_again_and_kept_in_bounds() {
     in_own_process(|| {
         machine(2, |cx| {
             for _ in 0..3 {
-                let threads: Vec<_> = (0..100)
-                    .map(|_| spawn(cx, None, |cx| sched::sleep_ns(cx, MS)))
-                    .collect();
+                let threads: Vec<_> = (0..100).map(|_| spawn(cx, None, |cx| sched::sleep_ns(cx, MS))).collect();
                 threads.into_iter().for_each(|thread| thread.join(cx));
             }
             let mut structures = 0;
@@ -163,9 +152,7 @@ fn an_urgent_thread_preempts_a_busy_one() {
                 }
             });
             for _ in 0..20 {
-                let urgent = sched::spawn(cx, "urgent", Prio::RCU, Some(CpuId::new(1)), |_| {
-                    cpu::current()
-                });
+                let urgent = sched::spawn(cx, "urgent", Prio::RCU, Some(CpuId::new(1)), |_| cpu::current());
                 assert_eq!(urgent.unwrap().join(cx), CpuId::new(1));
             }
             assert!(!busy.is_finished());
@@ -217,10 +204,7 @@ static DUE: AtomicU64 = AtomicU64::new(0);
 static EARLY: AtomicU32 = AtomicU32::new(0);
 static TIMER: Timer = Timer::new(|_| {
     FIRED.fetch_add(1, Ordering::Relaxed);
-    EARLY.fetch_add(
-        u32::from(clock::now_ns() < DUE.load(Ordering::Relaxed)),
-        Ordering::Relaxed,
-    );
+    EARLY.fetch_add(u32::from(clock::now_ns() < DUE.load(Ordering::Relaxed)), Ordering::Relaxed);
 });
 
 #[test]
@@ -294,9 +278,7 @@ fn work_runs_on_its_cpu_and_once_for_each_time_it_is_queued() {
             let queuers: Vec<_> = (0..3)
                 .map(|on| {
                     spawn(cx, Some(on), move |_| {
-                        (0..5_000)
-                            .map(|i| u32::from(sched::queue_work_on(CpuId::new(i % 3), &COUNTED)))
-                            .sum::<u32>()
+                        (0..5_000).map(|i| u32::from(sched::queue_work_on(CpuId::new(i % 3), &COUNTED))).sum::<u32>()
                     })
                 })
                 .collect();
@@ -325,11 +307,7 @@ fn delayed_work_waits_for_its_time_and_can_be_taken_back() {
             assert_eq!(AT.load(Ordering::Relaxed), 0);
             assert!(LATER.queue(20_000 * MS));
             LATER.flush(cx);
-            assert_ne!(
-                AT.load(Ordering::Relaxed),
-                0,
-                "a flush does not wait for the time"
-            );
+            assert_ne!(AT.load(Ordering::Relaxed), 0, "a flush does not wait for the time");
         });
     });
 }
@@ -383,10 +361,7 @@ fn a_mutex_goes_to_the_most_urgent_waiter() {
             }
             drop(held);
             threads.into_iter().for_each(|thread| thread.join(cx));
-            assert_eq!(
-                order.lock(cx)[..],
-                [Prio::HIGH, Prio::NORMAL, Prio::BACKGROUND]
-            );
+            assert_eq!(order.lock(cx)[..], [Prio::HIGH, Prio::NORMAL, Prio::BACKGROUND]);
         });
     });
 }

@@ -71,9 +71,10 @@ fn ping_pong(cx: &mut MaySleep, a: Option<CpuId>, b: Option<CpuId>) -> Result<()
 }
 
 ktest! {
-    /// 100,000 wake-ups, each needed for the next: a lost one is a hang.
+    /// 100,000 wake-ups, each needed for the next: a lost one is a hang. Each wakes a halted CPU, which takes an emulator on a
+    /// busy host most of a millisecond.
     #[tags(race)]
-    #[budget_ms(60_000)]
+    #[budget_ms(120_000)]
     fn ping_pong_across_cpus_loses_no_wake_up(t: &mut Test) {
         let (a, b) = two_cpus()?;
         let begin = clock::now_ns();
@@ -391,6 +392,49 @@ ktest! {
         }
         ensure_eq!(WRONG.load(Ordering::Relaxed), 0);
         RUNS.store(0, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// What a switch, a wake-up and a preempt-off section cost; under `-icount shift=0` a nanosecond is an instruction.
+    fn switches_and_wake_ups_are_counted(t: &mut Test) {
+        const TURNS: u64 = 2_000;
+        let here = Some(cpu::current());
+        let begin = clock::now_ns();
+        for _ in 0..TURNS {
+            drop(core::hint::black_box(PreemptGuard::new(&*t.cx)));
+        }
+        let pair = (clock::now_ns() - begin) / TURNS;
+
+        let turns = |cx: &mut MaySleep| (0..TURNS).for_each(|_| sched::yield_now(cx));
+        let one = spawn(t.cx, "turns", here, turns)?;
+        let two = spawn(t.cx, "turns", here, turns)?;
+        let begin = clock::now_ns();
+        one.join(t.cx);
+        two.join(t.cx);
+        let switch = (clock::now_ns() - begin) / (2 * TURNS);
+
+        let stop = Arc::new(AtomicBool::new(false));
+        let stop_too = stop.clone();
+        let sleeper = spawn(t.cx, "sleeper", here, move |cx| {
+            while !stop_too.load(Ordering::Relaxed) {
+                sched::wait::sleep_until_woken(cx, || stop_too.load(Ordering::Relaxed));
+            }
+        })?;
+        let mut wake = 0;
+        for _ in 0..TURNS {
+            sched::yield_now(t.cx);
+            let begin = clock::now_ns();
+            let woken = sched::wake(sleeper.thread());
+            wake += clock::now_ns() - begin;
+            ensure!(woken, "the sleeper had its turn and sleeps");
+        }
+        stop.store(true, Ordering::Relaxed);
+        sched::wake(sleeper.thread());
+        sleeper.join(t.cx);
+        let wake = wake / TURNS;
+        t.figure(format_args!(
+            r#"{{"bench":"sched.costs","preempt_pair":{pair},"yield_switch":{switch},"wake_local":{wake}}}"#
+        ));
         Ok(())
     }
 
