@@ -149,8 +149,7 @@ impl FreeLists {
                 assert!(self.node == Some(page.node()), "BUDDY-3: {page:?}");
                 let buddy = map.page(page.pfn() ^ (1 << order)).filter(|buddy| buddy.node() == page.node());
                 assert!(
-                    order == MAX_ORDER
-                        || !buddy.is_some_and(|b| b.kind() == PageKind::Buddy && b.order() == order),
+                    order == MAX_ORDER || !buddy.is_some_and(|b| b.kind() == PageKind::Buddy && b.order() == order),
                     "BUDDY-2: {page:?} and its buddy are both free"
                 );
                 pages += 1 << order;

@@ -65,9 +65,8 @@ fn a_block_of_each_order_comes_aligned_and_goes_back_without_trace() {
 #[test]
 fn a_buddy_of_another_node_is_left_alone() {
     let map = memory(1);
-    let pages: Vec<_> = (0..SECTION_PAGES)
-        .map(|pfn| Page::new(pfn, NodeId::new(usize::from(pfn >= 512)), PageKind::Free))
-        .collect();
+    let pages: Vec<_> =
+        (0..SECTION_PAGES).map(|pfn| Page::new(pfn, NodeId::new(usize::from(pfn >= 512)), PageKind::Free)).collect();
     map.set_section(0, Box::leak(pages.into_boxed_slice()));
     let (low, high) = (filled(&map, 0, 512), filled(&map, 512, 1024));
     assert_eq!((low.blocks()[9], high.blocks()[9]), (1, 1));

@@ -82,12 +82,7 @@ pub fn init_percpu() {
 ///
 /// # Safety
 /// As [`init`]; `base` is the address of physical address 0 in a mapping of all regions.
-pub(crate) unsafe fn build<'z>(
-    map: &MemMap,
-    base: usize,
-    regions: &[Region],
-    zone_of: impl Fn(NodeId) -> &'z Zone,
-) {
+pub(crate) unsafe fn build<'z>(map: &MemMap, base: usize, regions: &[Region], zone_of: impl Fn(NodeId) -> &'z Zone) {
     let mut spans = to_spans(regions);
     let Some(last) = spans.last() else { return };
     let sections = last.end.div_ceil(SECTION_PAGES);

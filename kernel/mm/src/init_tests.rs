@@ -88,11 +88,7 @@ fn a_node_in_two_ranges_is_one_zone() {
 #[test]
 fn nodes_that_share_a_section_do_not_share_blocks() {
     // 85 MiB a node: boundaries inside sections, as with three nodes of 256 MiB.
-    let machine = boot(&[
-        region(MIB, 85 * MIB, 0),
-        region(85 * MIB, 170 * MIB, 1),
-        region(170 * MIB, 256 * MIB, 2),
-    ]);
+    let machine = boot(&[region(MIB, 85 * MIB, 0), region(85 * MIB, 170 * MIB, 1), region(170 * MIB, 256 * MIB, 2)]);
     check(&machine);
 }
 

@@ -151,6 +151,18 @@ fn empty_stash() {
     }
 }
 
+/// Which instruction boundaries are visited: every one; and every so many, from each on. For a visit at every boundary also
+/// clears away what the next one might have found.
+const STRIDES: [usize; 2] = [1, 29];
+static STRIDE: AtomicUsize = AtomicUsize::new(1);
+static STEP: AtomicUsize = AtomicUsize::new(0);
+
+fn visit_in_step() {
+    if STEP.fetch_add(1, Ordering::Relaxed).is_multiple_of(STRIDE.load(Ordering::Relaxed)) {
+        sync::nmi::as_nmi(visit);
+    }
+}
+
 fn on_nmi(_: &mut TrapFrame) -> bool {
     let ours = VISITED.load(Ordering::Relaxed) == cpu::current().index();
     if ours {
@@ -325,22 +337,32 @@ ktest! {
         let before = in_use(t.cx);
         start_visits(cpu::current());
         let mut boundaries = 0;
-        for order in [0, 3, 5] {
-            mm::drain_local();
-            for _ in 0..2 {
-                boundaries += step::single_step(
-                    || {
-                        if let Ok(page) = mm::alloc_pages(order, None, QUIET) {
-                            mm::free_pages(page, order);
-                        }
-                    },
-                    visit,
-                );
+        for (stride, first) in STRIDES.into_iter().flat_map(|stride| (0..stride).map(move |first| (stride, first))) {
+            STRIDE.store(stride, Ordering::Relaxed);
+            for order in [0, 3, 5] {
+                mm::drain_local();
+                for _ in 0..2 {
+                    STEP.store(stride - first, Ordering::Relaxed);
+                    boundaries += step::single_step(
+                        || {
+                            if let Ok(page) = mm::alloc_pages(order, None, QUIET) {
+                                mm::free_pages(page, order);
+                            }
+                        },
+                        visit_in_step,
+                    );
+                }
             }
+            // The free that makes a list overfull.
+            mm::drain_local();
+            let mut chain = Chain::new();
+            (0..128).filter_map(|_| mm::alloc_pages(0, None, QUIET).ok()).for_each(|page| chain.push(page));
+            (0..96).filter_map(|_| chain.pop()).for_each(|page| mm::free_pages(page, 0));
+            if let Some(last) = chain.pop() {
+                boundaries += step::single_step(|| mm::free_pages(last, 0), visit_in_step);
+            }
+            chain.free_all();
         }
-        let mut chain = Chain::new();
-        (0..97).filter_map(|_| mm::alloc_pages(0, None, QUIET).ok()).for_each(|page| chain.push(page));
-        boundaries += step::single_step(|| chain.free_all(), visit);
         end_visits();
         ensure!(boundaries > 2_000, "{boundaries} boundaries");
         ensure!(TAKEN.load(Ordering::Relaxed) > 2_000, "{TAKEN:?} blocks taken");

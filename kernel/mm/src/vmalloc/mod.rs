@@ -222,10 +222,7 @@ struct Frames {
 
 impl Frames {
     /// `count` frames from `next`; if it fails, the ones it gave before are freed.
-    fn collect(
-        count: usize,
-        mut next: impl FnMut() -> Result<&'static Page, AllocError>,
-    ) -> Result<Self, AllocError> {
+    fn collect(count: usize, mut next: impl FnMut() -> Result<&'static Page, AllocError>) -> Result<Self, AllocError> {
         if count == 0 || count >= window_pages() {
             return Err(AllocError);
         }

@@ -1,8 +1,8 @@
 //! The ranges against a bitmap.
 
 use std::boxed::Box;
-use std::vec::Vec;
 use std::vec;
+use std::vec::Vec;
 
 use sync::Rng;
 
