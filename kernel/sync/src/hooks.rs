@@ -10,6 +10,8 @@
 
 use core::{marker::PhantomData, mem, ptr};
 
+use arch::trap::TrapFrame;
+
 use crate::atomic::{AtomicPtr, Ordering};
 
 /// A function pointer that is set once; empty until then.
@@ -97,6 +99,8 @@ pub struct Hooks {
     pub nmi_enter: Slot<fn()>,
     /// Last thing in an NMI, while it still counts as one. Set by rcu.
     pub nmi_exit: Slot<fn()>,
+    /// An NMI that no handler claimed. Called in NMI context. Set by the kernel (the report of a hang).
+    pub nmi_unknown: Slot<fn(&mut TrapFrame)>,
 }
 
 /// The one set of hooks.
@@ -109,4 +113,5 @@ pub static HOOKS: Hooks = Hooks {
     irq_exit: Slot::new(),
     nmi_enter: Slot::new(),
     nmi_exit: Slot::new(),
+    nmi_unknown: Slot::new(),
 };

@@ -145,27 +145,42 @@ mod host {
     }
 }
 
+/// In a model every actor is a thread of its own and the main thread only joins: loom does not try to
+/// run the others before the first load of the thread that spawned them.
 #[cfg(loom)]
 mod models {
-    use loom::{sync::Arc, thread};
+    use loom::{
+        sync::Arc,
+        thread::{self, JoinHandle},
+    };
 
     use super::*;
+
+    fn producers<const N: usize>(list: &Arc<LlistHead>) -> [JoinHandle<bool>; N] {
+        core::array::from_fn(|n| {
+            let list = Arc::clone(list);
+            // SAFETY: a fresh item of our own.
+            thread::spawn(move || unsafe { list.add(Item::boxed(n as u64 + 1)) })
+        })
+    }
+
+    fn taker(list: &Arc<LlistHead>) -> JoinHandle<Vec<u64>> {
+        let list = Arc::clone(list);
+        thread::spawn(move || values(list.take_all()))
+    }
 
     #[test]
     fn loom_what_was_written_before_add_is_seen_after_take_all() {
         loom::model(|| {
             let list = Arc::new(LlistHead::new());
-            let producers: [_; 2] = core::array::from_fn(|n| {
-                let list = Arc::clone(&list);
-                // SAFETY: a fresh item of our own.
-                thread::spawn(move || unsafe { list.add(Item::boxed(n as u64 + 1)) })
-            });
-            let mut sum: u64 = values(list.take_all()).iter().sum();
+            let (producers, taker) = (producers::<2>(&list), taker(&list));
+            let mut all = taker.join().unwrap();
             for producer in producers {
                 producer.join().unwrap();
             }
-            sum += values(list.take_all()).iter().sum::<u64>();
-            assert_eq!(sum, 3, "each item comes out once, with what was written in it");
+            all.extend(values(list.take_all()));
+            all.sort_unstable();
+            assert_eq!(all, [1, 2], "each item comes out once, with what was written in it");
         });
     }
 
@@ -173,12 +188,8 @@ mod models {
     fn loom_one_producer_a_batch_finds_the_list_empty() {
         loom::model(|| {
             let list = Arc::new(LlistHead::new());
-            let producers: [_; 2] = core::array::from_fn(|n| {
-                let list = Arc::clone(&list);
-                // SAFETY: a fresh item of our own.
-                thread::spawn(move || unsafe { list.add(Item::boxed(n as u64)) })
-            });
-            let first = values(list.take_all());
+            let (producers, taker) = (producers::<2>(&list), taker(&list));
+            let first = taker.join().unwrap();
             let announced: usize = producers.map(|producer| usize::from(producer.join().unwrap())).iter().sum();
             let second = values(list.take_all());
             let batches = usize::from(!first.is_empty()) + usize::from(!second.is_empty());
@@ -190,19 +201,12 @@ mod models {
     fn loom_two_takers_get_disjoint_chains() {
         loom::model(|| {
             let list = Arc::new(LlistHead::new());
-            // SAFETY: fresh items of our own.
-            unsafe {
-                list.add(Item::boxed(1));
-                list.add(Item::boxed(2));
-            }
-            let taker = {
-                let list = Arc::clone(&list);
-                thread::spawn(move || values(list.take_all()))
-            };
-            let mut all = values(list.take_all());
-            all.extend(taker.join().unwrap());
-            all.sort_unstable();
-            assert_eq!(all, [1, 2]);
+            let [producer] = producers::<1>(&list);
+            let takers = [taker(&list), taker(&list)];
+            let mut all: Vec<_> = takers.into_iter().flat_map(|taker| taker.join().unwrap()).collect();
+            producer.join().unwrap();
+            all.extend(values(list.take_all()));
+            assert_eq!(all, [1]);
         });
     }
 }

@@ -135,12 +135,16 @@ mod models {
                     assert_eq!(ring.push(&record(2)), Some(1));
                 })
             };
-            let mut out = [0; 3];
-            for position in 0..2 {
-                if let Read::Record { .. } = ring.read(position, &mut out) {
-                    assert_eq!(value_of(out), position + 1);
+            // A thread of its own, see the models of the list.
+            let reader = thread::spawn(move || {
+                let mut out = [0; 3];
+                for position in 0..2 {
+                    if let Read::Record { .. } = ring.read(position, &mut out) {
+                        assert_eq!(value_of(out), position + 1);
+                    }
                 }
-            }
+            });
+            reader.join().unwrap();
             producer.join().unwrap();
         });
     }
@@ -186,10 +190,13 @@ mod models {
                 let ring = Arc::clone(&ring);
                 thread::spawn(move || ring.push(&record(1)))
             };
-            let mut out = [0; 3];
-            if ring.end() == 1 {
-                assert_ne!(ring.read(0, &mut out), Read::Empty);
-            }
+            let reader = thread::spawn(move || {
+                let mut out = [0; 3];
+                if ring.end() == 1 {
+                    assert_ne!(ring.read(0, &mut out), Read::Empty);
+                }
+            });
+            reader.join().unwrap();
             producer.join().unwrap();
         });
     }

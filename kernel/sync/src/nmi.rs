@@ -1,7 +1,8 @@
 //! Non-maskable interrupts: registered handlers, and what surrounds them.
 //!
 //! Every handler sees every NMI, because two causes that come at once are one NMI. It says whether
-//! the NMI was (also) its own.
+//! the NMI was (also) its own. One that nobody claims came from outside, from somebody who wants to know what this
+//! machine is doing: hook `nmi_unknown` answers.
 //!
 //! # Invariants
 //!
@@ -116,6 +117,9 @@ pub(crate) fn on_nmi(frame: &mut TrapFrame) {
         }
         if !known {
             UNKNOWN.fetch_add(1, Ordering::Relaxed);
+            if let Some(unknown) = HOOKS.nmi_unknown.get() {
+                unknown(frame);
+            }
         }
     });
 }

@@ -137,13 +137,17 @@ mod loom_tests {
                     }
                 })
             };
-            let (seq, a, b) = &*shared;
-            if let Some(start) = seq.try_begin() {
-                let halves = (a.load(Ordering::Relaxed), b.load(Ordering::Relaxed));
-                if !seq.retry(start) {
-                    assert_eq!(halves.0, halves.1, "accepted halves of two writes");
+            // A thread of its own, see the models of the list.
+            let reader = thread::spawn(move || {
+                let (seq, a, b) = &*shared;
+                if let Some(start) = seq.try_begin() {
+                    let halves = (a.load(Ordering::Relaxed), b.load(Ordering::Relaxed));
+                    if !seq.retry(start) {
+                        assert_eq!(halves.0, halves.1, "accepted halves of two writes");
+                    }
                 }
-            }
+            });
+            reader.join().unwrap();
             writer.join().unwrap();
         });
     }
