@@ -2,13 +2,6 @@
 
 use sync::param;
 
-/// Usable bytes of a thread's stack: room for a call chain, softirqs and nested interrupts with a log line each; checking
-/// builds have larger frames, and the hosted machine whole signal frames. Mapped page by page, and reused.
-pub const STACK_BYTES: usize = {
-    let wanted = if cfg!(debug_assertions) { 64 * 1024 } else { 32 * 1024 };
-    if wanted > arch::task::STACK_SIZE { wanted } else { arch::task::STACK_SIZE }
-};
-
 /// Nanoseconds a thread may run before an equal of its priority gets its turn. Longer than a tick at the default
 /// rate, short enough that a test sees preemption within a few ticks.
 pub const SLICE_NS: u64 = 8_000_000;

@@ -1,6 +1,6 @@
 //! Making threads, and what becomes of them when they end.
 //!
-//! Key types: [`JoinHandle`], [`SpawnError`], [`Stack`].
+//! Key types: [`JoinHandle`], [`SpawnError`].
 //!
 //! The life of a `Thread` structure (`SCHED-3`): made or taken from the pool by [`spawn`] → runs its body →
 //! `Dead` → [`bury`] by the next thread on its CPU, once its stack is no longer in use → pool, stack included. More than
@@ -20,7 +20,7 @@ use core::sync::atomic::{AtomicU32, Ordering, fence};
 use arch::{CpuId, irq, task};
 use sync::{ATOMIC, LockClass, MaySleep, SpinLock, context};
 
-use crate::config::{STACK_BYTES, STACKS_KEPT};
+use crate::config::STACKS_KEPT;
 use crate::hooks::hooks;
 use crate::idle;
 use crate::init::name_idle;
@@ -39,24 +39,6 @@ pub struct SpawnError;
 impl core::fmt::Display for SpawnError {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.write_str("no memory for a thread")
-    }
-}
-
-/// A stack in the vmalloc window, with an unmapped page at either end.
-pub(crate) struct Stack {
-    base: NonNull<u8>,
-}
-
-impl Stack {
-    fn new(cx: &mut MaySleep) -> Result<Stack, SpawnError> {
-        let base = mm::vmalloc(STACK_BYTES, cx).map_err(|_| SpawnError)?;
-        Ok(Stack { base })
-    }
-
-    /// One past its last byte.
-    fn top(&self) -> *mut u8 {
-        // SAFETY: the mapping is STACK_BYTES long.
-        unsafe { self.base.as_ptr().add(STACK_BYTES) }
     }
 }
 
@@ -111,7 +93,7 @@ fn trim_pool(cx: &mut MaySleep) {
     let Some(thread) = thread else { return };
     // SAFETY: out of the pool, the thread is ours alone.
     if let Some(stack) = unsafe { (*thread.stack.get()).take() } {
-        mm::vfree(stack.base, cx);
+        stack.free(cx);
     }
     Pool::push(&mut POOL.lock_irqsave(cx).without_stack, thread);
 }
@@ -136,11 +118,11 @@ fn obtain(cx: &mut MaySleep) -> Result<&'static Thread, SpawnError> {
     // SAFETY: out of the pool or new, the thread is ours alone.
     let stack = unsafe { &mut *thread.stack.get() };
     if stack.is_none() {
-        match Stack::new(cx) {
+        match mm::stack::alloc(cx) {
             Ok(new) => *stack = Some(new),
-            Err(error) => {
+            Err(mm::AllocError) => {
                 Pool::push(&mut POOL.lock_irqsave(cx).without_stack, thread);
-                return Err(error);
+                return Err(SpawnError);
             }
         }
     }

@@ -27,9 +27,10 @@ use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU16, AtomicU32, 
 
 use arch::CpuId;
 use arch::task::Context;
+use mm::stack::Stack;
 
 use crate::rq::RqEntry;
-use crate::spawn::{Body, Stack};
+use crate::spawn::Body;
 use crate::state::{State, StateWord};
 use crate::timer::Timer;
 
