@@ -32,7 +32,7 @@
 //! | `call`, `sync_gp`, `poll`, `barrier` | the ways to wait for one |
 //! | [`config`], [`stats`](stats()), `stall` | parameters, counters, reports |
 //!
-//! Why a grace period is long enough (ORD-1 to ORD-4) is argued in one place: docs/rcu-ordering.md.
+//! Why a grace period is long enough (ORD-1 to ORD-5) is argued in one place: docs/rcu-ordering.md.
 //!
 //! # Locks
 //!

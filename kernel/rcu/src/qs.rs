@@ -43,7 +43,7 @@ pub(crate) fn note_gp(irqs: &IrqGuard<'_>) -> &'static Node {
         me.gp_seq.set(gp);
         me.owes_qs.set(owes);
         me.ticks_owing.set(0);
-        // After the lock: what follows on this CPU sees the update that this grace period waits for (ORD-1).
+        // After the lock: what follows on this CPU sees the update that this grace period waits for (ORD-4).
         me.qs_passed.set(false);
         me.report_at_unlock.set(false);
     }
