@@ -30,6 +30,7 @@ crate::param! {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "Miri has no link sections, so no registry")]
 fn each_kind_has_its_default_until_the_line_says_otherwise() {
     assert_eq!((NUMBER.get(), SIZE.get(), SWITCH.get()), (250, 7, false));
     assert_eq!((CHOICE.get(), TEXT.get(), NUMBER.is_set()), ("halt", "", false));
@@ -42,6 +43,7 @@ fn each_kind_has_its_default_until_the_line_says_otherwise() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "Miri has no link sections, so no registry")]
 fn an_unknown_key_is_refused_with_the_nearest_known_one() {
     let error = parse("test.refusse=1").unwrap_err();
     assert_eq!(error.nearest, Some("test.refuses"));
@@ -49,6 +51,7 @@ fn an_unknown_key_is_refused_with_the_nearest_known_one() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "Miri has no link sections, so no registry")]
 fn a_bad_value_is_refused_with_what_is_allowed() {
     for bad in ["test.refuses=4", "test.refuses=0", "test.refuses=x", "test.refuses="] {
         let error = parse(bad).unwrap_err();
@@ -66,6 +69,7 @@ fn a_bad_value_is_refused_with_what_is_allowed() {
 }
 
 #[test]
+#[cfg_attr(miri, ignore = "Miri has no link sections, so no registry")]
 fn the_registry_knows_docs_and_units() {
     let entry = PARAMS.iter().find(|entry| entry.key == "test.number").unwrap();
     assert_eq!(entry.doc, [" A number, for the tests."]);
