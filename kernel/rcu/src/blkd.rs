@@ -232,8 +232,8 @@ mod tests {
         l.queue(a, Blocks::default());
         l.start_gp();
         l.queue(b, Blocks { norm: false, exp: true });
-        assert_eq!(l.remove(b).exp, true);
-        assert_eq!(l.remove(a).norm, true);
+        assert!(l.remove(b).exp);
+        assert!(l.remove(a).norm);
     }
 
     #[derive(Clone, Debug)]

@@ -107,7 +107,7 @@ impl Chain {
 
     /// Moves all of `younger` behind what is here.
     pub fn append(&mut self, younger: &mut Chain) {
-        let moved = core::mem::replace(younger, Chain::new());
+        let moved = core::mem::take(younger);
         if moved.is_empty() {
             return;
         }

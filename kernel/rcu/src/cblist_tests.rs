@@ -13,6 +13,7 @@ use super::*;
 use crate::seq::{Seq, SeqCounter};
 
 /// Heads with stable addresses; freed at the end of the test.
+#[expect(clippy::vec_box, reason = "the heads must not move when the vector grows")]
 struct Heads(Vec<Box<CallbackHead>>);
 
 impl Heads {

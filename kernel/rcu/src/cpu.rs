@@ -84,8 +84,8 @@ arch::per_cpu! {
 
 /// This CPU's own state.
 #[inline]
-pub(crate) fn own<'a>(_irqs_off: &'a impl IrqsOff) -> &'a Own {
-    // SAFETY: CPU-1: this CPU's copy, and interrupts stay off for 'a, so the thread stays here and no interrupt
+pub(crate) fn own(_irqs_off: &impl IrqsOff) -> &Own {
+    // SAFETY: CPU-1: this CPU's copy, and interrupts stay off for as long as the proof is borrowed, so the thread stays here and no interrupt
     // handler comes in between; NMI handlers do not come here. References are shared, all fields are cells.
     unsafe { &*OWN.this_ptr() }
 }

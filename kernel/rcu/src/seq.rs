@@ -1,6 +1,6 @@
 //! Grace-period sequence numbers: a counter with two state bits, and comparisons that survive wrap-around.
 //!
-//! [`Seq`] is a value, [`SeqCounter`] the shared word that holds the newest one. The low two bits are the state
+//! [`Seq`] is a value, `SeqCounter` the shared word that holds the newest one. The low two bits are the state
 //! (0: no grace period runs; 1: one runs; 2 and 3 are for flavours with phases, SRCU among them), the bits above count
 //! grace periods. A grace period is `start` (…00 → …01) and `end` (…01 → the next …00).
 //!
