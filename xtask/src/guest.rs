@@ -13,7 +13,7 @@ use anyhow::Context as _;
 
 use crate::artifact::Artifacts;
 use crate::frames::{Frame, FrameReader};
-use crate::process::{Owned, POLL, interrupted};
+use crate::process::{Owned, POLL, interrupted, tied_to_us};
 use crate::pulse::{Limits, Pulse};
 use crate::qemu::{Machine, Wiring, script};
 use crate::qmp::Qmp;
@@ -77,7 +77,7 @@ impl Boot<'_> {
             qmp: Some(socket_dir.path().join("qmp")),
             reboots: false,
         };
-        let mut command = self.machine.command(self.artifacts, self.kernel_line, self.seed, &wiring);
+        let mut command = tied_to_us(self.machine.command(self.artifacts, self.kernel_line, self.seed, &wiring));
         let without_socket = Wiring { qmp: None, ..wiring.clone() };
         let to_keep = self.machine.command(self.artifacts, self.kernel_line, self.seed, &without_socket);
         write_script(&self.file("qemu-cmd"), &script(&to_keep))?;

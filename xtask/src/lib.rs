@@ -50,6 +50,7 @@ use crate::workspace::Workspace;
 /// Parses the arguments, runs the command and turns its end into the exit status of [`Exit`].
 #[must_use]
 pub fn main() -> ExitCode {
+    process::end_quietly_when_nobody_reads();
     process::watch_for_interrupts();
     let cli = Cli::parse();
     let end = match dispatch(cli) {

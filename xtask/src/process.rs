@@ -1,6 +1,7 @@
 //! Child processes: printed before they run, and ended when the user presses Ctrl-C.
 
 use std::ffi::OsStr;
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -8,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 
 use crate::exit::{Exit, stop};
+use crate::toolchain::find_program;
 
 /// Set by the signal handler, read by every loop that waits. Relaxed: the flag carries no data with it.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
@@ -19,6 +21,28 @@ pub const POLL: Duration = Duration::from_millis(10);
 pub fn watch_for_interrupts() {
     // Fails only when a handler is set already: then somebody else watches, and that is as good.
     let _ = ctrlc::set_handler(|| INTERRUPTED.store(true, Ordering::Relaxed));
+}
+
+/// From here on a reader of standard output that goes away (`cargo xtask doctor | head`) ends this process quietly.
+pub fn end_quietly_when_nobody_reads() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let message = panic.payload().downcast_ref::<String>().map(String::as_str).unwrap_or_default();
+        if message.starts_with("failed printing to std") && message.contains("Broken pipe") {
+            std::process::exit(Exit::Host.code().into());
+        }
+        usual(panic);
+    }));
+}
+
+/// The same command, ended by the host when this process ends in a way that it cannot help: a guest that hangs must not
+/// stay behind. Without util-linux's `setpriv` it is the command itself.
+#[must_use]
+pub fn tied_to_us(command: Command) -> Command {
+    let Some(setpriv) = find_program(Path::new("setpriv")) else { return command };
+    let mut tied = Command::new(setpriv);
+    tied.args(["--pdeathsig", "KILL", "--"]).arg(command.get_program()).args(command.get_args());
+    tied
 }
 
 /// Whether the user asked to stop.
@@ -124,6 +148,14 @@ mod tests {
         let mut child = Owned::start(Command::new("sleep").arg("30")).unwrap();
         assert!(child.wait_for(Some(Duration::from_millis(30))).unwrap().is_none());
         child.kill();
+    }
+
+    #[test]
+    fn a_tied_command_is_the_same_command() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo \"$0\"", "a b"]);
+        let mut tied = tied_to_us(command);
+        assert_eq!(output_of(&mut tied).as_deref(), Some("a b"));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use crate::artifact::{self, Artifacts};
 use crate::cli::{Profile, RunArgs};
 use crate::exit::Exit;
 use crate::kernel_args::KernelLine;
-use crate::process::{Owned, interrupted};
+use crate::process::{Owned, interrupted, tied_to_us};
 use crate::qemu::{Machine, Wiring, script};
 use crate::qmp::Qmp;
 use crate::rundir::{RunDir, write, write_script};
@@ -152,7 +152,7 @@ impl Session<'_> {
         let to_keep = Wiring { qmp: None, ..wiring.clone() };
         let kept = self.machine.command(self.artifacts, self.line, 0, &to_keep);
         write_script(&self.dir.path().join("qemu-cmd"), &script(&kept))?;
-        let mut command = self.machine.command(self.artifacts, self.line, 0, &wiring);
+        let mut command = tied_to_us(self.machine.command(self.artifacts, self.line, 0, &wiring));
         if self.piped {
             command.stdin(Stdio::piped());
         }

@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::artifact::Artifacts;
 use crate::exit::{Exit, stop};
 use crate::kernel_args::KernelLine;
-use crate::process::{Owned, interrupted};
+use crate::process::{Owned, interrupted, tied_to_us};
 use crate::qemu::{Machine, Wiring, script};
 use crate::rundir::{write, write_script};
 
@@ -103,9 +103,10 @@ impl Boot<'_> {
             qmp: None,
             reboots: false,
         };
-        let mut command = self.machine.command(self.artifacts, line.finish()?, 0, &wiring);
+        let command = self.machine.command(self.artifacts, line.finish()?, 0, &wiring);
         write_script(&self.dir.join("qemu-cmd"), &script(&command))?;
         write(&console, "")?;
+        let mut command = tied_to_us(command);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(self.dir.join("qemu-stderr.log"))?);
         let mut file = File::open(&console).with_context(|| console.display().to_string())?;
         let started = Instant::now();
