@@ -140,6 +140,9 @@ enum State<'a> {
     Ended(Vec<Ending<'a>>),
 }
 
+/// Makes an ending of what stands behind its first words.
+type Kind<'a> = fn(&'a str) -> Ending<'a>;
+
 /// One thing that a row ended in.
 #[derive(Debug, PartialEq, Eq)]
 enum Ending<'a> {
@@ -169,7 +172,7 @@ impl<'a> State<'a> {
 
 impl<'a> Ending<'a> {
     fn read(text: &'a str) -> Result<Self, String> {
-        let kinds: [(&str, fn(&'a str) -> Self); 5] = [
+        let kinds: [(&str, Kind<'a>); 5] = [
             ("test host ", Ending::HostTest),
             ("test ", Ending::KernelTest),
             ("bench ", Ending::Bench),
