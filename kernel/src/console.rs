@@ -27,15 +27,21 @@ pub(crate) fn init() {
 
 /// Takes a line from the log. Context: any but NMI; in an emergency there, too.
 fn log_line(bytes: &[u8]) {
-    let guard = (0..PATIENCE).find_map(|_| {
+    let _guard = hold();
+    write(bytes);
+}
+
+/// Keeps others from printing, or gives up after a while: the holder may be what this context has interrupted.
+///
+/// Context: any.
+pub(crate) fn hold() -> Option<impl Sized> {
+    (0..PATIENCE).find_map(|_| {
         let guard = OUTPUT.try_lock_irqsave(ATOMIC);
         if guard.is_none() {
             arch::irq::relax();
         }
         guard
-    });
-    write(bytes);
-    drop(guard);
+    })
 }
 
 /// Writes for people, with carriage returns, under no lock. Context: any.

@@ -7,6 +7,7 @@
 //! | `console.rs` | COM1 |
 //! | `heap.rs` | the global allocator |
 //! | `panic.rs` | the end |
+//! | `whereabouts.rs` | where each CPU is, when somebody asks with an NMI |
 //! | `shell/` | commands |
 //!
 //! It exists for the bare machine alone. For the host (where the workspace is linted) it is an empty
@@ -28,6 +29,8 @@ mod panic;
 mod shell;
 #[cfg(target_os = "none")]
 mod start;
+#[cfg(target_os = "none")]
+mod whereabouts;
 
 /// There is nothing to run on the host.
 #[cfg(not(target_os = "none"))]

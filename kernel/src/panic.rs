@@ -1,12 +1,14 @@
-//! The end: one CPU says what happened, the others are stopped by NMI and each says where it was.
+//! The end: one CPU says what happened, the others are stopped by NMI, and where each was is told.
 //!
 //! Whatever ends the kernel comes through [`die`]: a panic, an exception nobody handles, a test that
 //! is stuck. The first CPU to come is the speaker. It prints with no lock held by anybody in its way,
-//! sends NMIs to all others at once, and then gives them the word one after the other, so that
-//! reports do not run into each other. A CPU that does not answer is named.
+//! and sends NMIs to all others at once. Each of those writes down where it was and halts for good, so that an emulator
+//! spends nothing on it; the speaker tells it for them, stacks included. A CPU that dies of something of its own at the
+//! same time says that itself, when the speaker gives it the word. A CPU that does not answer is named.
 //!
 //! Context: any, NMI included. Linux: `kernel/panic.c`, `nmi_shootdown_cpus`.
 
+use core::cell::Cell;
 use core::fmt::{self, Write};
 use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicUsize, Ordering};
@@ -14,19 +16,15 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 use arch::bare::report;
 use arch::exit::{Verdict, debug_exit};
 use arch::trap::{Exception, TrapFrame};
-use arch::{AtomicCpuMask, clock, cpu, ipi, irq};
-use sync::context::{self, HARDIRQ_OFFSET, NMI_OFFSET, SOFTIRQ_OFFSET};
+use arch::{AtomicCpuMask, CpuId, clock, cpu, ipi, irq};
 use sync::nmi::NmiHandler;
 
 use crate::console::Raw;
+use crate::whereabouts::{self, Context, Whereabouts};
 
-/// How long a CPU has to stop, and then to speak, in nanoseconds. An emulated CPU may be kept waiting
+/// How long the other CPUs have to stop, and one of them to speak, in nanoseconds. An emulated CPU may be kept waiting
 /// by its host for seconds.
 const PATIENCE_NS: u64 = 3_000_000_000;
-
-/// Where `preempt_count` counts interrupts and NMIs: four bits each.
-const HARDIRQ_BITS: u32 = 0xf * HARDIRQ_OFFSET;
-const NMI_BITS: u32 = 0xf * NMI_OFFSET;
 
 /// Nobody, as a CPU number plus one.
 const NOBODY: usize = 0;
@@ -38,8 +36,16 @@ static SPEAKER: AtomicUsize = AtomicUsize::new(NOBODY);
 /// Who has the word, as a CPU number plus one. Set by the speaker, cleared by the CPU that spoke.
 static WORD: AtomicUsize = AtomicUsize::new(NOBODY);
 
-/// CPUs that have stopped. Set by each, read by the speaker.
+/// CPUs that have stopped. Set by each when its `WHERE` is written, read by the speaker.
 static STOPPED: AtomicCpuMask = AtomicCpuMask::new();
+
+/// CPUs that want to say something themselves. Set by each before it stops.
+static HAS_WORDS: AtomicCpuMask = AtomicCpuMask::new();
+
+arch::per_cpu! {
+    /// Where this CPU stopped. Written by it before it is in `STOPPED`, read by the speaker after that.
+    static WHERE: Cell<Option<Whereabouts>> = Cell::new(None);
+}
 
 static STOP: NmiHandler = NmiHandler::new("stop", on_nmi);
 
@@ -48,6 +54,7 @@ static STOP: NmiHandler = NmiHandler::new("stop", on_nmi);
 /// Context: boot CPU, once, after `sync::init`.
 pub(crate) fn init() {
     sync::nmi::register(&STOP);
+    whereabouts::init();
     sync::irq::register_exception(on_exception);
     #[cfg(feature = "suites")]
     tests::com2::on_stuck(|| {
@@ -65,7 +72,7 @@ fn panic(info: &PanicInfo<'_>) -> ! {
         if let Some(place) = info.location() {
             writeln!(out, "  at {place}")?;
         }
-        writeln!(out, "  in {}", Context(context::preempt_count()))?;
+        writeln!(out, "  in {}", Context::current())?;
         backtrace(out)
     })
 }
@@ -73,11 +80,27 @@ fn panic(info: &PanicInfo<'_>) -> ! {
 /// An exception that nobody else wanted.
 fn on_exception(exception: Exception, frame: &mut TrapFrame) -> bool {
     die(Verdict::Panic, &mut |out| {
-        let reason = report::Reason(&exception, frame.sp());
+        let thread = sched::current();
+        let whose = format_args!("task {}/{}", thread.name(), thread.tid());
+        let reason = report::Reason { exception: &exception, sp: frame.sp(), whose: &whose };
         writeln!(out, "PANIC cpu {}: {reason}", cpu::current())?;
-        writeln!(out, "  in {}", Context(context::preempt_count()))?;
+        writeln!(out, "  in {}", Context::current())?;
         report::registers(out, frame)?;
         report::callers(out, frame)
+    })
+}
+
+/// The kernel is stuck, and somebody has noticed: ends the machine after all CPUs have been heard.
+///
+/// Context: NMI; any number of CPUs may come here at once.
+pub(crate) fn stall(here: &Whereabouts) -> ! {
+    sync::lock_order::switch_off();
+    if !claim() {
+        stop(here);
+    }
+    speak(Verdict::Stall, &mut |out| {
+        writeln!(out, "STALL cpu {}: no progress, and an NMI asks where everybody is", cpu::current())?;
+        here.tell(out)
     })
 }
 
@@ -85,45 +108,65 @@ fn on_exception(exception: Exception, frame: &mut TrapFrame) -> bool {
 pub(crate) fn die(verdict: Verdict, say: &mut dyn FnMut(&mut dyn Write) -> fmt::Result) -> ! {
     irq::disable();
     sync::lock_order::switch_off();
-    let me = cpu::current().index() + 1;
-    match SPEAKER.compare_exchange(NOBODY, me, Ordering::Relaxed, Ordering::Relaxed) {
-        Ok(_) => {
-            sync::log::emergency();
-            // Nothing to be done about an error of what is printed.
-            let _ = say(&mut Raw);
-            hear_the_others();
-            debug_exit(verdict)
-        }
-        Err(speaker) if speaker == me => {
-            // Again, on the way out: say as little as possible, and go.
-            let _ = Raw.write_str("\nand again, while saying so: ");
-            let _ = say(&mut Raw);
-            debug_exit(verdict)
-        }
-        Err(_) => wait_for_the_word(say),
+    if claim() {
+        speak(verdict, say);
     }
+    if SPEAKER.load(Ordering::Relaxed) == me() {
+        // Again, on the way out: say as little as possible, and go.
+        let _ = Raw.write_str("\nand again, while saying so: ");
+        let _ = say(&mut Raw);
+        debug_exit(verdict)
+    }
+    wait_for_the_word(say)
 }
 
-/// The speaker's part: stops all other CPUs and lets each speak.
-fn hear_the_others() {
-    let me = cpu::current();
+/// This CPU, as a CPU number plus one.
+fn me() -> usize {
+    cpu::current().index() + 1
+}
+
+/// Whether this CPU is the first to end the kernel, and so the speaker.
+fn claim() -> bool {
+    SPEAKER.compare_exchange(NOBODY, me(), Ordering::Relaxed, Ordering::Relaxed).is_ok()
+}
+
+/// The speaker's part.
+fn speak(verdict: Verdict, say: &mut dyn FnMut(&mut dyn Write) -> fmt::Result) -> ! {
+    sync::log::emergency();
+    // Nothing to be done about an error of what is printed.
+    let _ = say(&mut Raw);
+    tell_of_the_others();
+    debug_exit(verdict)
+}
+
+/// Stops all other CPUs, and tells where each was or gives it the word.
+fn tell_of_the_others() {
     let mut others = cpu::online();
-    others.remove(me);
+    others.remove(cpu::current());
     if others.is_empty() {
         return;
     }
     ipi::send_nmi_all_but_self();
+    wait_until(|| (others - STOPPED.load()).is_empty());
     for other in others.iter() {
-        if !wait_until(|| STOPPED.test(other)) {
+        if !STOPPED.test(other) {
             let _ = writeln!(Raw, "cpu {other} does not answer an NMI");
-            continue;
+        } else if HAS_WORDS.test(other) {
+            give_the_word(other);
+        } else {
+            // SAFETY: written before the CPU was in STOPPED, whose load acquired it, and never again: it has halted.
+            let stopped_at = unsafe { (*WHERE.ptr_on(other)).get() };
+            let _ = stopped_at.map(|place| place.tell(&mut Raw));
         }
-        // Release: pairs with the acquire in `wait_for_the_word`; what was printed before is out.
-        WORD.store(other.index() + 1, Ordering::Release);
-        // Acquire: pairs with the release there: the other's lines are out.
-        if !wait_until(|| WORD.load(Ordering::Acquire) == NOBODY) {
-            let _ = writeln!(Raw, "cpu {other} did not finish");
-        }
+    }
+}
+
+fn give_the_word(other: CpuId) {
+    // Release: pairs with the acquire in `wait_for_the_word`; what was printed before is out.
+    WORD.store(other.index() + 1, Ordering::Release);
+    // Acquire: pairs with the release there: the other's lines are out.
+    if !wait_until(|| WORD.load(Ordering::Acquire) == NOBODY) {
+        let _ = writeln!(Raw, "cpu {other} did not finish");
     }
 }
 
@@ -138,35 +181,35 @@ fn wait_until(done: impl Fn() -> bool) -> bool {
     true
 }
 
-/// The others' part: stops, speaks when it is its turn, and never returns.
+/// What a CPU does that dies of something else while the speaker speaks: says it when it is its turn, and halts.
 fn wait_for_the_word(say: &mut dyn FnMut(&mut dyn Write) -> fmt::Result) -> ! {
-    let me = cpu::current();
-    STOPPED.set(me);
-    // Acquire: pairs with the release in `hear_the_others`.
-    while WORD.load(Ordering::Acquire) != me.index() + 1 {
+    HAS_WORDS.set(cpu::current());
+    STOPPED.set(cpu::current());
+    // Acquire: pairs with the release in `give_the_word`.
+    while WORD.load(Ordering::Acquire) != me() {
         irq::relax();
     }
     let _ = say(&mut Raw);
-    // Release: pairs with the acquire in `hear_the_others`.
+    // Release: pairs with the acquire in `give_the_word`.
     WORD.store(NOBODY, Ordering::Release);
-    loop {
-        irq::relax();
-    }
+    irq::park()
+}
+
+/// What the others do: leave word where they were, and halt.
+fn stop(here: &Whereabouts) -> ! {
+    // SAFETY: this CPU's copy, which nobody reads before the CPU is in STOPPED.
+    unsafe { (*WHERE.this_ptr()).set(Some(*here)) };
+    STOPPED.set(cpu::current());
+    irq::park()
 }
 
 /// The NMI that stops this CPU, if somebody is dying.
 fn on_nmi(frame: &mut TrapFrame) -> bool {
-    let speaker = SPEAKER.load(Ordering::Relaxed);
-    let me = cpu::current();
-    if speaker == NOBODY || speaker == me.index() + 1 || STOPPED.test(me) {
-        return speaker != NOBODY;
+    match SPEAKER.load(Ordering::Relaxed) {
+        NOBODY => false,
+        speaker if speaker == me() || STOPPED.test(cpu::current()) => true,
+        _ => stop(&Whereabouts::in_nmi(frame)),
     }
-    // An NMI counts as one and as an interrupt; what it interrupted is the rest.
-    let interrupted = context::preempt_count() - (NMI_OFFSET + HARDIRQ_OFFSET);
-    wait_for_the_word(&mut |out| {
-        writeln!(out, "cpu {me} was in {} at {:#018x}", Context(interrupted), frame.ip())?;
-        report::callers(out, frame)
-    })
 }
 
 /// Writes the return addresses of the caller, one a line.
@@ -181,19 +224,4 @@ pub(crate) fn backtrace(out: &mut dyn Write) -> fmt::Result {
         depth += 1;
     });
     result
-}
-
-/// What a CPU with this `preempt_count` is in the middle of, in words.
-struct Context(u32);
-
-impl fmt::Display for Context {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = match self.0 {
-            count if count & NMI_BITS != 0 => "an NMI",
-            count if count & HARDIRQ_BITS != 0 => "an interrupt",
-            count if count & SOFTIRQ_OFFSET != 0 => "a softirq",
-            _ => "a task",
-        };
-        write!(f, "{name}, preempt_count {:#x}", self.0)
-    }
 }

@@ -22,6 +22,9 @@ const HEARTBEAT_NS: u64 = 250_000_000;
 /// well be several times slower than on a quiet one.
 const STUCK_FACTOR: u64 = 4;
 
+/// So many periods without a heartbeat are no accident.
+const SILENCE_FACTOR: u64 = 12;
+
 /// The stream, and whether a run is on (then the first frame is out and the last is not).
 struct Stream {
     frames: FrameWriter,
@@ -39,6 +42,9 @@ static TIMER: Timer = Timer::new(|_| heartbeat());
 /// When the running test is stuck, `u64::MAX` while none runs. Written by the runner, read by the
 /// heartbeat; a stale value only shifts the verdict by a tick.
 static DEADLINE_NS: AtomicU64 = AtomicU64::new(u64::MAX);
+
+/// When the last heartbeat was. Written by the heartbeat, read by whoever asks whether it has stopped.
+static LAST_BEAT_NS: AtomicU64 = AtomicU64::new(0);
 
 /// What to do about a stuck test.
 static ON_STUCK: Once<fn()> = Once::new();
@@ -98,6 +104,16 @@ pub fn on_stuck(func: fn()) {
     ON_STUCK.call_once(|| func);
 }
 
+/// Whether this boot, of which a test run is expected, makes no progress: its test takes far too long, or there has been no
+/// heartbeat for many times its period, because the CPU that sends it is stuck or never came so far.
+///
+/// Context: any, NMI included.
+pub fn seems_stuck() -> bool {
+    let now = arch::clock::now_ns();
+    let silent = now.saturating_sub(LAST_BEAT_NS.load(Ordering::Relaxed));
+    now > DEADLINE_NS.load(Ordering::Relaxed) || silent > SILENCE_FACTOR * HEARTBEAT_NS
+}
+
 /// Sets when the running test is stuck, or that none runs. Context: the runner.
 pub(crate) fn set_deadline(budget_ms: Option<u32>) {
     let deadline = budget_ms.map_or(u64::MAX, |ms| arch::clock::now_ns() + u64::from(ms) * 1_000_000 * STUCK_FACTOR);
@@ -109,6 +125,7 @@ pub(crate) fn set_deadline(budget_ms: Option<u32>) {
 /// Context: timer interrupt of the CPU that began the run. Takes the stream's lock only if it is free.
 fn heartbeat() {
     let ns = arch::clock::now_ns();
+    LAST_BEAT_NS.store(ns, Ordering::Relaxed);
     if ns > DEADLINE_NS.load(Ordering::Relaxed)
         && let Some(stuck) = ON_STUCK.get()
     {

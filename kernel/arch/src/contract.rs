@@ -13,6 +13,7 @@ use crate::{backtrace, clock, console, exit, ipi, irq, paging, smp, timer, topol
 const _: () = {
     let _: fn() -> bool = irq::enabled;
     let _: [fn(); 4] = [irq::disable, irq::enable, irq::halt_with_irqs, irq::relax];
+    let _: fn() -> ! = irq::park;
     let _: fn() -> irq::Flags = irq::save;
     let _: fn(irq::Flags) = irq::restore;
 

@@ -68,7 +68,7 @@ pub const PAGE_SHIFT: u32 = 12;
 
 /// The interrupt flag of the running CPU (ARCH-1, ARCH-4).
 pub mod irq {
-    pub use crate::imp::irq::{Flags, disable, enable, enabled, halt_with_irqs, relax, restore, save};
+    pub use crate::imp::irq::{Flags, disable, enable, enabled, halt_with_irqs, park, relax, restore, save};
 }
 
 /// Interrupts and NMIs from CPU to CPU (ARCH-5). Callable in any context, NMI included.

@@ -69,9 +69,10 @@ pub(super) fn enable() {
     for entry in [Reg::LvtTimer, Reg::LvtLint0, Reg::LvtError] {
         write(entry, LVT_MASKED);
     }
-    write(Reg::LvtLint1, LVT_NMI);
     write(Reg::TaskPriority, 0);
     write(Reg::Spurious, SOFTWARE_ENABLE | u32::from(vector::SPURIOUS));
+    // Last: an APIC that software has not enabled keeps every local source masked.
+    write(Reg::LvtLint1, LVT_NMI);
 }
 
 fn has_x2apic() -> bool {

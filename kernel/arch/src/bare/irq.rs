@@ -120,7 +120,7 @@ pub fn relax() {
 /// Stops this CPU for good: interrupts off, `hlt`. An NMI is handled and the CPU stops again.
 ///
 /// Context: any.
-pub(crate) fn park() -> ! {
+pub fn park() -> ! {
     disable();
     loop {
         // SAFETY: with interrupts off nothing but an NMI ends the wait, and then it begins again.

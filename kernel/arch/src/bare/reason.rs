@@ -14,13 +14,19 @@ const WRITE: u64 = 1 << 1;
 const RESERVED: u64 = 1 << 3;
 const FETCH: u64 = 1 << 4;
 
-/// Why an exception happened; prints as a sentence. The second value is the stack pointer of the
-/// code that it happened to.
-pub struct Reason<'a>(pub &'a Exception, pub u64);
+/// Why an exception happened; prints as a sentence.
+pub struct Reason<'a> {
+    /// What the processor says.
+    pub exception: &'a Exception,
+    /// Stack pointer of the code that it happened to.
+    pub sp: u64,
+    /// Who runs on that stack, if it is none of a CPU's own.
+    pub whose: &'a dyn fmt::Display,
+}
 
 impl fmt::Display for Reason<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let &Exception { kind, error_code, address } = self.0;
+        let &Exception { kind, error_code, address } = self.exception;
         match kind {
             ExceptionKind::PageFault => self.page_fault(f),
             ExceptionKind::DoubleFault if self.stack_overflow(f)? => Ok(()),
@@ -46,7 +52,7 @@ impl Reason<'_> {
         if self.stack_overflow(f)? {
             return Ok(());
         }
-        let &Exception { error_code, address, .. } = self.0;
+        let &Exception { error_code, address, .. } = self.exception;
         let (done, place) = match (error_code & FETCH != 0, error_code & WRITE != 0) {
             (true, _) => ("instruction fetch from", "not executable"),
             (_, true) => ("write to", "read-only"),
@@ -65,14 +71,14 @@ impl Reason<'_> {
 
     /// Says so and returns true if the fault is a stack that has grown into its guard page.
     fn stack_overflow(&self, f: &mut fmt::Formatter<'_>) -> Result<bool, fmt::Error> {
-        let &Exception { kind, error_code, address } = self.0;
+        let &Exception { kind, error_code, address } = self.exception;
         if kind == ExceptionKind::PageFault && error_code & (PROTECTION | RESERVED | FETCH) != 0 {
             return Ok(false);
         }
         if let Some(place) = place_of(address).filter(|place| place.in_guard) {
             write!(
                 f,
-                "stack overflow: the {} stack of CPU {} ran into its guard page at {address:#x}",
+                "stack overflow of the {} stack of CPU {}, into its guard page at {address:#x}",
                 place.kind.name(),
                 place.cpu
             )?;
@@ -80,9 +86,13 @@ impl Reason<'_> {
         }
         // Other stacks have guard pages too, but no fixed place. A push that fails is just below
         // the stack pointer; a function with a large frame may have moved that further down.
-        let near = address.abs_diff(self.1) <= PAGE_SIZE as u64;
+        let near = address.abs_diff(self.sp) <= PAGE_SIZE as u64;
         if near && kind == ExceptionKind::DoubleFault {
-            write!(f, "stack overflow: nothing is mapped at {address:#x}, where the stack has grown to")?;
+            write!(
+                f,
+                "stack overflow of {}: nothing is mapped at {address:#x}, where its stack has grown to",
+                self.whose
+            )?;
         }
         Ok(near && kind == ExceptionKind::DoubleFault)
     }
@@ -118,13 +128,17 @@ mod tests {
     extern crate std;
     use super::super::stacks::{Kind, top};
     use super::*;
+
+    fn reason(exception: &Exception, sp: u64) -> String {
+        format!("{}", Reason { exception, sp, whose: &"a thread" })
+    }
     use crate::CpuId;
     use std::format;
     use std::string::String;
 
     fn page_fault(error_code: u64, address: u64) -> String {
         let exception = Exception { kind: ExceptionKind::PageFault, error_code, address };
-        format!("{}", Reason(&exception, 0xffff_9000_0000_8000))
+        reason(&exception, 0xffff_9000_0000_8000)
     }
 
     #[test]
@@ -140,28 +154,28 @@ mod tests {
     fn a_fault_in_a_guard_page_is_reported_as_a_stack_overflow() {
         let cpu = CpuId::new(3);
         let address = top(cpu, Kind::Main) - 0x8000 - 8;
-        let expected = format!("stack overflow: the main stack of CPU 3 ran into its guard page at {address:#x}");
+        let expected = format!("stack overflow of the main stack of CPU 3, into its guard page at {address:#x}");
         for kind in [ExceptionKind::PageFault, ExceptionKind::DoubleFault] {
             let exception = Exception { kind, error_code: 2, address };
-            assert_eq!(format!("{}", Reason(&exception, address + 8)), expected);
+            assert_eq!(reason(&exception, address + 8), expected);
         }
         let exception = Exception { kind: ExceptionKind::DoubleFault, error_code: 0, address };
-        assert_eq!(format!("{}", Reason(&exception, 0)), expected);
+        assert_eq!(reason(&exception, 0), expected);
     }
 
     #[test]
     fn a_double_fault_just_below_the_stack_pointer_is_a_stack_overflow() {
         let exception = Exception { kind: ExceptionKind::DoubleFault, error_code: 0, address: 0xffff_c900_0000_0ff8 };
-        let near = format!("{}", Reason(&exception, 0xffff_c900_0000_1000));
-        assert!(near.starts_with("stack overflow: nothing is mapped at 0xffffc90000000ff8"), "{near}");
-        let far = format!("{}", Reason(&exception, 0xffff_c900_0010_0000));
+        let near = reason(&exception, 0xffff_c900_0000_1000);
+        assert!(near.starts_with("stack overflow of a thread: nothing is mapped at 0xffffc90000000ff8"), "{near}");
+        let far = reason(&exception, 0xffff_c900_0010_0000);
         assert!(far.starts_with("double fault: an exception could not be delivered"), "{far}");
     }
 
     #[test]
     fn other_exceptions_are_named() {
         let exception = |kind, error_code| Exception { kind, error_code, address: 0 };
-        let say = |e: Exception| format!("{}", Reason(&e, 0));
+        let say = |e: Exception| reason(&e, 0);
         assert_eq!(say(exception(ExceptionKind::InvalidOpcode, 0)), "invalid instruction");
         assert_eq!(
             say(exception(ExceptionKind::GeneralProtection, 0x18)),

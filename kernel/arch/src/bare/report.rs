@@ -33,10 +33,18 @@ pub fn registers(out: &mut dyn Write, frame: &TrapFrame) -> fmt::Result {
 /// # Errors
 /// Those of `out`.
 pub fn callers(out: &mut dyn Write, frame: &TrapFrame) -> fmt::Result {
+    callers_from(out, frame.ip(), frame.regs.rbp)
+}
+
+/// The same for a context of which instruction and frame pointer are known; its CPU stands still.
+///
+/// # Errors
+/// Those of `out`.
+pub fn callers_from(out: &mut dyn Write, ip: u64, rbp: u64) -> fmt::Result {
     writeln!(out, "backtrace:")?;
-    let mut result = writeln!(out, "  #0 {:#018x}", frame.ip());
+    let mut result = writeln!(out, "  #0 {ip:#018x}");
     let mut depth = 0;
-    backtrace::walk(frame.regs.rbp, &mut |ip| {
+    backtrace::walk(rbp, &mut |ip| {
         depth += 1;
         if result.is_ok() {
             result = writeln!(out, "  #{depth} {ip:#018x}");
@@ -55,6 +63,14 @@ impl Display for Stack {
             None => f.write_str("on a thread's stack"),
         }
     }
+}
+
+/// Where an NMI found this CPU, on COM1: for NMIs before anybody has set handlers.
+pub(super) fn early_nmi(frame: &TrapFrame) {
+    // `Com1` does not fail, so neither do these.
+    let _ = writeln!(Com1, "NMI on cpu {} during early boot", cpu::current());
+    let _ = registers(&mut Com1, frame);
+    let _ = callers(&mut Com1, frame);
 }
 
 /// The whole report, on COM1: for exceptions before anybody has set handlers.

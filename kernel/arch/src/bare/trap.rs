@@ -8,8 +8,8 @@
 //! | [`vector::SPURIOUS`] | nobody, and it is not acknowledged |
 //! | 32 and up | acknowledged, then `Handlers::irq` |
 //!
-//! Without handlers (early boot) an exception is reported on COM1 and ends the machine; interrupts
-//! and NMIs are dropped.
+//! Without handlers (early boot) an exception is reported on COM1 and ends the machine, an NMI is reported, and
+//! interrupts are dropped.
 //!
 //! - TRAP-2: a handler for NMI or single step finds and leaves the interrupt command register of the
 //!   APIC as the interrupted code had it: that code may be between its two halves.
@@ -142,7 +142,7 @@ fn interrupt(vector: u8, frame: &mut TrapFrame) {
 /// One that comes later than that finds nobody in the handler and runs it itself.
 fn nmi(frame: &mut TrapFrame) {
     frame.ip = irq::skip_halt(frame.ip);
-    let Some(handlers) = handlers() else { return };
+    let Some(handlers) = handlers() else { return report::early_nmi(frame) };
     if IN_NMI_HANDLER.get() {
         NMI_CAME_MEANWHILE.set(true);
         return;
@@ -184,7 +184,7 @@ fn exception(vector: u8, frame: &mut TrapFrame) {
         }
         // TRAP-4: what these two interrupted cannot go on, and their stacks do not nest.
     }
-    report::fatal(frame, &report::Reason(&exception, frame.sp));
+    report::fatal(frame, &report::Reason { exception: &exception, sp: frame.sp, whose: &"a thread" });
     exit::debug_exit(Verdict::Panic)
 }
 

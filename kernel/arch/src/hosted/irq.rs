@@ -17,6 +17,7 @@
 
 use core::hint;
 use core::sync::atomic::{AtomicU64, Ordering};
+use core::time::Duration;
 
 use super::{hold, machine, signal};
 use crate::cpu::{self, CpuId, MAX_CPUS};
@@ -30,6 +31,9 @@ crate::per_cpu! {
     /// Calls of [`relax`], to give the core away at every 64th.
     static RELAXED: u32 = 0;
 }
+
+/// How often a parked CPU looks whether its machine ends.
+const PARKED: Duration = Duration::from_millis(1);
 
 /// 256 vectors, on a cache line of their own, since every other CPU writes here.
 #[repr(align(64))]
@@ -93,6 +97,17 @@ pub fn halt_with_irqs() {
     leave_if_ending();
     if REPLAY.get() {
         replay();
+    }
+}
+
+/// Stops this CPU for good. An NMI is handled and the CPU stops again; the end of the machine takes it along.
+///
+/// Context: any.
+pub fn park() -> ! {
+    disable();
+    loop {
+        leave_if_ending();
+        std::thread::sleep(PARKED);
     }
 }
 

@@ -1,16 +1,26 @@
 //! The kernel as a whole: `help`, `test`, `panic`, `reboot`, `poweroff`.
 
 use alloc::vec::Vec;
+use core::fmt;
+use core::sync::atomic::{AtomicBool, Ordering};
 
+use ::sync::irq_work::IrqWork;
+use ::sync::nmi::NmiHandler;
+use ::sync::{ATOMIC, SpinLock, lock_class, smp};
+use arch::{cpu, ipi};
 use grange_kernel::table::{Table, Value};
 use grange_kernel::words;
-use sync::{ATOMIC, SpinLock, lock_class};
 
 use crate::console;
 use crate::shell::{COMMANDS, Complaint, Session, command};
 
 command!(help, "[COMMAND]", "this list, or one line of it", help);
-command!(panic, "KIND", "ends the kernel: message, null, call-data, write-text, stack, lock", panic);
+command!(
+    panic,
+    "KIND",
+    "ends the kernel: message, null, call-data, write-text, stack, lock (hangs where locks are not checked), irq, nmi, log, all",
+    panic
+);
 command!(reboot, "", "resets the machine", reboot);
 command!(poweroff, "", "switches the machine off", poweroff);
 
@@ -38,13 +48,17 @@ fn poweroff(_: &mut Session<'_>, _: &[&str]) -> Result<(), Complaint> {
 }
 
 /// The ways to die, by name.
-const KINDS: [(&str, fn()); 6] = [
+const KINDS: [(&str, fn()); 10] = [
     ("message", || panic!("asked for by the shell")),
     ("call-data", call_data),
     ("null", read_null),
     ("write-text", write_text),
     ("stack", overflow_the_stack),
     ("lock", lock_twice),
+    ("irq", panic_in_an_interrupt),
+    ("nmi", panic_in_an_nmi),
+    ("log", panic_in_the_log),
+    ("all", panic_everywhere),
 ];
 
 fn panic(_: &mut Session<'_>, arguments: &[&str]) -> Result<(), Complaint> {
@@ -99,4 +113,36 @@ fn lock_twice() {
     static LOCK: SpinLock<()> = SpinLock::new((), lock_class!("kernel.panic_lock"));
     let _first = LOCK.lock(ATOMIC);
     let _second = LOCK.lock(ATOMIC);
+}
+
+fn panic_in_an_interrupt() {
+    static WORK: IrqWork = IrqWork::new(|_| panic!("asked for by the shell, in an interrupt"));
+    WORK.queue();
+}
+
+fn panic_in_an_nmi() {
+    static DUE: AtomicBool = AtomicBool::new(true);
+    static HANDLER: NmiHandler = NmiHandler::new("panic", |_| {
+        let due = DUE.swap(false, Ordering::Relaxed);
+        assert!(!due, "asked for by the shell, in an NMI");
+        due
+    });
+    ::sync::nmi::register(&HANDLER);
+    ipi::send_nmi(cpu::current());
+}
+
+/// A panic in the middle of a line, on a CPU that holds the console.
+fn panic_in_the_log() {
+    struct Bomb;
+    impl fmt::Display for Bomb {
+        fn fmt(&self, _: &mut fmt::Formatter<'_>) -> fmt::Result {
+            panic!("asked for by the shell, in a line of the log")
+        }
+    }
+    let _console = console::hold();
+    log::info!("a line that does not come to its end: {Bomb}");
+}
+
+fn panic_everywhere() {
+    smp::call_all(|_| panic!("asked for by the shell, everywhere"), 0, true);
 }
