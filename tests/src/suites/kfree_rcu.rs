@@ -130,9 +130,10 @@ ktest! {
         });
         worker.map_err(|error| crate::__failed!("{error}"))?.join(t.cx);
         ensure_eq!(cache.stat(Stat::FreeRcuSheaf) + cache.stat(Stat::FreeRcuSheafFail), given);
-        let puts = cache.stat(Stat::BarnPut);
         rcu::rcu_barrier(t.cx);
-        ensure!(cache.stat(Stat::BarnPut) > puts, "no sheaf came back to a barn");
+        let returned = cache.stat(Stat::BarnPut) + cache.stat(Stat::BarnPutFail);
+        ensure_eq!(returned, cache.stat(Stat::FreeRcuSheaf) / capacity, "one callback for each full sheaf");
+        ensure!(cache.stat(Stat::BarnPut) > 0, "no sheaf came back to a barn");
         ensure_eq!(cache.stat(Stat::FreeSlowpath), 0, "objects went to their slabs one by one");
         ensure_all_back(cache, t.cx)
     }
@@ -143,8 +144,13 @@ ktest! {
         let Some(node) = node(cache) else { return Err(crate::__failed!("no memory")) };
         // SAFETY: allocated here, and nobody else knows it.
         unsafe { kfree_rcu_object(node) };
+        let ways = [Stat::BarnPut, Stat::SheafFlush, Stat::FreeSlowpath];
+        let given_back = || ways.iter().map(|&way| cache.stat(way)).sum::<u64>();
+        let before = given_back();
         rcu::rcu_barrier(t.cx);
-        ensure_eq!(cache.info().active_objs > 0, true);
+        ensure_eq!(given_back(), before, "a sheaf that is not full was submitted by itself");
+        kvfree_rcu_barrier(t.cx);
+        ensure!(given_back() > before, "the object is still in its sheaf");
         ensure_all_back(cache, t.cx)
     }
 
@@ -152,7 +158,9 @@ ktest! {
     fn large_blocks_and_vmalloc_areas_go_through_the_back_end(t: &mut Test) {
         let (before, _) = kfree_rcu::bulk::totals();
         for _ in 0..20 {
-            let Some(large) = slab::kmalloc(50_000, AllocFlags::NOWAIT) else { return Err(crate::__failed!("no memory")) };
+            let Some(large) = slab::kmalloc(50_000, AllocFlags::NOWAIT) else {
+                return Err(crate::__failed!("no memory"));
+            };
             // SAFETY: a head at the start of an object that nobody else knows.
             unsafe { kfree_rcu(large.cast()) };
             let area = mm::vmalloc(20_000, t.cx).map_err(|error| crate::__failed!("{error}"))?;
