@@ -161,8 +161,9 @@ impl<const SLOTS: usize, const WORDS: usize> Ring<SLOTS, WORDS> {
     /// Steps 1 to 3 of the module's story.
     fn claim(&self) -> Option<u64> {
         loop {
-            // Acquire: pairs with the release below: the state of a slot that was claimed at an
-            // earlier round is at least that new here.
+            // Acquire: pairs with the release in `move_tail`: the state read next is at least the
+            // claim of the round before. Not needed for `LR-1` to `LR-3`, and no model fails without
+            // it: an older state would only look like an interrupted producer and drop this record.
             let position = self.tail.load(Ordering::Acquire);
             let free = 2 * Self::generation(position);
             let state = &self.slot(position).state;
