@@ -54,7 +54,6 @@ fn start(info: &'static mut BootInfo) -> ! {
     panic::init();
     mm::init_percpu();
     slab::init();
-    calibrate_clock();
     // SAFETY: no token has been made on this flow.
     let mut cx = unsafe { sched::init() }.expect("memory for the first threads");
     rcu::init(&mut cx);
@@ -132,13 +131,6 @@ fn start_areas() {
     // SAFETY: once, on the boot CPU, interrupts off, its area and stacks just made; no pointer to a
     // per-CPU variable is kept here.
     unsafe { boot::adopt() };
-}
-
-/// Has the clock calibrated before the first timer is started: its measurement needs this CPU's timer
-/// for itself, and `start_all`, which ends it, would stop the scheduler's. Nobody is started here.
-fn calibrate_clock() {
-    let nobody = smp::start_all(other_cpu, &mut |_| core::ptr::null_mut());
-    debug_assert!(nobody.is_empty());
 }
 
 /// Step 7.

@@ -3,7 +3,10 @@
 //! What `switch` leaves on a stack, from the saved stack pointer upwards:
 //! `r15 r14 r13 r12 rbx rbp return-address`. Everything else is caller-saved in the System V ABI and has been spilled by
 //! the compiler around the call. There is no floating-point state: the kernel target is soft-float, and on the host all
-//! vector registers are caller-saved; MXCSR and the x87 control word are never changed.
+//! vector registers are caller-saved; MXCSR and the x87 control word are never changed. RFLAGS is not saved either: its
+//! status bits are caller-saved, interrupts are off on both sides, and the trap flag belongs to the CPU and not to the
+//! thread. So whoever steps (`step::single_step`) must not be switched away from: it is pinned, and [`switch`] checks
+//! that in checking builds.
 //!
 //! Invariant `TASK-1`: a [`Context`] is either running (its contents are stale) or holds the stack pointer left by
 //! `prepare` or `switch`; it is switched to at most once each time it was saved.
@@ -12,7 +15,10 @@
 //!
 //! Linux: `__switch_to_asm` in `arch/x86/entry/entry_64.S`, `struct inactive_task_frame`.
 
-use core::arch::naked_asm;
+use core::arch::{asm, naked_asm};
+
+/// RFLAGS: trap after each instruction.
+const TRAP_FLAG: u64 = 1 << 8;
 
 /// Bytes of stack that a thread should get. The hosted backend keeps whole signal frames on it, several deep.
 pub const STACK_SIZE: usize = if cfg!(target_os = "none") { 16 * 1024 } else { 128 * 1024 };
@@ -66,13 +72,33 @@ pub unsafe fn prepare(stack_top: *mut u8, entry: extern "C" fn(usize) -> !, arg:
 /// Stops the running thread in `prev` and continues `next`. Returns when somebody switches back to `prev`, perhaps on
 /// another CPU. A compiler barrier.
 ///
+/// # Panics
+///
+/// In checking builds, if this code is being single-stepped: the flag for that would stay with the CPU.
+///
 /// # Safety
 ///
 /// Interrupts are off. `prev` is the running thread's own context; `next` holds a saved thread (TASK-1) whose stack is
 /// intact, and stays in place until this call has read it. When this returns the caller is on the CPU of whoever switched
 /// back, so no per-CPU pointer is kept across it.
+#[inline(always)]
+pub unsafe fn switch(prev: *mut Context, next: *const Context) {
+    debug_assert!(!is_stepped(), "a thread that is single-stepped is switched away from: its caller must pin it");
+    // SAFETY: the caller's contract is the one that is asked for.
+    unsafe { switch_stacks(prev, next) }
+}
+
+/// Whether the trap flag is set.
+fn is_stepped() -> bool {
+    let flags: u64;
+    // SAFETY: reads the flags through the stack, which the compiler knows of.
+    unsafe { asm!("pushfq", "pop {}", out(reg) flags, options(nomem, preserves_flags)) };
+    flags & TRAP_FLAG != 0
+}
+
+/// [`switch`] itself.
 #[unsafe(naked)]
-pub unsafe extern "C" fn switch(prev: *mut Context, next: *const Context) {
+unsafe extern "C" fn switch_stacks(prev: *mut Context, next: *const Context) {
     naked_asm!(
         "push rbp",
         "push rbx",

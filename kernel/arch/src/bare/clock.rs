@@ -1,9 +1,12 @@
 //! Time: the time-stamp counter, in nanoseconds since boot.
 //!
-//! Calibrated in three steps against a reference counter: half a millisecond when discovery has
-//! found one, ten milliseconds while the other CPUs start, and one second later (from the timer
-//! interrupt). Each step changes the rate a little ahead in time, so that the line is continuous
-//! (CLOCK-1) and every CPU changes at the same cycle.
+//! Calibrated in three steps against a reference counter, each from the same first sample on: half a millisecond when
+//! discovery has found one, ten milliseconds and one second later, from the first timer interrupt of the boot CPU that is
+//! late enough. So nothing waits but the first step. Each changes the rate a little ahead in time, so that the line
+//! is continuous (CLOCK-1) and every CPU changes at the same cycle.
+//!
+//! The APIC timer is measured against the time-stamp counter: it runs free from the first sample until the boot CPU arms
+//! it, and its rate follows from that ratio whenever the time-stamp counter's rate is known better.
 //!
 //! - CLOCK-2: there are two copies of the line, and `GENERATION` says which is in force. The one
 //!   writer changes the other copy and then turns the generation; so a reader that interrupts the
@@ -15,13 +18,14 @@
 
 use core::arch::x86_64::_rdtsc;
 use core::hint::spin_loop;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use core::sync::atomic::{AtomicU8, AtomicU64, Ordering, fence};
 
 use spin::Once;
 
 use super::reference::Reference;
-use super::timer;
 use super::timescale::{Rate, Timeline, frequency};
+use super::{irq, timer};
+use crate::{CpuId, cpu};
 
 /// What the counter is taken to run at until the first calibration.
 const ASSUMED_HZ: u64 = 2_000_000_000;
@@ -29,7 +33,7 @@ const ASSUMED_HZ: u64 = 2_000_000_000;
 const QUICK_NS: u64 = 500_000;
 /// Length of the second.
 const SECOND_NS: u64 = 10_000_000;
-/// Length of the third, and when it is too late for it (the reference may have wrapped).
+/// Length of the third, and when it is too late for any (the reference may have wrapped).
 const LONG_NS: u64 = 1_000_000_000;
 const TOO_LATE_NS: u64 = 4_000_000_000;
 /// How far ahead a new rate takes effect.
@@ -86,10 +90,15 @@ struct Sample {
 
 /// The reference and the moment that all calibrations measure from.
 static ORIGIN: Once<(Reference, Sample)> = Once::new();
+/// What has been measured so far, one of the values below. Written by the boot CPU with interrupts off.
+static STAGE: AtomicU8 = AtomicU8::new(QUICK);
+const QUICK: u8 = 0;
+const SECOND: u8 = 1;
 /// The long calibration is done, or its time has passed.
-static REFINED: AtomicBool = AtomicBool::new(false);
-/// The second calibration is done.
-static CALIBRATED: AtomicBool = AtomicBool::new(false);
+const DONE: u8 = 2;
+
+/// Ticks of the APIC timer, and cycles in the same time. Written once by the boot CPU.
+static APIC_RATIO: Once<(u64, u64)> = Once::new();
 
 /// Cycles of the time-stamp counter.
 ///
@@ -184,36 +193,51 @@ pub(super) fn begin_calibration(pm_timer: Option<u16>) {
     calibrate(QUICK_NS);
 }
 
-/// Waits until ten milliseconds have passed since the first sample, if they have not, and takes the
-/// rates of the time-stamp counter and the APIC timer from them.
+/// Ends the measurement of the APIC timer: it is about to be armed. Does nothing the second time, nor on another CPU
+/// than the one whose timer is measured.
 ///
-/// Context: boot CPU; the first timer to be armed calls it, or the start of the other CPUs. Later calls do nothing, on
-/// any CPU.
-pub(super) fn finish_calibration() {
-    if CALIBRATED.load(Ordering::Relaxed) || CALIBRATED.swap(true, Ordering::Relaxed) {
+/// Context: the caller is pinned.
+pub(super) fn end_free_run() {
+    if APIC_RATIO.is_completed() || cpu::current() != CpuId::BOOT {
         return;
     }
-    calibrate(SECOND_NS);
-    timer::stop();
+    let Some(&(reference, origin)) = ORIGIN.get() else { return };
+    let ratio = apic_ratio(&origin, &sample(reference));
+    APIC_RATIO.call_once(|| ratio);
+    set_apic_rate(ratio);
 }
 
-/// Does the long calibration when its time has come.
+/// Does the second calibration now if its time has come, or if the reference would not last until a timer interrupt:
+/// then it waits for the ten milliseconds to pass.
 ///
-/// Context: timer interrupt of the boot CPU.
+/// Context: boot CPU, task; after the start of the other CPUs.
+pub(super) fn finish_calibration() {
+    let flags = irq::save();
+    if matches!(ORIGIN.get(), Some((Reference::Pit, _))) && STAGE.load(Ordering::Relaxed) == QUICK {
+        calibrate(SECOND_NS);
+        STAGE.store(DONE, Ordering::Relaxed);
+    }
+    refine();
+    irq::restore(flags);
+}
+
+/// Does the second and the long calibration when their time has come.
+///
+/// Context: boot CPU, interrupts off: its timer interrupt.
 pub(super) fn refine() {
-    if REFINED.load(Ordering::Relaxed) {
+    let stage = STAGE.load(Ordering::Relaxed);
+    if stage == DONE {
         return;
     }
     let Some(&(reference, origin)) = ORIGIN.get() else { return };
     let age = now_ns() - cycles_to_ns(origin.cycles);
-    if age < LONG_NS || matches!(reference, Reference::Pit) {
+    let next = if age >= LONG_NS { DONE } else { SECOND };
+    if next == stage || age < SECOND_NS || matches!(reference, Reference::Pit) {
         return;
     }
-    REFINED.store(true, Ordering::Relaxed);
+    STAGE.store(next, Ordering::Relaxed);
     if age < TOO_LATE_NS {
-        let now = sample(reference);
-        let ticks = reference.elapsed(origin.reference, now.reference);
-        change_rate(frequency(now.cycles - origin.cycles, ticks, reference.hz()));
+        measure(reference, &origin);
     }
 }
 
@@ -229,11 +253,25 @@ fn calibrate(length: u64) {
     while reference.elapsed(origin.reference, reference.read()) < wanted {
         spin_loop();
     }
+    measure(reference, &origin);
+}
+
+/// Takes the rates from what has passed since the first sample. The reference has not wrapped since.
+fn measure(reference: Reference, origin: &Sample) {
     let now = sample(reference);
     let ticks = reference.elapsed(origin.reference, now.reference);
     change_rate(frequency(now.cycles - origin.cycles, ticks, reference.hz()));
-    let apic_ticks = u64::from(origin.apic.wrapping_sub(now.apic));
-    timer::set_frequency(frequency(apic_ticks, ticks, reference.hz()));
+    set_apic_rate(APIC_RATIO.get().copied().unwrap_or_else(|| apic_ratio(origin, &now)));
+    log::debug!("clock: counter at {} Hz, timer at {} Hz", frequency_hz(), timer::frequency_hz());
+}
+
+/// Ticks of the APIC timer and cycles between two samples, while it runs free.
+fn apic_ratio(from: &Sample, to: &Sample) -> (u64, u64) {
+    (u64::from(from.apic.wrapping_sub(to.apic)), to.cycles - from.cycles)
+}
+
+fn set_apic_rate((ticks, cycles): (u64, u64)) {
+    timer::set_frequency(frequency(ticks, cycles, frequency_hz()));
 }
 
 fn change_rate(hz: u64) {

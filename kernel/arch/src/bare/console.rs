@@ -4,13 +4,15 @@
 //! `&mut` and these functions may be called by any number of CPUs in any context, a panic in an NMI
 //! included. Whoever wants whole lines takes a lock above.
 //!
+//! Setting a port up empties its receiver. What was typed before the kernel ran is taken out first and read later.
+//!
 //! - CONSOLE-1: no call waits for ever: a port that is absent, or whose other end does not read,
 //!   costs bytes after a bounded number of turns.
 //!
 //! Answers to `arch/x86/kernel/early_printk.c` of Linux.
 
 use core::hint::spin_loop;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 
 use uart_16550::backend::PioBackend;
 use uart_16550::{Config, Uart16550};
@@ -24,16 +26,26 @@ const PATIENCE: u32 = 2_000_000;
 
 const DATA_READY: u8 = 1 << 0;
 const TRANSMITTER_EMPTY: u8 = 1 << 5;
+/// The line status of a port that is not there.
+const NO_PORT: u8 = 0xff;
+
+/// Bytes kept that came in before the port was set up. Without its FIFO a port holds one; the next may come while that is
+/// being read.
+const EARLY: usize = 16;
+/// An empty place among them.
+const NO_BYTE: u16 = 0x100;
 
 /// One port.
 struct Serial {
     base: u16,
+    /// What came in before [`Serial::init`], in order. Written there; each taken out once.
+    early: [AtomicU16; EARLY],
     /// Set by [`init`] if there is a device; read at every use.
     present: AtomicBool,
 }
 
-static COM1: Serial = Serial { base: 0x3f8, present: AtomicBool::new(false) };
-static COM2: Serial = Serial { base: 0x2f8, present: AtomicBool::new(false) };
+static COM1: Serial = Serial::at(0x3f8);
+static COM2: Serial = Serial::at(0x2f8);
 
 /// Sets both ports up: 115,200 baud, 8 data bits, no parity, FIFO on, no interrupts.
 ///
@@ -65,7 +77,16 @@ pub fn read_com1() -> Option<u8> {
 }
 
 impl Serial {
+    const fn at(base: u16) -> Self {
+        let early = [const { AtomicU16::new(NO_BYTE) }; EARLY];
+        Self { base, early, present: AtomicBool::new(false) }
+    }
+
     fn init(&self) {
+        for place in &self.early {
+            let Some(byte) = self.receive() else { break };
+            place.store(byte.into(), Ordering::Relaxed);
+        }
         // SAFETY: these are the ports of the PC's serial lines; where there is none, they are not
         // connected to anything. This CPU is alone.
         let uart = unsafe { Uart16550::<PioBackend>::new_port(self.base) };
@@ -89,10 +110,20 @@ impl Serial {
     }
 
     fn read(&self) -> Option<u8> {
-        if !self.present.load(Ordering::Relaxed) || self.line_status() & DATA_READY == 0 {
+        if !self.present.load(Ordering::Relaxed) {
             return None;
         }
-        // SAFETY: the data port of a serial line that is present.
+        let early = self.early.iter().map(|place| place.swap(NO_BYTE, Ordering::Relaxed));
+        early.filter_map(|byte| u8::try_from(byte).ok()).next().or_else(|| self.receive())
+    }
+
+    /// Takes a byte out of the receiver. Where there is no port all bits of its registers read as set.
+    fn receive(&self) -> Option<u8> {
+        let status = self.line_status();
+        if status & DATA_READY == 0 || status == NO_PORT {
+            return None;
+        }
+        // SAFETY: the data port of a serial line.
         Some(unsafe { Port::new(self.base).read() })
     }
 

@@ -2,8 +2,7 @@
 //!
 //! One INIT and two start-up messages go to everybody. Each CPU runs through the trampoline, finds
 //! its slot by its APIC id, takes it (`WAITING` to `ARRIVED`), sets up its own segments, interrupt
-//! table and APIC, and says that it is up. The boot CPU meanwhile only waits, and calibrates its
-//! clock. Nothing is done one CPU after another.
+//! table and APIC, and says that it is up. The boot CPU meanwhile only waits. Nothing is done one CPU after another.
 //!
 //! Slot states, each change made by one side:
 //!
@@ -101,7 +100,7 @@ unsafe extern "C" {
 /// returns the CPU idles with interrupts on.
 ///
 /// Returns the CPUs that were to start and did not: each has cost a line in the log with its APIC
-/// id. The wait for them is bounded. The clock is calibrated when this returns.
+/// id. The wait for them is bounded.
 ///
 /// Before: [`percpu::init_area`] and [`stacks::map`](super::stacks::map) for each CPU.
 ///

@@ -18,7 +18,7 @@ use crate::{CpuId, cpu, vector};
 
 const TSC_DEADLINE: u32 = 0x6e0;
 
-/// Ticks of the APIC timer in a second. Written by the calibration.
+/// Ticks of the APIC timer in a second. Written by the boot CPU's calibration, again when it knows better.
 static FREQUENCY: AtomicU64 = AtomicU64::new(0);
 static HAS_DEADLINE: Once<bool> = Once::new();
 
@@ -78,10 +78,9 @@ pub fn stop() {
     apic::write(Reg::LvtTimer, LVT_MASKED);
 }
 
-/// The rate that times are turned into ticks by. The first timer of the machine ends the calibration, which measures
-/// with this very timer and would stop it.
+/// The rate that times are turned into ticks by. What is armed first ends the measurement of this very timer.
 fn frequency_for_arming() -> u64 {
-    clock::finish_calibration();
+    clock::end_free_run();
     FREQUENCY.load(Ordering::Relaxed)
 }
 
