@@ -66,7 +66,10 @@ pub fn quoted(word: &OsStr) -> String {
 /// The command as one types it in a POSIX shell.
 #[must_use]
 pub fn shell_line(command: &Command) -> String {
-    std::iter::once(command.get_program()).chain(command.get_args()).map(quoted).collect::<Vec<_>>().join(" ")
+    // Cargo is known by its path inside the toolchain; nobody types that.
+    let program = Path::new(command.get_program());
+    let program = program.file_name().filter(|&name| name == "cargo").unwrap_or(command.get_program());
+    std::iter::once(program).chain(command.get_args()).map(quoted).collect::<Vec<_>>().join(" ")
 }
 
 /// Prints the command, runs it with this terminal, and waits for it.
