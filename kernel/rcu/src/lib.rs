@@ -81,7 +81,7 @@ pub use poll::{
 };
 pub use ptr::{Rcu, RcuBox, Retired};
 pub use reader::{RcuReadGuard, read_depth, read_lock};
-pub use stats::{Stats, stats};
+pub use stats::{CpuStats, NodeStats, Stats, cpu_stats, node_stats, stats};
 pub use sync::callback::{CallbackFn, CallbackHead};
 pub use sync_gp::synchronize_rcu;
 

@@ -2,7 +2,8 @@
 
 use core::sync::atomic::Ordering;
 
-use arch::cpu;
+use arch::{CpuId, cpu};
+use sync::ATOMIC;
 
 use crate::cpu::shared;
 use crate::seq::Seq;
@@ -65,4 +66,69 @@ pub fn stats() -> Stats {
         most_locked: tree().nodes().iter().map(locked).max().unwrap_or(0),
         phase: gp::Phase::now(),
     }
+}
+
+/// One node of the tree, all of it at one moment.
+#[derive(Copy, Clone, Debug)]
+pub struct NodeStats {
+    /// Level, 0 for the root.
+    pub level: usize,
+    /// First CPU below it.
+    pub first_cpu: usize,
+    /// Last CPU below it.
+    pub last_cpu: usize,
+    /// The grace period it has been told about.
+    pub gp_seq: Seq,
+    /// Children (leaf: CPUs) that the running grace period waits for.
+    pub qsmask: u64,
+    /// Children (leaf: CPUs) that the running expedited grace period waits for.
+    pub expmask: u64,
+    /// Leaf: CPUs that are online.
+    pub online: u64,
+    /// The running grace period waits for readers that were switched out here.
+    pub has_blockers: bool,
+}
+
+/// The nodes of the tree, parents first, each read under its own lock. Context: any but NMI, after [`crate::init`].
+pub fn node_stats() -> impl Iterator<Item = NodeStats> {
+    tree().nodes().iter().map(|node| {
+        let state = node.lock(ATOMIC);
+        NodeStats {
+            level: node.place.level,
+            first_cpu: node.place.cpu_lo,
+            last_cpu: node.place.cpu_hi,
+            gp_seq: node.gp_seq.current(),
+            qsmask: state.qsmask,
+            expmask: state.expmask,
+            online: state.online,
+            has_blockers: state.blkd.blocks_gp(),
+        }
+    })
+}
+
+/// One online CPU.
+#[derive(Copy, Clone, Debug)]
+pub struct CpuStats {
+    /// Which.
+    pub cpu: CpuId,
+    /// RCU watches it: it is not in an extended quiescent state.
+    pub watched: bool,
+    /// Callbacks queued here and not run.
+    pub callbacks: usize,
+    /// Callbacks run here.
+    pub callbacks_run: u64,
+}
+
+/// The online CPUs, read one after another. Context: any, after [`crate::init`].
+pub fn cpu_stats() -> impl Iterator<Item = CpuStats> {
+    let online = cpu::online();
+    cpu::present().iter().filter(move |&cpu| online.contains(cpu)).map(|cpu| {
+        let state = shared(cpu);
+        CpuStats {
+            cpu,
+            watched: !state.watching.load(Ordering::Relaxed).is_multiple_of(2),
+            callbacks: state.cb_len.load(Ordering::Relaxed),
+            callbacks_run: state.cb_ran.load(Ordering::Relaxed),
+        }
+    })
 }

@@ -86,13 +86,23 @@ pub struct Value {
     text: AtomicPtr<u8>,
     /// Times it was set; 0 for "the default".
     set: AtomicUsize,
+    /// What it is unless it is set: the number, if it is no text.
+    default_number: u64,
+    /// The same, if it is a text.
+    default_text: &'static str,
 }
 
 impl Value {
     /// A number or truth value.
     #[must_use]
     pub const fn number(number: u64) -> Self {
-        Self { number: AtomicU64::new(number), text: AtomicPtr::new(core::ptr::null_mut()), set: AtomicUsize::new(0) }
+        Self {
+            number: AtomicU64::new(number),
+            text: AtomicPtr::new(core::ptr::null_mut()),
+            set: AtomicUsize::new(0),
+            default_number: number,
+            default_text: "",
+        }
     }
 
     /// A text.
@@ -102,6 +112,8 @@ impl Value {
             number: AtomicU64::new(text.len() as u64),
             text: AtomicPtr::new(text.as_ptr().cast_mut()),
             set: AtomicUsize::new(0),
+            default_number: 0,
+            default_text: text,
         }
     }
 
@@ -185,17 +197,19 @@ impl Entry {
 
     /// The value, for people.
     pub fn show(&self) -> impl fmt::Display + '_ {
-        struct Show<'e>(&'e Entry);
-        impl fmt::Display for Show<'_> {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                match self.0.kind {
-                    Kind::Number { .. } => self.0.value.get_number().fmt(f),
-                    Kind::Bool => (self.0.value.get_number() != 0).fmt(f),
-                    Kind::Choice(_) | Kind::Text => self.0.value.get_text().fmt(f),
-                }
-            }
+        match self.kind {
+            Kind::Number { .. } | Kind::Bool => self.shown(self.value.get_number(), ""),
+            Kind::Choice(_) | Kind::Text => self.shown(0, self.value.get_text()),
         }
-        Show(self)
+    }
+
+    /// What it is unless the command line says otherwise, for people.
+    pub fn show_default(&self) -> impl fmt::Display + '_ {
+        self.shown(self.value.default_number, self.value.default_text)
+    }
+
+    fn shown(&self, number: u64, text: &'static str) -> Shown {
+        Shown { kind: self.kind, number, text }
     }
 
     /// Whether the command line says anything about it.
@@ -223,6 +237,23 @@ impl Entry {
             (_, None) => return false,
         }
         true
+    }
+}
+
+/// A value, for people.
+struct Shown {
+    kind: Kind,
+    number: u64,
+    text: &'static str,
+}
+
+impl fmt::Display for Shown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.kind {
+            Kind::Number { .. } => self.number.fmt(f),
+            Kind::Bool => (self.number != 0).fmt(f),
+            Kind::Choice(_) | Kind::Text => self.text.fmt(f),
+        }
     }
 }
 

@@ -74,6 +74,7 @@ fn the_registry_knows_docs_and_units() {
     let entry = PARAMS.iter().find(|entry| entry.key == "test.number").unwrap();
     assert_eq!(entry.doc, [" A number, for the tests."]);
     assert_eq!(entry.unit, "ticks a second");
+    assert_eq!(format!("{}", entry.show_default()), "250");
 }
 
 #[test]

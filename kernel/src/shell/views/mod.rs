@@ -3,6 +3,9 @@
 mod arch;
 mod kernel;
 mod mm;
+mod rcu;
+mod sched;
+mod slab;
 mod sync;
 #[cfg(feature = "suites")]
 mod tests;

@@ -13,7 +13,7 @@ use crate::console;
 use crate::shell::{Complaint, Session, command};
 
 command!(dmesg, "[--json]", "the log, from its oldest line that is still there", dmesg);
-command!(params, "[TEXT] [--json]", "command line parameters: value, range, meaning", params);
+command!(params, "[TEXT] [--json]", "command line parameters: default, value, unit, what is allowed, meaning", params);
 command!(nmi, "[CPU]", "sends an NMI to a CPU (all others): it logs where it was", nmi);
 command!(ipi, "[--json]", "times a call to each CPU and an NMI to it, there and back", ipi);
 
@@ -38,7 +38,7 @@ fn dmesg(session: &mut Session<'_>, _: &[&str]) -> Result<(), Complaint> {
 }
 
 fn params(session: &mut Session<'_>, arguments: &[&str]) -> Result<(), Complaint> {
-    let mut table = Table::new("params", &["key", "value", "set", "unit", "allowed", "meaning"]);
+    let mut table = Table::new("params", &["key", "default", "value", "unit", "allowed", "meaning"]);
     let mut entries: alloc::vec::Vec<_> =
         param::PARAMS.iter().filter(|entry| arguments.iter().all(|text| entry.key.contains(text))).collect();
     entries.sort_unstable_by_key(|entry| entry.key);
@@ -46,8 +46,8 @@ fn params(session: &mut Session<'_>, arguments: &[&str]) -> Result<(), Complaint
         let meaning: String = entry.doc.concat();
         table.row([
             Value::from(entry.key),
+            alloc::format!("{}", entry.show_default()).into(),
             alloc::format!("{}", entry.show()).into(),
-            entry.is_set().into(),
             entry.unit.into(),
             alloc::format!("{}", entry.kind).into(),
             meaning.trim().into(),
