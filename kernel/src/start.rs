@@ -116,12 +116,12 @@ fn start_memory(info: &BootInfo) {
 
 /// Step 5.
 fn start_areas() {
-    let order = (percpu::area_size() / PAGE_SIZE).next_power_of_two().ilog2() as usize;
+    let order = (percpu::area_size() / PAGE_SIZE).ilog2() as usize;
     for id in cpu::present().iter() {
         let node = Some(cpu::node_of(id));
         let pages = mm::alloc_pages(order, node, AllocFlags::NOWAIT);
         let area = pages.expect("memory for the per-CPU areas").virt();
-        // SAFETY: fresh pages, aligned to their size and large enough (`order`), never given back;
+        // SAFETY: fresh pages, aligned to their size and as many as an area has, never given back;
         // no CPU runs on an older area but this one, on the template.
         unsafe { percpu::init_area(id, area) };
         let mut frame = || mm::alloc_pages(0, node, AllocFlags::NOWAIT).ok().map(|page| page.phys());

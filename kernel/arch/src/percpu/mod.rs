@@ -43,8 +43,14 @@ use crate::cpu::{CpuId, MAX_CPUS};
 
 pub use word::{Int, Word};
 
+/// Bytes of an area. A power of two, so that a page allocator that deals in those wastes nothing.
+const AREA_SIZE: usize = 256 * 1024;
+
+/// Most bytes that the static part may have.
+const MAX_STATIC: usize = 16 * 1024;
+
 /// Bytes of the dynamic part that follows the static one in each area.
-pub const DYNAMIC_SIZE: usize = 256 * 1024;
+pub const DYNAMIC_SIZE: usize = AREA_SIZE - MAX_STATIC;
 
 /// `area - template start` of each CPU, wrapping; 0 until [`init_area`].
 ///
@@ -276,15 +282,17 @@ pub(crate) fn template() -> (*const u8, usize) {
 pub fn area_layout() -> Layout {
     // 64: the dynamic part begins on a cache line of its own.
     let size = template().1.next_multiple_of(64);
+    assert!(size <= MAX_STATIC, "static per-CPU variables take {size} bytes of {MAX_STATIC}: raise MAX_STATIC");
     Layout::from_size_align(size, PAGE_SIZE).expect("the per-CPU template is far smaller than the address space")
 }
 
-/// Bytes of one whole area, static and dynamic part, in whole pages.
+/// Bytes of one whole area, static and dynamic part, in whole pages: a power of two.
 pub fn area_size() -> usize {
-    (area_layout().size() + DYNAMIC_SIZE).next_multiple_of(PAGE_SIZE)
+    AREA_SIZE
 }
 
-/// Makes `area` the per-CPU area of `cpu`: copies the template, zeroes the rest, and records where it lies.
+/// Makes `area` the per-CPU area of `cpu`: copies the template, and records where it lies. The dynamic part is left as it
+/// is; whoever hands out a piece of it fills that in, on all CPUs.
 ///
 /// Context: boot, before `cpu` runs on it. In the kernel, values that the early boot CPU wrote into the template are copied
 /// along, so all areas are best made before anything but arch runs. A hosted machine gets the values from before `main`.
@@ -300,11 +308,9 @@ pub unsafe fn init_area(cpu: CpuId, area: *mut u8) {
     let contents = start;
     #[cfg(not(target_os = "none"))]
     let contents = crate::hosted::pristine_template().unwrap_or(start);
-    // SAFETY: the caller hands over `area_size()` bytes; the template is `len` bytes, at most `area_size()`, elsewhere.
-    unsafe {
-        core::ptr::copy_nonoverlapping(contents, area, len);
-        area.add(len).write_bytes(0, area_size() - len);
-    }
+    debug_assert!(len <= MAX_STATIC);
+    // SAFETY: the caller hands over `area_size()` bytes; the template is `len` bytes, fewer than that, elsewhere.
+    unsafe { core::ptr::copy_nonoverlapping(contents, area, len) };
     // Relaxed: readers learn of the CPU through the present mask or run on it, after this (PERCPU-2).
     OFFSETS[cpu.index()].store(offset, Ordering::Relaxed);
     // SAFETY: both variables are part of the area just made, and `cpu` does not run on it yet.

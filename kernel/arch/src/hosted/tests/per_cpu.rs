@@ -90,14 +90,13 @@ fn a_machine_does_not_see_what_threads_outside_it_did_to_the_template() {
 }
 
 #[test]
-fn the_dynamic_part_is_zeroed_and_each_cpu_has_its_own() {
+fn each_cpu_has_a_dynamic_part_of_its_own() {
     machine(3, || {
         let offset = percpu::dynamic_start();
         let places: Vec<*mut u8> = cpu::present().iter().map(|cpu| percpu::dyn_ptr_on(offset, cpu)).collect();
         for (index, place) in places.iter().enumerate() {
             // SAFETY: the dynamic part of an area, all of it unused.
             unsafe {
-                assert_eq!((**place, *place.add(percpu::DYNAMIC_SIZE - 1)), (0, 0));
                 place.write_bytes(index as u8 + 1, percpu::DYNAMIC_SIZE);
             }
         }
