@@ -168,19 +168,24 @@ fn set_aside(spans: &mut [Span], index: usize, pages: usize) -> Option<usize> {
 /// # Safety
 /// `pages` has room for [`SECTION_PAGES`] descriptors and nobody else uses it, ever.
 unsafe fn write_descriptors(pages: *mut Page, first: usize, spans: &[Span]) -> &'static [Page] {
-    let mut rest = spans.iter().skip_while(|span| span.end <= first).peekable();
-    let hole_node = rest.peek().map_or(NodeId::new(0), |span| span.node);
-    for index in 0..SECTION_PAGES {
-        let pfn = first + index;
-        while rest.next_if(|span| span.end <= pfn).is_some() {}
-        let (node, kind) = match rest.peek() {
-            Some(span) if span.start <= pfn && pfn < span.next => (span.node, PageKind::Descriptors),
-            Some(span) if span.start <= pfn => (span.node, PageKind::Free),
-            _ => (hole_node, PageKind::Hole),
-        };
-        // SAFETY: the caller's contract, and `index < SECTION_PAGES`.
-        unsafe { pages.add(index).write(Page::new(pfn, node, kind)) };
+    let end = first + SECTION_PAGES;
+    let here = || spans.iter().filter(|span| first < span.end && span.start < end);
+    let hole_node = spans.iter().find(|span| span.end > first).map_or(NodeId::new(0), |span| span.node);
+    let mut next = first;
+    // A run of frames that are alike, up to `until`.
+    let mut run = |until: usize, node, kind| {
+        for pfn in next..until.min(end) {
+            // SAFETY: the caller's contract; `pfn` lies in this section.
+            unsafe { pages.add(pfn - first).write(Page::new(pfn, node, kind)) };
+        }
+        next = next.max(until.min(end));
+    };
+    for span in here() {
+        run(span.start, hole_node, PageKind::Hole);
+        run(span.next, span.node, PageKind::Descriptors);
+        run(span.end, span.node, PageKind::Free);
     }
+    run(end, hole_node, PageKind::Hole);
     // SAFETY: all of them were written above; the caller's contract.
     unsafe { core::slice::from_raw_parts(pages, SECTION_PAGES) }
 }
