@@ -29,7 +29,7 @@ const MS: u64 = 1_000_000;
 /// Stages of the pipe.
 const STAGES: usize = 10;
 /// How long each kind of grace period is tortured with each number of readers.
-const EACH_NS: u64 = 2_000 * MS;
+const EACH_NS: u64 = 500 * MS;
 
 struct Pipe {
     /// The element that readers find: its stage.
