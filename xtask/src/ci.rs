@@ -18,16 +18,25 @@ pub fn ci(workspace: &Workspace, args: &CiArgs) -> anyhow::Result<Exit> {
     emulator::ensure(workspace, "qemu-system-x86_64".as_ref())?;
     let wanted = |step| args.step.is_none_or(|only| only == step);
     let mut worst = Exit::Passed;
-    let mut note = None;
-    if wanted(CiStep::Lint) {
+    let mut failed = Vec::new();
+    for (which, name) in [(CiStep::Lint, "lint"), (CiStep::Models, "models")] {
+        if !wanted(which) || interrupted() {
+            continue;
+        }
         let started = Instant::now();
-        worst = step(workspace, &["lint"])?;
-        println!("ci: lint took {:.1} s: {}", started.elapsed().as_secs_f64(), worst.word());
-        note = (worst != Exit::Passed).then_some("ci: lint failed; what it found is above");
+        let exit = step(workspace, &[name])?;
+        println!("ci: {name} took {:.1} s: {}", started.elapsed().as_secs_f64(), exit.word());
+        if exit != Exit::Passed {
+            failed.push(name);
+        }
+        worst = worst.worst(exit);
     }
     if wanted(CiStep::Test) && !interrupted() {
+        let note = format!("ci: {} failed; what it found is above", failed.join(" and "));
         let mut words = vec!["test"];
-        words.extend(note.iter().flat_map(|note| ["--note", note]));
+        if !failed.is_empty() {
+            words.extend(["--note", &note]);
+        }
         worst = worst.worst(step(workspace, &words)?);
     }
     Ok(worst)

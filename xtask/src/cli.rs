@@ -66,7 +66,9 @@ pub enum Command {
     Smp(SmpArgs),
     /// Check format, clippy, the order of the storeys, and the rows of the requirements
     Lint(LintArgs),
-    /// What the project's CI runs: lint, then test
+    /// Check lock-less code beyond what a test can: loom's models, and tests under Miri
+    Models(ModelsArgs),
+    /// What the project's CI runs: lint, models, then test
     Ci(CiArgs),
     /// Say what this machine has and lacks, and with --fix install it
     Doctor(DoctorArgs),
@@ -326,6 +328,32 @@ pub struct LintArgs {
     pub open_rows: bool,
 }
 
+/// Arguments of `models`.
+#[derive(Args, Clone, Debug, Default)]
+#[command(after_help = "\
+Examples:
+  cargo xtask models
+  cargo xtask models loom log_ring
+
+Miri needs a nightly toolchain with the components miri and rust-src; without one that part counts as one skipped test.")]
+pub struct ModelsArgs {
+    /// Only this kind
+    #[arg(value_enum)]
+    pub kind: Option<ModelKind>,
+    /// Only tests with one of these in their path: log_ring, llist::
+    #[arg(value_name = "FILTER")]
+    pub filters: Vec<String>,
+}
+
+/// Checkers of lock-less code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ModelKind {
+    /// Every order in which the threads of a small model can run
+    Loom,
+    /// Unit tests under an interpreter that finds undefined behaviour and data races
+    Miri,
+}
+
 /// Arguments of `ci`.
 #[derive(Args, Debug)]
 #[command(after_help = "\
@@ -343,6 +371,8 @@ pub struct CiArgs {
 pub enum CiStep {
     /// `cargo xtask lint`
     Lint,
+    /// `cargo xtask models`
+    Models,
     /// `cargo xtask test`
     Test,
 }

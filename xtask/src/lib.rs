@@ -8,7 +8,7 @@
 //! | [`frames`], [`ktap`], [`verdict`] | what a guest said on COM2, and whether that is a pass: pure functions |
 //! | [`kernel_tests`], [`symbols`], [`console`] | what is read from the kernel's ELF, and its addresses made readable |
 //! | [`guest`], [`pulse`], [`rundir`] | one boot under watch, and the folder that keeps what it left |
-//! | [`run`] with [`typist`], [`test`], [`smp`], [`lint`], [`ci`], [`doctor`] | the commands |
+//! | [`run`] with [`typist`], [`test`], [`smp`], [`lint`], [`models`], [`ci`], [`doctor`] | the commands |
 //!
 //! It is a library so that the tests in `tests/` can use the parsers and the writer of frames.
 
@@ -24,6 +24,7 @@ pub mod kernel_args;
 pub mod kernel_tests;
 pub mod ktap;
 pub mod lint;
+pub mod models;
 pub mod process;
 pub mod pulse;
 pub mod qemu;
@@ -71,6 +72,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         Command::Test(args) => test::test(&workspace, &args),
         Command::Smp(args) => smp::smp(&workspace, &args),
         Command::Lint(args) => lint::lint(&workspace, &args),
+        Command::Models(args) => models::models(&workspace, &args),
         Command::Ci(args) => ci::ci(&workspace, &args),
         Command::Doctor(args) => doctor::doctor(&workspace, &args),
         Command::Build(args) => artifact::command(&workspace, &args),

@@ -55,7 +55,11 @@ pub fn run(session: &Session<'_>, worst: &mut Exit) -> anyhow::Result<Vec<Record
     for (number, command) in runs.iter_mut().enumerate() {
         let log = session.dir.path().join(if number == 0 { "host.log" } else { "host-doc.log" });
         let before = records.len();
-        let succeeded = watch(session, command, &log, &mut records)?;
+        let silence = Duration::from_secs_f64(SILENCE_SECONDS * session.args.timeout_scale);
+        let succeeded = watch(command, &log, silence, &mut |record| {
+            session.progress.test(&record.id(), record.outcome);
+            records.push(record);
+        })?;
         let text = std::fs::read_to_string(&log).unwrap_or_default();
         add_logs(&mut records[before..], &text);
         let failed = records[before..].iter().any(|record| record.outcome == Outcome::Failed);
@@ -73,10 +77,17 @@ pub fn run(session: &Session<'_>, worst: &mut Exit) -> anyhow::Result<Vec<Record
     Ok(records)
 }
 
-/// Runs one cargo; returns whether it succeeded.
-fn watch(session: &Session<'_>, command: &mut Command, log: &Path, records: &mut Vec<Record>) -> anyhow::Result<bool> {
+/// Runs one cargo, whose output goes to `log`, and hands each test's result on; returns whether it succeeded.
+///
+/// # Errors
+/// `Hung` when it prints nothing for the time `silence`, `Host` when it cannot be started.
+pub fn watch(
+    command: &mut Command,
+    log: &Path,
+    silence: Duration,
+    on_record: &mut dyn FnMut(Record),
+) -> anyhow::Result<bool> {
     let out = File::create(log).with_context(|| log.display().to_string())?;
-    let silence = Duration::from_secs_f64(SILENCE_SECONDS * session.args.timeout_scale);
     command.stdin(Stdio::null()).stderr(out.try_clone()?).stdout(out);
     // A group of their own, so that tests can be ended along with cargo.
     command.process_group(0);
@@ -95,8 +106,7 @@ fn watch(session: &Session<'_>, command: &mut Command, log: &Path, records: &mut
         while let Some(end) = partial.find('\n') {
             let line: String = partial.drain(..=end).collect();
             if let Some(record) = parser.line(line.trim_end()) {
-                session.progress.test(&record.id(), record.outcome);
-                records.push(record);
+                on_record(record);
             }
         }
         if let Some(status) = status {
@@ -110,7 +120,7 @@ fn watch(session: &Session<'_>, command: &mut Command, log: &Path, records: &mut
             if hung {
                 return Err(stop(
                     Exit::Hung,
-                    format!("host tests: nothing for {} s; see {}", silence.as_secs(), log.display()),
+                    format!("`{}`: nothing for {} s; see {}", shell_line(command), silence.as_secs(), log.display()),
                 ));
             }
             return Ok(false);
@@ -195,7 +205,7 @@ fn crate_of(program: &str) -> String {
 }
 
 /// Gives each failure the lines that its test printed: between its own heading and the next.
-fn add_logs(records: &mut [Record], log: &str) {
+pub fn add_logs(records: &mut [Record], log: &str) {
     let lines: Vec<&str> = log.lines().collect();
     for record in records.iter_mut().filter(|record| record.outcome == Outcome::Failed) {
         let heads = [format!("---- {} stdout ----", record.name), format!("{} {}", record.suite, record.name)];

@@ -6,6 +6,7 @@
 use core::ptr;
 use core::sync::atomic::{AtomicPtr, Ordering};
 
+#[cfg(not(miri))]
 use crate::percpu;
 
 /// The copy; null if there is none (under Miri). Written once, before `main`.
