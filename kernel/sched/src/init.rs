@@ -48,6 +48,7 @@ pub unsafe fn init() -> Result<MaySleep, SpawnError> {
     HOOKS.preempt_schedule.set(switch::preempt_schedule);
     HOOKS.preempt_schedule_irq.set(switch::preempt_schedule_irq);
     HOOKS.irq_exit_softirq.set(softirq::run_pending);
+    HOOKS.softirq_pending.set(softirq::pending);
     HOOKS.tick_runs.set(tick::runs_here);
     sync::irq::register(vector::TIMER, tick::interrupt);
 

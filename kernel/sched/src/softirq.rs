@@ -90,7 +90,8 @@ pub(crate) fn pending() -> bool {
     PENDING.get() != 0
 }
 
-/// Hook: runs what is pending, within the budget. Preemption or interrupts are off; not nested.
+/// Hook: runs what is pending, within the budget, with interrupts on. At an interrupt's exit or with preemption off; not
+/// nested.
 pub(crate) fn run_pending() {
     if !pending() {
         return;

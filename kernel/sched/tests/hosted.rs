@@ -10,7 +10,7 @@ use arch::hosted::{self, HostAlloc, in_own_process};
 use arch::{CpuId, PhysAddr, clock, cpu, irq, smp};
 use grange_sched as sched;
 use sched::{Completion, DelayedWork, JoinHandle, Mutex, Prio, Softirq, Timer, WaitQueue, WorkItem, tick};
-use sync::{MaySleep, PreemptGuard};
+use sync::{ATOMIC, IrqGuard, MaySleep, PreemptGuard, SoftirqGuard};
 
 #[global_allocator]
 static ALLOCATOR: HostAlloc = HostAlloc;
@@ -401,6 +401,33 @@ fn a_softirq_runs_where_it_was_raised() {
                 let _pin = PreemptGuard::new(cx);
                 sched::softirq::raise(Softirq::Test);
                 while RAN.load(Ordering::Relaxed) < expected {
+                    irq::relax();
+                }
+            }
+        });
+    });
+}
+
+#[test]
+fn a_softirq_held_off_with_interrupts_off_runs_as_soon_as_they_are_on() {
+    static RAN: AtomicU32 = AtomicU32::new(0);
+    in_own_process(|| {
+        machine(1, |cx| {
+            sched::softirq::register(Softirq::Test, || {
+                assert!(sync::context::in_softirq() && irq::enabled());
+                RAN.fetch_add(1, Ordering::Relaxed);
+            });
+            for round in 0..100 {
+                let _pin = PreemptGuard::new(cx);
+                let irqs_off = IrqGuard::new(ATOMIC);
+                let held_off = SoftirqGuard::new(ATOMIC);
+                sched::softirq::raise(Softirq::Test);
+                drop(held_off);
+                assert_eq!((irq::enabled(), RAN.load(Ordering::Relaxed)), (false, round));
+                drop(irqs_off);
+                let begin = clock::now_ns();
+                while RAN.load(Ordering::Relaxed) == round {
+                    assert!(clock::now_ns() - begin < 5_000 * MS, "round {round}: never");
                     irq::relax();
                 }
             }

@@ -26,6 +26,8 @@
 //!   fixed depth, so what one thread leaves the next one takes over.
 //! - `PC-5` `preempt_schedule` is called only with the count at zero (so neither in an interrupt
 //!   nor under a guard) and with interrupts on.
+//! - `PC-6` No guard's end switches interrupts on that were off before the guard, and so none runs
+//!   soft interrupts then: a self-IPI does so as soon as interrupts are on.
 //!
 //! Context of everything here: any, unless said otherwise.
 
@@ -35,7 +37,7 @@ use core::{
     sync::atomic::{Ordering, compiler_fence},
 };
 
-use arch::irq;
+use arch::{ipi, irq, vector};
 
 use crate::{cx::Cx, hooks::HOOKS};
 
@@ -293,7 +295,8 @@ impl Drop for IrqGuard<'_> {
 
 /// Soft interrupts do not run on this CPU while it lives; implies no preemption. Nests.
 ///
-/// At its end, soft interrupts that became pending meanwhile are run.
+/// At its end, soft interrupts that became pending meanwhile are run; with interrupts off, as soon
+/// as they are on (`PC-6`).
 #[derive(Debug)]
 #[must_use = "soft interrupts run again as soon as the guard is dropped"]
 pub struct SoftirqGuard<'c> {
@@ -327,10 +330,23 @@ impl Drop for SoftirqGuard<'_> {
         );
         // Keep one level of "no preemption" over the run, so that it stays on this CPU.
         count_sub(SOFTIRQ_DISABLE_OFFSET - PREEMPT_OFFSET);
-        if !in_interrupt() {
-            HOOKS.irq_exit_softirq.call();
+        if !in_interrupt() && HOOKS.softirq_pending.get().is_some_and(|pending| pending()) {
+            run_held_off();
         }
         preempt_enable();
+    }
+}
+
+/// The end of the last [`SoftirqGuard`] finds soft interrupts pending.
+#[cold]
+#[inline(never)]
+fn run_held_off() {
+    if irq::enabled() {
+        HOOKS.irq_exit_softirq.call();
+    } else {
+        // `PC-6`: they run at the exit of this interrupt. Whoever raised them under the guard relied
+        // on its end and sent none.
+        ipi::send_self(vector::IRQ_WORK);
     }
 }
 

@@ -84,10 +84,12 @@ pub struct Hooks {
     pub preempt_schedule: Slot<fn()>,
     /// The same, on the way out of an interrupt: called and returns with interrupts off. Set by sched.
     pub preempt_schedule_irq: Slot<fn()>,
-    /// Run pending soft interrupts. Called at interrupt exit (interrupts off) and at the end of a
-    /// [`SoftirqGuard`](crate::SoftirqGuard) (interrupts as they are, preemption off), never
-    /// nested; it looks itself whether anything is pending. Set by sched.
+    /// Run pending soft interrupts; it may switch interrupts on meanwhile. Called at interrupt exit
+    /// (interrupts off) and at the end of a [`SoftirqGuard`](crate::SoftirqGuard) (interrupts on,
+    /// preemption off), never nested; it looks itself whether anything is pending. Set by sched.
     pub irq_exit_softirq: Slot<fn()>,
+    /// Is a soft interrupt pending on this CPU? Called with preemption off. Set by sched.
+    pub softirq_pending: Slot<fn() -> bool>,
     /// Does the tick run on this CPU? If not, lazy `irq_work` kicks itself. Set by sched; without
     /// it there is no tick.
     pub tick_runs: Slot<fn() -> bool>,
@@ -108,6 +110,7 @@ pub static HOOKS: Hooks = Hooks {
     preempt_schedule: Slot::new(),
     preempt_schedule_irq: Slot::new(),
     irq_exit_softirq: Slot::new(),
+    softirq_pending: Slot::new(),
     tick_runs: Slot::new(),
     irq_enter: Slot::new(),
     irq_exit: Slot::new(),

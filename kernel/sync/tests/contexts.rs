@@ -5,7 +5,7 @@ mod common;
 
 use std::sync::{
     Mutex,
-    atomic::{AtomicUsize, Ordering},
+    atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
 use arch::{
@@ -142,17 +142,32 @@ fn an_interrupt_ends_in_the_stated_order() {
 #[test]
 fn soft_interrupts_that_were_held_off_run_at_the_end_of_the_guard() {
     in_own_process(|| {
+        static PENDING: AtomicBool = AtomicBool::new(false);
         static RUNS: AtomicUsize = AtomicUsize::new(0);
+        HOOKS.softirq_pending.set(|| PENDING.load(Ordering::Relaxed));
         HOOKS.irq_exit_softirq.set(|| {
-            context::serving_softirq(|| assert!(in_softirq() && in_interrupt()));
-            RUNS.fetch_add(1, Ordering::Relaxed);
+            if PENDING.swap(false, Ordering::Relaxed) {
+                context::serving_softirq(|| assert!(in_softirq() && in_interrupt()));
+                RUNS.fetch_add(1, Ordering::Relaxed);
+            }
         });
+        let runs = || RUNS.load(Ordering::Relaxed);
         machine(1, |cx| {
             let outer = SoftirqGuard::new(cx);
+            PENDING.store(true, Ordering::Relaxed);
             drop(SoftirqGuard::new(&outer));
-            assert_eq!(RUNS.load(Ordering::Relaxed), 0);
+            assert_eq!(runs(), 0, "one guard is left");
             drop(outer);
-            assert_eq!(RUNS.load(Ordering::Relaxed), 1);
+            assert_eq!(runs(), 1);
+            drop(SoftirqGuard::new(cx));
+
+            let irqs_off = IrqGuard::new(cx);
+            let held_off = SoftirqGuard::new(&irqs_off);
+            PENDING.store(true, Ordering::Relaxed);
+            drop(held_off);
+            assert_eq!((runs(), irq::enabled()), (1, false), "PC-6: not while interrupts are off");
+            drop(irqs_off);
+            wait_until(|| runs() == 2);
         });
     });
 }
