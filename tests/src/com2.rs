@@ -73,7 +73,11 @@ impl Output for Com2 {
 
     fn begin(&mut self, case: &TestCase) {
         let TestCase { suite, name, budget_ms, .. } = case;
-        self.frame(Kind::Begin, format_args!(r#"{{"suite":"{suite}","name":"{name}","budget_ms":{budget_ms}}}"#));
+        let com1 = log_length();
+        self.frame(
+            Kind::Begin,
+            format_args!(r#"{{"suite":"{suite}","name":"{name}","budget_ms":{budget_ms},"com1":{com1}}}"#),
+        );
     }
 
     fn ktap(&mut self, line: fmt::Arguments<'_>) {
@@ -86,15 +90,23 @@ impl Output for Com2 {
 
     fn end(&mut self, summary: &Summary) {
         let Summary { planned, passed, failed, skipped } = summary;
+        let com1 = log_length();
         // One hold of the lock: no heartbeat may come between the count and the last frame.
         let mut stream = STREAM.lock_irqsave(ATOMIC);
         stream.open = false;
         let frames = stream.frames.count();
         let payload = format_args!(
-            r#"{{"planned":{planned},"passed":{passed},"failed":{failed},"skipped":{skipped},"frames":{frames}}}"#
+            r#"{{"planned":{planned},"passed":{passed},"failed":{failed},"skipped":{skipped},"frames":{frames},"com1":{com1}}}"#
         );
         stream.frames.write(Kind::End, payload, &mut arch::console::write_com2);
     }
+}
+
+/// How many bytes of log are out on COM1, after all that was logged so far: whoever reads both ports finds a test's part
+/// of the log by it. Without it nobody could, for the other side reads each port when it likes.
+fn log_length() -> u64 {
+    sync::log::drain();
+    arch::console::com1_written()
 }
 
 /// Says what to do when a test is stuck. Called in the timer interrupt; does not return.

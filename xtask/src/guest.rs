@@ -62,12 +62,11 @@ impl Boot<'_> {
         self.dir.join(name)
     }
 
-    /// Boots, and watches until the machine is gone. `on_frame` is called for each frame as it comes, with the length
-    /// that the console's log had just before.
+    /// Boots, and watches until the machine is gone. `on_frame` is called for each frame as it comes.
     ///
     /// # Errors
     /// `Host` when QEMU cannot be started or the disk does not let files be written.
-    pub fn watch(&self, on_frame: &mut dyn FnMut(&Frame, usize)) -> anyhow::Result<Left> {
+    pub fn watch(&self, on_frame: &mut dyn FnMut(&Frame)) -> anyhow::Result<Left> {
         // The path of a socket is short by nature; that of a run folder is not.
         let socket_dir = tempfile::tempdir().context("temporary folder")?;
         let wiring = Wiring {
@@ -88,15 +87,15 @@ impl Boot<'_> {
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr);
         let started = Instant::now();
         let mut child = Owned::start(&mut command)?;
-        let mut tail = Tail::open(&self.file("com2.log"), &self.file("console.log"))?;
+        let mut tail = Tail::open(&self.file("com2.log"))?;
         let mut pulse = Pulse::new(self.limits, started);
         let mut cpus = String::new();
         let ending = loop {
             // First whether it has ended, then what it wrote: so nothing that it wrote is missed.
             let status = child.0.try_wait().context("waiting for QEMU")?;
-            tail.read(&mut |frame, at| {
+            tail.read(&mut |frame| {
                 pulse.frame(frame, Instant::now());
-                on_frame(frame, at);
+                on_frame(frame);
             })?;
             if let Some(status) = status {
                 break ending_of(status);
@@ -161,19 +160,17 @@ fn ending_of(status: ExitStatus) -> Ending {
 /// Reads a file of frames behind its writer.
 struct Tail {
     file: File,
-    console: PathBuf,
     reader: FrameReader,
     stream: Stream,
 }
 
 impl Tail {
-    fn open(frames: &Path, console: &Path) -> anyhow::Result<Tail> {
+    fn open(frames: &Path) -> anyhow::Result<Tail> {
         let file = File::open(frames).with_context(|| frames.display().to_string())?;
-        Ok(Tail { file, console: console.to_path_buf(), reader: FrameReader::default(), stream: Stream::default() })
+        Ok(Tail { file, reader: FrameReader::default(), stream: Stream::default() })
     }
 
-    fn read(&mut self, on_frame: &mut dyn FnMut(&Frame, usize)) -> anyhow::Result<()> {
-        let console = std::fs::metadata(&self.console).map_or(0, |meta| meta.len() as usize);
+    fn read(&mut self, on_frame: &mut dyn FnMut(&Frame)) -> anyhow::Result<()> {
         // QEMU truncates the file when it opens it: a position behind the end means that this has just happened.
         if self.file.metadata()?.len() < self.file.stream_position()? {
             self.file.seek(SeekFrom::Start(0))?;
@@ -182,7 +179,7 @@ impl Tail {
         self.file.read_to_end(&mut bytes).context("reading COM2")?;
         for frame in self.reader.push(&bytes) {
             if let Ok(frame) = &frame {
-                on_frame(frame, console);
+                on_frame(frame);
             }
             self.stream.take(frame);
         }

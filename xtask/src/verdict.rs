@@ -201,6 +201,13 @@ pub fn begun(payload: &str) -> Option<TestId> {
     Some(TestId { suite: value["suite"].as_str()?.to_owned(), name: value["name"].as_str()?.to_owned() })
 }
 
+/// How much of the log was out when the guest wrote this begin or end mark.
+#[must_use]
+pub fn log_length(payload: &str) -> Option<usize> {
+    let value: Value = serde_json::from_str(payload).ok()?;
+    value["com1"].as_u64().and_then(|length| usize::try_from(length).ok())
+}
+
 fn check_start(stream: &Stream, asked: &Asked, complaints: &mut Vec<String>) {
     let starts = stream.frames.iter().filter(|frame| frame.kind == Kind::Start).count();
     let Some(first) = stream.frames.first().filter(|frame| frame.kind == Kind::Start) else {

@@ -42,6 +42,61 @@ fn a_failed_test_is_shown_with_its_reason_and_the_line_to_run_it_again() {
     }
 }
 
+/// What both serial lines say while each test logs its name, the second fails and the last panics: in one piece, or in
+/// one for each test.
+fn told_by_two_lines(in_one_burst: bool) -> Vec<(String, String)> {
+    let mut run = Transcript::run(7, (4, 2), &TESTS, &["a_storm_loses_none"], Some("areas_are_isolated"));
+    let mut consoles = vec!["booting\r\n".to_owned()];
+    let mut length = consoles[0].len();
+    for (_, name) in TESTS {
+        run.replace(
+            &format!(r#""{name}","budget_ms":10000"#),
+            &format!(r#""{name}","budget_ms":10000,"com1":{length}"#),
+        );
+        let crash = if name == TESTS[3].1 { "PANIC cpu 1: oops\r\nbacktrace:\r\n" } else { "" };
+        consoles.push(format!("{name} logs this\r\n{crash}"));
+        length += consoles[consoles.len() - 1].len();
+    }
+    let frames = run.encode();
+    let mut lines = frames.split_inclusive('\n').peekable();
+    let mut pieces = Vec::new();
+    for console in consoles {
+        // Up to the mark of the next test; the log after it belongs to that one.
+        let mut piece = String::new();
+        while let Some(line) = lines.next() {
+            piece.push_str(line);
+            if line.contains("budget_ms") {
+                break;
+            }
+        }
+        pieces.push((console, piece));
+    }
+    if in_one_burst {
+        let (consoles, frames): (Vec<_>, Vec<_>) = pieces.into_iter().unzip();
+        pieces = vec![(consoles.concat(), frames.concat())];
+    }
+    pieces
+}
+
+#[test]
+fn a_failure_is_shown_with_its_own_part_of_the_log_however_the_lines_come() {
+    for (in_one_burst, pause) in [(true, "0"), (false, "0.05")] {
+        let machine = Machine::new();
+        machine.prepare_pieces(&told_by_two_lines(in_one_burst), pause, "37");
+        let run = machine.test(&[]);
+        assert_eq!((run.code(), run.last_line().as_str()), (3, "2 passed, 2 failed, 0 skipped"), "{}", run.out());
+        let failed = "  log:\n    a_storm_loses_none logs this\n  again:";
+        assert!(run.out().contains(failed), "burst {in_one_burst}: {}", run.out());
+        let died = "  log:\n    areas_are_isolated logs this\n    PANIC cpu 1: oops\n    backtrace:\n  again:";
+        assert!(run.out().contains(died), "burst {in_one_burst}: {}", run.out());
+        let json: serde_json::Value = serde_json::from_str(&run.file("results.json")).unwrap();
+        let logs: Vec<_> = json["tests"].as_array().unwrap().iter().filter_map(|test| test["log"].as_str()).collect();
+        assert_eq!(logs[1], "a_storm_loses_none logs this\n");
+        assert!(logs[3].contains("logs this\nPANIC"), "{logs:?}");
+        assert!(run.file("junit.xml").contains("a_storm_loses_none logs this"));
+    }
+}
+
 #[test]
 fn a_test_that_panics_fails_alone_and_the_kernel_is_booted_again_at_the_next() {
     let machine = Machine::new();

@@ -112,7 +112,7 @@ pub mod exit {
 
 /// The two serial ports: raw bytes, no lock; COM1 for people, COM2 for the tester. Any context.
 pub mod console {
-    pub use crate::imp::console::{read_com1, write_com1, write_com2};
+    pub use crate::imp::console::{com1_written, read_com1, write_com1, write_com2};
 }
 
 /// Return addresses of the callers, by frame pointers; bounded, and safe on a damaged stack. Any context.

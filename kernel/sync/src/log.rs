@@ -43,6 +43,9 @@ const WORDS: usize = 2 + TEXT_WORDS;
 /// Records in the ring, 256 bytes each.
 pub const RECORDS: usize = 1024;
 
+/// How long [`drain`] waits at most, in nanoseconds.
+const DRAIN_NS: u64 = 1_000_000_000;
+
 /// All that has been logged lately.
 static RING: Ring<RECORDS, WORDS> = Ring::new();
 
@@ -148,6 +151,22 @@ pub fn flush() {
         if !more_to_print() {
             return;
         }
+    }
+}
+
+/// Prints what was logged before this call, and waits for another context that is printing it; gives
+/// up after a second, for what prints may be what this context has interrupted.
+///
+/// Context: any but NMI; spins.
+pub fn drain() {
+    let due = RING.end();
+    let end = arch::clock::now_ns() + DRAIN_NS;
+    while PRINTED.load(Ordering::Relaxed) < due && CONSOLE.get().is_some() {
+        flush();
+        if arch::clock::now_ns() > end {
+            return;
+        }
+        arch::irq::relax();
     }
 }
 

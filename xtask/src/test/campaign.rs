@@ -22,14 +22,14 @@ use crate::process::interrupted;
 use crate::pulse::Limits;
 use crate::rundir::write;
 use crate::symbols::Symbols;
-use crate::verdict::{Asked, TestId, Verdict, begun, id_of, judge};
+use crate::verdict::{Asked, TestId, Verdict, begun, id_of, judge, log_length};
 
 use super::matrix::Leg;
 use super::{Record, Session};
 
 /// Lines of log shown with a failure.
 const LOG_LINES: usize = 40;
-/// Lines of log shown with a crash: the backtraces of all CPUs are in it.
+/// Lines of log shown from a crash on: the backtraces of all CPUs are in it.
 const CRASH_LINES: usize = 160;
 
 /// The tests of one machine, once.
@@ -118,8 +118,8 @@ impl Campaign<'_> {
         };
         self.session.dir.event("boot", &json!({ "dir": name, "line": line }));
         let mut watch = Watch::default();
-        let left = boot.watch(&mut |frame, console| {
-            if let Some(test) = watch.frame(frame, console) {
+        let left = boot.watch(&mut |frame| {
+            if let Some(test) = watch.frame(frame) {
                 self.session.progress.test(&id_of(test).to_string(), test.outcome);
                 self.session
                     .dir
@@ -202,7 +202,7 @@ impl Campaign<'_> {
         let mark = watch.marks.get(&id).copied().unwrap_or_default();
         let failed = test.outcome == Outcome::Failed;
         let log = if failed {
-            self.readable(&left.console[..mark.to.min(left.console.len())], mark.from, LOG_LINES)
+            console::symbolized(&console::around(&left.console, mark.from, mark.to, LOG_LINES), self.symbols)
         } else {
             String::new()
         };
@@ -241,21 +241,24 @@ impl Campaign<'_> {
 
     /// The log of a boot that did not end well, and where its CPUs were at last.
     fn crash(&self, left: &Left, from: usize) -> String {
-        let cpus = console::symbolized(&left.cpus, self.symbols);
-        self.readable(&left.console, from, CRASH_LINES) + &cpus
-    }
-
-    fn readable(&self, console: &[u8], from: usize, limit: usize) -> String {
-        console::symbolized(&console::around(console, from, console.len(), limit), self.symbols)
+        let log = console::of_crash(&left.console, from, LOG_LINES, CRASH_LINES);
+        console::symbolized(&(log + &left.cpus), self.symbols)
     }
 }
 
-/// Where a test's lines are in the console's log, and how long it took.
-#[derive(Clone, Copy, Debug, Default)]
+/// Where a test's lines are in the console's log, by the guest's own count, and how long it took. By when a frame is read
+/// it cannot be told: the two serial lines are read apart, and a short test is over before anybody looks.
+#[derive(Clone, Copy, Debug)]
 struct Mark {
     from: usize,
     to: usize,
     took: Duration,
+}
+
+impl Default for Mark {
+    fn default() -> Self {
+        Mark { from: 0, to: usize::MAX, took: Duration::ZERO }
+    }
 }
 
 /// Follows a boot's frames to know where each test is.
@@ -264,20 +267,26 @@ struct Watch {
     parser: Parser,
     broken: bool,
     running: Option<(TestId, Instant)>,
-    /// Length of the console's log when the frame before came.
-    before: usize,
+    /// The test that began last: its part of the log goes up to the next mark.
+    last: Option<TestId>,
     marks: HashMap<TestId, Mark>,
 }
 
 impl Watch {
     /// Takes a frame; returns the test whose result it is.
-    fn frame(&mut self, frame: &Frame, console: usize) -> Option<&TestLine> {
-        let before = std::mem::replace(&mut self.before, console);
+    fn frame(&mut self, frame: &Frame) -> Option<&TestLine> {
         match frame.kind {
             Kind::Begin => {
                 let id = begun(&frame.payload)?;
-                self.marks.insert(id.clone(), Mark { from: before, to: usize::MAX, took: Duration::ZERO });
+                let from = log_length(&frame.payload);
+                self.close(from);
+                self.marks.insert(id.clone(), Mark { from: from.unwrap_or(0), ..Mark::default() });
+                self.last = Some(id.clone());
                 self.running = Some((id, Instant::now()));
+                None
+            }
+            Kind::End => {
+                self.close(log_length(&frame.payload));
                 None
             }
             Kind::Ktap if !self.broken => {
@@ -290,11 +299,17 @@ impl Watch {
                     && let Some(mark) = self.marks.get_mut(&id)
                 {
                     mark.took = since.elapsed();
-                    mark.to = console;
                 }
                 Some(test)
             }
             _ => None,
+        }
+    }
+
+    /// The part of the test that began last ends here.
+    fn close(&mut self, to: Option<usize>) {
+        if let (Some(to), Some(mark)) = (to, self.last.take().and_then(|id| self.marks.get_mut(&id))) {
+            mark.to = to;
         }
     }
 }

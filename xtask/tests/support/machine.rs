@@ -74,6 +74,12 @@ for word in $line; do
 done
 tee "$com1" < "$here/$start.com1"
 cat "$here/$start.com2" > "$com2"
+for piece in "$here/$start".piece*.com1; do
+  [ -f "$piece" ] || break
+  sleep "$(cat "$here/$start.pause")"
+  cat "$piece" >> "$com1"
+  cat "${piece%.com1}.com2" >> "$com2"
+done
 [ -f "$here/$start.stderr" ] && cat "$here/$start.stderr" >&2
 end=$(cat "$here/$start.end")
 case "$end" in
@@ -104,6 +110,16 @@ impl Machine {
     pub(crate) fn prepare(&self, start: &str, console: &str, frames: &str, end: &str) {
         for (kind, content) in [("com1", console), ("com2", frames), ("end", end)] {
             std::fs::write(self.path(&format!("{start}.{kind}")), content).unwrap();
+        }
+    }
+
+    /// The same in pieces of both lines, one after the other with a pause of so many seconds.
+    pub(crate) fn prepare_pieces(&self, pieces: &[(String, String)], pause: &str, end: &str) {
+        self.prepare("first", "", "", end);
+        std::fs::write(self.path("first.pause"), pause).unwrap();
+        for (number, (console, frames)) in pieces.iter().enumerate() {
+            std::fs::write(self.path(&format!("first.piece{number}.com1")), console).unwrap();
+            std::fs::write(self.path(&format!("first.piece{number}.com2")), frames).unwrap();
         }
     }
 

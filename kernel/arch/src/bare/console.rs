@@ -12,7 +12,7 @@
 //! Answers to `arch/x86/kernel/early_printk.c` of Linux.
 
 use core::hint::spin_loop;
-use core::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 
 use uart_16550::backend::PioBackend;
 use uart_16550::{Config, Uart16550};
@@ -42,6 +42,8 @@ struct Serial {
     early: [AtomicU16; EARLY],
     /// Set by [`init`] if there is a device; read at every use.
     present: AtomicBool,
+    /// Bytes sent so far. Relaxed: a count, which orders nothing.
+    written: AtomicU64,
 }
 
 static COM1: Serial = Serial::at(0x3f8);
@@ -62,6 +64,13 @@ pub fn write_com1(bytes: &[u8]) {
     COM1.write(bytes);
 }
 
+/// Bytes that have gone out on COM1 since the kernel began: how long its log is on the other side.
+///
+/// Context: any.
+pub fn com1_written() -> u64 {
+    COM1.written.load(Ordering::Relaxed)
+}
+
 /// Sends bytes on COM2, for the tester. Raw: no lock, no framing.
 ///
 /// Context: any.
@@ -79,7 +88,7 @@ pub fn read_com1() -> Option<u8> {
 impl Serial {
     const fn at(base: u16) -> Self {
         let early = [const { AtomicU16::new(NO_BYTE) }; EARLY];
-        Self { base, early, present: AtomicBool::new(false) }
+        Self { base, early, present: AtomicBool::new(false), written: AtomicU64::new(0) }
     }
 
     fn init(&self) {
@@ -106,6 +115,7 @@ impl Serial {
                 // SAFETY: the data port of a serial line that is present.
                 unsafe { Port::new(self.base).write(byte) };
             }
+            self.written.fetch_add(chunk.len() as u64, Ordering::Relaxed);
         }
     }
 

@@ -3,10 +3,13 @@
 //! Context: any, NMI included, as far as the callback allows: `write(2)` does.
 
 use core::ptr;
-use core::sync::atomic::{AtomicPtr, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
 /// Where each port goes: a `fn(&[u8])`, or null. Written by [`set_com1`] and [`set_com2`] and at the end of a machine.
 static SINKS: [AtomicPtr<()>; 2] = [const { AtomicPtr::new(ptr::null_mut()) }; 2];
+
+/// Bytes written to COM1 so far. Relaxed: a count, which orders nothing.
+static COM1_WRITTEN: AtomicU64 = AtomicU64::new(0);
 
 /// Lets `sink` have what is written to COM1, until the machine ends.
 pub fn set_com1(sink: fn(&[u8])) {
@@ -29,6 +32,7 @@ fn sink(port: usize) -> Option<fn(&[u8])> {
 
 /// Writes to COM1.
 pub fn write_com1(bytes: &[u8]) {
+    COM1_WRITTEN.fetch_add(bytes.len() as u64, Ordering::Relaxed);
     if let Some(sink) = sink(0) {
         return sink(bytes);
     }
@@ -41,6 +45,11 @@ pub fn write_com1(bytes: &[u8]) {
         }
         rest = &rest[written as usize..];
     }
+}
+
+/// Bytes that have been written to COM1 since the machine began.
+pub fn com1_written() -> u64 {
+    COM1_WRITTEN.load(Ordering::Relaxed)
 }
 
 /// Writes to COM2.
@@ -68,4 +77,5 @@ pub(super) fn forget() {
     for sink in &SINKS {
         sink.store(ptr::null_mut(), Ordering::Relaxed);
     }
+    COM1_WRITTEN.store(0, Ordering::Relaxed);
 }
