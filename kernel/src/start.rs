@@ -61,6 +61,7 @@ fn start(info: &'static mut BootInfo) -> ! {
 
     start_other_cpus();
     report();
+    mm::inject::init(cmdline::SEED.get());
     run(&mut cx)
 }
 

@@ -148,7 +148,7 @@ pub fn check() {
 }
 
 fn try_alloc(order: usize, node: Option<NodeId>, flags: AllocFlags, spin: Spin) -> Option<&'static Page> {
-    if order > MAX_ORDER || inject::should_fail() {
+    if order > MAX_ORDER || inject::should_fail(order) {
         return None;
     }
     let page = find(order, node, flags, spin)?;

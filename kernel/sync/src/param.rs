@@ -17,6 +17,10 @@
 //!     /// Checks, and the caches they are for.
 //!     pub static DEBUG: str = "slab_debug", default "";
 //! }
+//! grange_sync::param! {
+//!     /// Where to begin.
+//!     pub static START: str = "start", default "", if |text| text.contains('.'), form "<suite>.<name>";
+//! }
 //! assert_eq!(HZ.get(), 250);
 //! grange_sync::param::parse("grange.hz=1000 slab_nomerge idle=poll").unwrap();
 //! assert_eq!((HZ.get(), NOMERGE.get(), IDLE.get()), (1000, true, "poll"));
@@ -75,7 +79,26 @@ pub enum Kind {
     Choice(&'static [&'static str]),
     /// Any text.
     Text,
+    /// Text of a form of its own.
+    Form(Form),
 }
+
+/// A form that text must have.
+#[derive(Clone, Copy, Debug)]
+pub struct Form {
+    /// What is allowed, for people.
+    pub what: &'static str,
+    /// Whether a text has it.
+    pub check: fn(&str) -> bool,
+}
+
+impl PartialEq for Form {
+    fn eq(&self, other: &Self) -> bool {
+        self.what == other.what
+    }
+}
+
+impl Eq for Form {}
 
 /// Room for a value of any kind.
 #[derive(Debug)]
@@ -199,7 +222,7 @@ impl Entry {
     pub fn show(&self) -> impl fmt::Display + '_ {
         match self.kind {
             Kind::Number { .. } | Kind::Bool => self.shown(self.value.get_number(), ""),
-            Kind::Choice(_) | Kind::Text => self.shown(0, self.value.get_text()),
+            Kind::Choice(_) | Kind::Text | Kind::Form(_) => self.shown(0, self.value.get_text()),
         }
     }
 
@@ -234,6 +257,8 @@ impl Entry {
                 None => return false,
             },
             (Kind::Text, Some(text)) => self.value.set_text(text),
+            (Kind::Form(form), Some(text)) if (form.check)(text) => self.value.set_text(text),
+            (Kind::Form(_), Some(_)) => return false,
             (_, None) => return false,
         }
         true
@@ -252,7 +277,7 @@ impl fmt::Display for Shown {
         match self.kind {
             Kind::Number { .. } => self.number.fmt(f),
             Kind::Bool => (self.number != 0).fmt(f),
-            Kind::Choice(_) | Kind::Text => self.text.fmt(f),
+            Kind::Choice(_) | Kind::Text | Kind::Form(_) => self.text.fmt(f),
         }
     }
 }
@@ -303,6 +328,7 @@ impl fmt::Display for Kind {
                 Ok(())
             }
             Self::Text => f.write_str("any text"),
+            Self::Form(form) => f.write_str(form.what),
         }
     }
 }
@@ -443,6 +469,12 @@ macro_rules! param {
         default $default:expr $(,)?;) => {
         $crate::param!(@declare [$($doc),+] $vis $name &'static str, $key []
             $crate::param::Kind::Text,
+            $crate::param::Value::text($default));
+    };
+    ($(#[doc = $doc:literal])+ $vis:vis static $name:ident: str = $key:literal,
+        default $default:expr, if $check:expr, form $what:expr $(,)?;) => {
+        $crate::param!(@declare [$($doc),+] $vis $name &'static str, $key []
+            $crate::param::Kind::Form($crate::param::Form { what: $what, check: $check }),
             $crate::param::Value::text($default));
     };
     (@declare [$($doc:literal),+] $vis:vis $name:ident $type:ty, $key:literal [$($unit:literal)?]

@@ -25,6 +25,10 @@ crate::param! {
     static TEXT: str = "test.text", default "";
 }
 crate::param! {
+    /// A text of two parts.
+    static PAIR: str = "test.pair", default "", if |text| text.split(',').count() == 2, form "<left>,<right>";
+}
+crate::param! {
     /// Refuses what it is given.
     static REFUSES: u32 = "test.refuses", default 2, in 1..=3;
 }
@@ -66,6 +70,13 @@ fn a_bad_value_is_refused_with_what_is_allowed() {
         "\"test.refuses\" needs a value: allowed is a number from 1 to 3"
     );
     assert_eq!(REFUSES.get(), 2);
+    assert_eq!(
+        format!("{}", parse("test.pair=a").unwrap_err()),
+        "bad value \"a\" for \"test.pair\": allowed is <left>,<right>"
+    );
+    assert!(parse("test.pair").is_err() && !PAIR.is_set());
+    parse("test.pair=a,b").unwrap();
+    assert_eq!(PAIR.get(), "a,b");
 }
 
 #[test]

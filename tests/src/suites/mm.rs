@@ -6,7 +6,7 @@ use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering
 
 use arch::trap::TrapFrame;
 use arch::{CpuId, NodeId, PAGE_SIZE, clock, cpu, ipi, probe, step};
-use mm::inject::{self, Plan};
+use mm::inject::{self, Plan, Rule};
 use mm::stats::{self, NodeStats};
 use mm::{AllocError, AllocFlags, Page};
 use sched::Prio;
@@ -390,6 +390,36 @@ ktest! {
         ensure!(failures >= 10, "only {failures} failures");
         ensure!(mm::vmalloc::usage().0 <= areas, "areas are left behind");
         Ok(())
+    }
+
+    /// Nothing fails on purpose unless it was asked for; a rule fails what it says, and only while it is armed.
+    fn a_rule_of_failures_holds_while_it_is_armed_and_no_longer(t: &mut Test) {
+        const RULE: Rule = Rule { interval: 2, probability: 100, space: 4, times: Some(3) };
+        if inject::is_armed() {
+            skip!("fail_page_alloc is on the command line")
+        }
+        let before = in_use(t.cx);
+        let refused = |count: usize| {
+            let mut refused = 0;
+            for _ in 0..count {
+                match mm::alloc_pages(1, None, QUIET) {
+                    Ok(page) => mm::free_pages(page, 1),
+                    Err(AllocError) => refused += 1,
+                }
+            }
+            refused
+        };
+        ensure_eq!(refused(100), 0, "nothing is armed");
+        let Some(armed) = inject::arm(Plan::Rule { rule: RULE, seed: t.seed }) else {
+            return Err(crate::__failed!("armed, though it said that it was not"));
+        };
+        let (here, seen, failed) = (refused(100), armed.seen(), armed.failed());
+        drop(armed);
+        // Other CPUs may have had allocations meanwhile, and their share of the failures.
+        ensure_eq!(failed, 3);
+        ensure!(here <= 3 && here + (seen - 100) >= 3, "{here} of 3 failures here, {seen} allocations");
+        ensure_eq!(refused(100), 0, "nothing is armed any more");
+        ensure_nothing_lost(before, t.cx)
     }
 
     /// An address leads to its block, from any page of it.
