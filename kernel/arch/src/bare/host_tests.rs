@@ -8,5 +8,7 @@ mod apic_regs;
 mod reason;
 #[path = "stacks.rs"]
 mod stacks;
+#[path = "start_state.rs"]
+mod start_state;
 #[path = "timescale.rs"]
 mod timescale;

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `boot` | the boot CPU's way from the loader to here |
 //! | `topology` | CPUs, nodes and memory from the ACPI tables |
-//! | `smp`, `trampoline` | starting the other CPUs at once |
+//! | `smp`, `start_state`, `trampoline` | starting the other CPUs at once |
 //! | `gdt`, `idt`, `stacks` | descriptor tables, and the stacks with guard pages |
 //! | `entry`, `trap` | from the first instruction of a trap to its handler; nested NMIs |
 //! | `reason`, `report`, `backtrace`, `probe` | telling what went wrong, safely |
@@ -39,6 +39,7 @@ mod reference;
 pub mod report;
 pub mod smp;
 pub mod stacks;
+mod start_state;
 pub(crate) mod step;
 pub mod timer;
 mod timescale;

@@ -4,16 +4,14 @@
 //! its slot by its APIC id, takes it (`WAITING` to `ARRIVED`), sets up its own segments, interrupt
 //! table and APIC, and says that it is up. The boot CPU meanwhile only waits. Nothing is done one CPU after another.
 //!
-//! Slot states, each change made by one side:
-//!
-//! ```text
-//! UNUSED ──boot──▶ WAITING ──the CPU──▶ ARRIVED ──the CPU──▶ UP
-//!                     └──boot, out of patience──▶ GIVEN_UP
-//! ```
+//! Which states a slot goes through, and why a CPU is never both up and given up, is told in `start_state`.
 //!
 //! - SMP-1: a CPU runs kernel code only after its compare-exchange from WAITING succeeded; one that
-//!   comes too late, or that nobody knows, halts for good without a stack.
-//! - SMP-2: waiting is bounded: a second without any CPU making progress ends it.
+//!   comes too late, or that nobody knows, halts for good without a stack. It is online only after its
+//!   compare-exchange to UP succeeded; one that was given up before that halts for good.
+//! - SMP-2: waiting is bounded: ten seconds, and many rounds, without any CPU making progress end it.
+//! - SMP-3: once `start_all` has returned, every CPU that is up is online, and nothing is broadcast if one was given up:
+//!   it may be anywhere on its way.
 //!
 //! Answers to `arch/x86/kernel/smpboot.c` of Linux, which by default starts one after another.
 
@@ -29,29 +27,22 @@ use x86_64::registers::model_specific::Efer;
 
 use super::apic_regs::{Delivery, Target};
 use super::stacks::{self, Kind};
+use super::start_state::{ARRIVED, GiveUp, Patience, StartState, WAITING};
 use super::{apic, clock, gdt, idt, irq, trampoline};
 use crate::{CpuId, CpuMask, MAX_CPUS, cpu, percpu};
 
-/// No progress for this long: the rest does not come (SMP-2).
-const PATIENCE_NS: u64 = 1_000_000_000;
 /// Pause between INIT and start-up that real processors ask for; an emulated one does not.
 const INIT_DELAY_US: u64 = 10_000;
 /// Pause before the second start-up message.
 const SECOND_STARTUP_NS: u64 = 200_000;
-
-const UNUSED: u32 = 0;
-const WAITING: u32 = 1;
-const ARRIVED: u32 = 2;
-const UP: u32 = 3;
-const GIVEN_UP: u32 = 4;
 
 /// What a starting CPU needs before it has anything of its own. Layout known to the code below.
 #[repr(C)]
 struct Slot {
     /// Written by the boot CPU before WAITING.
     apic_id: AtomicU32,
-    /// See the module's diagram.
-    state: AtomicU32,
+    /// How far it has come.
+    state: StartState,
     /// Top of its first stack. Written by the boot CPU before WAITING.
     stack: AtomicU64,
     /// Time-stamp counter at its first Rust instruction. Written by the CPU.
@@ -64,7 +55,7 @@ impl Slot {
     const fn new() -> Self {
         Self {
             apic_id: AtomicU32::new(0),
-            state: AtomicU32::new(UNUSED),
+            state: StartState::new(),
             stack: AtomicU64::new(0),
             arrived: AtomicU64::new(0),
             up: AtomicU64::new(0),
@@ -125,8 +116,7 @@ pub fn start_all(main: fn(CpuId), stack_of: &mut dyn FnMut(CpuId) -> *mut u8) ->
 /// When a CPU arrived in the kernel and when it was up, in nanoseconds since boot.
 pub fn start_times(cpu: CpuId) -> Option<(u64, u64)> {
     let slot = &SLOTS[cpu.index()];
-    // Acquire: pairs with the Release in `ap_main`; the times are seen with the state.
-    (slot.state.load(Ordering::Acquire) == UP).then(|| {
+    slot.state.is_up().then(|| {
         let time = |cycles: &AtomicU64| clock::cycles_to_ns(cycles.load(Ordering::Relaxed));
         (time(&slot.arrived), time(&slot.up))
     })
@@ -148,9 +138,7 @@ fn fill_slots(stack_of: &mut dyn FnMut(CpuId) -> *mut u8) -> CpuMask {
         let slot = &SLOTS[cpu.index()];
         slot.apic_id.store(cpu::apic_id(cpu), Ordering::Relaxed);
         slot.stack.store(stack as u64, Ordering::Relaxed);
-        // Release: pairs with the locked exchange in the entry code: the CPU that sees WAITING
-        // sees its stack, and everything that the boot CPU has set up so far.
-        slot.state.store(WAITING, Ordering::Release);
+        slot.state.expect_cpu();
         wanted.insert(cpu);
     }
     wanted
@@ -176,7 +164,7 @@ fn wake(wanted: &CpuMask) {
     }
     send(start_up);
     let second = clock::now_ns() + SECOND_STARTUP_NS;
-    while count(wanted, ARRIVED) < wanted.count() {
+    while count(wanted, StartState::has_arrived) < wanted.count() {
         if clock::now_ns() >= second {
             // A CPU that runs already takes no notice.
             send(start_up);
@@ -186,24 +174,17 @@ fn wake(wanted: &CpuMask) {
     }
 }
 
-/// CPUs of the mask that have come at least as far as `state`.
-fn count(wanted: &CpuMask, state: u32) -> usize {
-    // Acquire: pairs with the Release in `ap_main`.
-    let at_least = |cpu: &CpuId| SLOTS[cpu.index()].state.load(Ordering::Acquire) >= state;
-    wanted.iter().filter(at_least).count()
+/// How many CPUs of the mask have come that far.
+fn count(wanted: &CpuMask, is_there: fn(&StartState) -> bool) -> usize {
+    wanted.iter().filter(|cpu| is_there(&SLOTS[cpu.index()].state)).count()
 }
 
 fn wait_until_up(wanted: &CpuMask) {
-    let mut progress = 0;
-    let mut deadline = clock::now_ns() + PATIENCE_NS;
-    while count(wanted, UP) < wanted.count() {
-        let now = clock::now_ns();
-        let latest = count(wanted, ARRIVED) + count(wanted, UP);
-        if latest > progress {
-            progress = latest;
-            deadline = now + PATIENCE_NS;
-        }
-        if now >= deadline {
+    let mut patience = Patience::new(clock::now_ns());
+    loop {
+        let up = count(wanted, StartState::is_up);
+        let progress = count(wanted, StartState::has_arrived) + up;
+        if up == wanted.count() || !patience.goes_on(clock::now_ns(), progress) {
             return;
         }
         spin_loop();
@@ -213,16 +194,14 @@ fn wait_until_up(wanted: &CpuMask) {
 fn give_up(wanted: &CpuMask) -> CpuMask {
     let mut missing = CpuMask::EMPTY;
     for cpu in wanted.iter() {
-        let slot = &SLOTS[cpu.index()];
-        // AcqRel: either the CPU's exchange in the entry code comes first, or ours does (SMP-1).
-        let state = slot
-            .state
-            .compare_exchange(WAITING, GIVEN_UP, Ordering::AcqRel, Ordering::Acquire)
-            .unwrap_or_else(|state| state);
-        let what = match state {
-            UP => continue,
-            WAITING => "did not answer",
-            _ => "stopped on its way",
+        let what = match SLOTS[cpu.index()].state.give_up() {
+            GiveUp::Up => {
+                // It does so itself as well. Whoever is first, it is online when `start_all` returns (SMP-3).
+                cpu::set_online(cpu, true);
+                continue;
+            }
+            GiveUp::DidNotAnswer => "did not answer",
+            GiveUp::Stopped => "stopped on its way",
         };
         log::error!("smp: CPU {cpu} (APIC id {}) {what}; going on without it", cpu::apic_id(cpu));
         missing.insert(cpu);
@@ -251,10 +230,11 @@ unsafe extern "C" fn ap_main(slot: &'static Slot) -> ! {
     }
     idt::load();
     apic::enable();
-    cpu::set_online(cpu, true);
     slot.up.store(clock::cycles(), Ordering::Relaxed);
-    // Release: pairs with the Acquire loads of the boot CPU: UP is seen with all of the above.
-    slot.state.store(UP, Ordering::Release);
+    if !slot.state.come_up() {
+        irq::park();
+    }
+    cpu::set_online(cpu, true);
     (shared.main)(cpu);
     loop {
         irq::disable();
