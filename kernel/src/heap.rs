@@ -4,8 +4,8 @@
 //! (`linked_list_allocator`). It grows by a chunk when none has room, and never shrinks: what is
 //! allocated before `slab` is little and lives long.
 //!
-//! - HEAP-1: a block goes back to the allocator whose memory it lies in. Chunks are only ever added,
-//!   so an address that was once in a chunk stays in it.
+//! - HEAP-1: a block goes back to the allocator whose memory it lies in: its page's descriptor tells. Chunks are only
+//!   ever added, so an address that was once in a chunk stays in it.
 //! - HEAP-2: never entered from NMI; checked where assertions are on.
 //!
 //! Context: any but NMI; does not sleep.
@@ -15,7 +15,7 @@ use core::ptr::{self, NonNull};
 
 use arch::PAGE_SIZE;
 use linked_list_allocator::Heap;
-use mm::AllocFlags;
+use mm::{AllocFlags, PageKind};
 use sync::{ATOMIC, SpinLock, context, lock_class};
 
 /// Chunks that the early heap may have.
@@ -56,9 +56,12 @@ unsafe impl GlobalAlloc for KernelHeap {
         let Some(block) = NonNull::new(block) else {
             return;
         };
-        if !self.free_early(block, layout) {
-            // SAFETY: not in a chunk, so `kmalloc` returned it (HEAP-1); the caller is done with it.
-            unsafe { slab::kmalloc::kfree(block) };
+        // HEAP-1, without a lock: the page says whose it is.
+        let page = mm::page_of(block.as_ptr()).expect("HEAP-1: a block of neither allocator").head();
+        match page.kind() {
+            // SAFETY: `kmalloc`'s pages, so it returned the block; the caller is done with it.
+            PageKind::Slab | PageKind::Large => unsafe { slab::kmalloc::kfree(block) },
+            _ => self.free_early(block, layout),
         }
     }
 }
@@ -75,16 +78,15 @@ impl KernelHeap {
         })
     }
 
-    /// Gives the block back to its chunk; false if it is in none.
-    fn free_early(&self, block: NonNull<u8>, layout: Layout) -> bool {
+    /// Gives the block back to its chunk.
+    fn free_early(&self, block: NonNull<u8>, layout: Layout) {
         let mut chunks = self.chunks.lock_irqsave(ATOMIC);
         let home =
             chunks.iter_mut().find(|chunk| (chunk.bottom()..chunk.top()).contains(&block.as_ptr()) && chunk.size() > 0);
-        let Some(chunk) = home else { return false };
+        let chunk = home.expect("HEAP-1: a block of neither allocator");
         // SAFETY: the block lies in this chunk, so it was allocated from it (HEAP-1), with this
         // layout, by the contract of `GlobalAlloc`.
         unsafe { chunk.deallocate(block, layout) };
-        true
     }
 
     /// Adds a chunk; none if there is no memory or no room for one.
