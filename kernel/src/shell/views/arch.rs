@@ -2,18 +2,22 @@
 
 use alloc::vec::Vec;
 
+use ::arch::bare::smp;
 use ::arch::{CpuId, NodeId, cpu, vector};
 use grange_kernel::table::{Table, Value};
 
 use crate::shell::{Complaint, Session, command};
 
-command!(cpus, "[--json]", "CPUs: node, APIC id, state", cpus);
+command!(cpus, "[--json]", "CPUs: node, APIC id, state, counts; when each arrived and was up after reset", cpus);
 command!(nodes, "[--json]", "NUMA nodes: CPUs, memory, distances", nodes);
 command!(irq, "[--json]", "interrupts handled, by vector and CPU", irq);
 
 fn cpus(session: &mut Session<'_>, _: &[&str]) -> Result<(), Complaint> {
-    let mut table = Table::new("cpus", &["cpu", "node", "apic id", "state", "ticks", "nmis"]);
+    let columns = ["cpu", "node", "apic id", "state", "ticks", "nmis", "arrived us", "up us"];
+    let mut table = Table::new("cpus", &columns);
     for id in cpu::present().iter() {
+        let (arrived, up) = smp::start_times(id).unzip();
+        let us = |ns: Option<u64>| Value::from(ns.map(|ns| ns / 1_000));
         table.row([
             Value::from(id.index()),
             cpu::node_of(id).index().into(),
@@ -21,6 +25,8 @@ fn cpus(session: &mut Session<'_>, _: &[&str]) -> Result<(), Complaint> {
             if cpu::is_online(id) { "online" } else { "offline" }.into(),
             ::sync::irq::count(id, vector::TIMER).into(),
             ::sync::nmi::count(id).into(),
+            us(arrived),
+            us(up),
         ]);
     }
     session.show(&table)
