@@ -154,9 +154,10 @@ fn other_cpu(id: CpuId) {
 
 fn report() {
     let nodes = cpu::nodes_online().count_ones();
+    let s = if nodes == 1 { "" } else { "s" };
     let memory = (mm::stats::managed_pages() * PAGE_SIZE) >> 20;
     log::info!(
-        "grange {}: CPUs {} online, {nodes} nodes, {memory} MiB, {} ms after reset",
+        "grange {}: CPUs {} online, {nodes} node{s}, {memory} MiB, {} ms after reset",
         env!("CARGO_PKG_VERSION"),
         cpu::online(),
         clock::now_ns() / 1_000_000,

@@ -109,7 +109,7 @@ pub fn init(cx: &mut MaySleep) {
     let fanout = (config::FANOUT.get(), config::FANOUT_LEAF.get());
     let last = arch::cpu::present().iter().last().expect("the boot CPU is present");
     let shape = geometry::Geometry::new(last.index() + 1, fanout.0, fanout.1).unwrap_or_else(|e| panic!("{e}"));
-    log::info!("{shape}");
+    log::debug!("{shape}");
     tree::build(shape);
     softirq::register(Softirq::Rcu, qs::softirq_run);
     {
