@@ -15,7 +15,7 @@ use crate::qemu::{Machine, Wiring, script};
 use crate::qmp::Qmp;
 use crate::rundir::{RunDir, write, write_script};
 use crate::shape::Defaults;
-use crate::symbols::Symbols;
+use crate::symbols::{Symbols, addresses};
 use crate::workspace::Workspace;
 use crate::{console, process, typist};
 
@@ -25,8 +25,11 @@ const DEFAULTS: Defaults = Defaults { cpus: 4, nodes: 2 };
 /// What the kernel prints on COM1 before it resets the machine because the user asked it to.
 const REBOOT_MARK: &str = "rebooting";
 
-/// What the kernel prints on COM1 when it refuses its command line.
-const REFUSED_MARK: &str = "command line refused";
+/// How long a kernel whose time is over may take to print where its CPUs are.
+const LAST_WORDS: Duration = Duration::from_secs(1);
+
+/// Lines of log shown once more with the functions of their addresses.
+const LINES: usize = 200;
 
 /// Runs the command.
 ///
@@ -75,16 +78,16 @@ pub fn run(workspace: &Workspace, args: &RunArgs) -> anyhow::Result<Exit> {
         match ended {
             // A person who typed `reboot` wants to see it boot; what came through a pipe is gone with the old boot.
             Ended::Reset if asked_to && terminal && args.exec.is_none() => {}
-            Ended::Reset if asked_to => break Ended::PoweredOff,
+            Ended::Reset if asked_to => break Ended::Rebooted,
             ended => break ended,
         }
     };
-    let exit = match (ended.judge(args), session.refused()) {
-        // The kernel has said so itself, in a line that names the word.
-        (Exit::Panicked, true) => Exit::Usage,
-        (exit, _) => exit,
-    };
-    session.afterwards(workspace, exit)?;
+    let log = console::read(&dir.path().join("console.log"));
+    let (exit, word) = ended.judge(args.exec.as_deref(), &log);
+    if !word.is_empty() {
+        eprintln!("\ngrange: {word}");
+    }
+    session.afterwards(workspace, &ended, exit)?;
     Ok(exit)
 }
 
@@ -96,37 +99,53 @@ enum Ended {
     PoweredOff,
     /// The guest reset: a triple fault, or `reboot`.
     Reset,
+    /// The guest said that it resets itself, and is not started again.
+    Rebooted,
     /// The user left by Ctrl-A X.
     Left,
-    /// The time was over.
-    TimeOut,
+    /// The time was over. Behind this many bytes of the log is what the kernel said when it was asked where it is.
+    TimeOut(usize),
     /// Ctrl-C or a signal.
     Interrupted,
 }
 
 impl Ended {
-    /// The command's status; says in one line what went wrong.
-    fn judge(&self, args: &RunArgs) -> Exit {
+    /// The command's status, and in one line what went wrong. With commands that were to be run the kernel has to say
+    /// itself that it ran them: by debug-exit, or by switching off where that was the last of them.
+    fn judge(&self, commands: Option<&str>, log: &str) -> (Exit, String) {
+        let all_ran = commands.is_none_or(ends_with_poweroff);
         let (exit, word) = match self {
             Ended::Status(status) => match status.code() {
-                Some(33) => (Exit::Passed, String::new()),
-                Some(35) => (Exit::TestsFailed, "a command failed".to_owned()),
-                Some(37) => (Exit::Panicked, "the kernel panicked".to_owned()),
-                Some(39) => (Exit::Hung, "the kernel reported a stall".to_owned()),
-                _ => (Exit::Host, format!("QEMU ended with {status}")),
+                Some(33) => (Exit::Passed, ""),
+                Some(35) => (Exit::TestsFailed, "a command failed"),
+                Some(37) => match console::refusal(log) {
+                    // The line names what is wrong with it: the user's mistake.
+                    Some(line) if line.contains("command line") => (Exit::Usage, "the boot was refused"),
+                    Some(_) => (Exit::Panicked, "the boot was refused"),
+                    None => (Exit::Panicked, "the kernel panicked"),
+                },
+                Some(39) => (Exit::Hung, "the kernel reported a stall"),
+                _ => return (Exit::Host, format!("QEMU ended with {status}")),
             },
-            Ended::PoweredOff => (Exit::Passed, String::new()),
-            Ended::Left if args.exec.is_none() => (Exit::Passed, String::new()),
-            Ended::Left => (Exit::Incomplete, "QEMU ended before the commands did".to_owned()),
-            Ended::Reset => (Exit::Panicked, "the machine was reset: a triple fault, or `reboot`".to_owned()),
-            Ended::TimeOut => (Exit::Hung, "the time of --timeout is over".to_owned()),
-            Ended::Interrupted => (Exit::Interrupted, "interrupted".to_owned()),
+            Ended::PoweredOff if all_ran => (Exit::Passed, ""),
+            Ended::PoweredOff => (Exit::Incomplete, "the machine was switched off before all commands had run"),
+            Ended::Rebooted if commands.is_none() => (Exit::Passed, ""),
+            Ended::Rebooted => (Exit::Incomplete, "`reboot` ended the machine; --exec does not start it again"),
+            Ended::Left if commands.is_none() => (Exit::Passed, ""),
+            Ended::Left => (Exit::Incomplete, "QEMU ended before the commands did"),
+            Ended::Reset => (Exit::Panicked, "the machine was reset: a triple fault, or `reboot`"),
+            Ended::TimeOut(_) => (Exit::Hung, "the time of --timeout is over"),
+            Ended::Interrupted => (Exit::Interrupted, "interrupted"),
         };
-        if !word.is_empty() {
-            eprintln!("\ngrange: {word}");
-        }
-        exit
+        (exit, word.to_owned())
     }
+}
+
+/// Whether `poweroff` stands at the end of the commands and nowhere before.
+fn ends_with_poweroff(commands: &str) -> bool {
+    let names = commands.split(';').filter_map(|command| command.split_whitespace().next());
+    let mut names = names.skip_while(|&name| name != "poweroff");
+    names.next().is_some() && names.next().is_none()
 }
 
 struct Session<'a> {
@@ -182,8 +201,13 @@ impl Session<'_> {
             }
             let over = end.is_some_and(|end| Instant::now() >= end);
             if over || interrupted() {
+                let log = std::fs::metadata(&console).map_or(0, |meta| meta.len() as usize);
+                if over && qmp.as_mut().is_some_and(|qmp| qmp.inject_nmi().is_some()) {
+                    // Whether it ends by itself or not, its time is over.
+                    let _ = child.wait_for(Some(LAST_WORDS));
+                }
                 self.end(&mut child, qmp);
-                return Ok(if over { Ended::TimeOut } else { Ended::Interrupted });
+                return Ok(if over { Ended::TimeOut(log) } else { Ended::Interrupted });
             }
             std::thread::sleep(process::POLL);
         }
@@ -201,26 +225,63 @@ impl Session<'_> {
         }
     }
 
-    /// Whether the kernel refused its command line.
-    fn refused(&self) -> bool {
-        console::read(&self.dir.path().join("console.log")).contains(REFUSED_MARK)
-    }
-
-    /// Keeps the readable log, and shows the functions of a crash.
-    fn afterwards(&self, workspace: &Workspace, exit: Exit) -> anyhow::Result<()> {
-        let raw = console::read(&self.dir.path().join("console.log"));
+    /// Keeps the readable log; shows the functions of a crash or of a kernel that was asked where it is, and says where
+    /// those of other addresses are.
+    fn afterwards(&self, workspace: &Workspace, ended: &Ended, exit: Exit) -> anyhow::Result<()> {
+        let bytes = std::fs::read(self.dir.path().join("console.log")).unwrap_or_default();
+        let raw = String::from_utf8_lossy(&bytes).replace('\r', "");
         let symbols = Symbols::load(&self.artifacts.kernel, &workspace.root);
-        let readable = console::symbolized(&raw, symbols.as_ref());
-        write(&self.dir.path().join("console.sym.log"), &readable)?;
+        let readable = self.dir.path().join("console.sym.log");
+        write(&readable, &console::symbolized(&raw, symbols.as_ref()))?;
         self.dir.write(
             "verdict.json",
             &format!("{:#}\n", json!({ "v": 1, "verdict": exit.word(), "exit": exit.code() })),
         )?;
-        if matches!(exit, Exit::Panicked | Exit::Hung) && readable.lines().count() > raw.lines().count() {
-            let from = readable.lines().position(|line| line.contains("PANIC")).unwrap_or(0);
-            eprintln!("\nWith the functions:");
-            readable.lines().skip(from).take(200).for_each(|line| eprintln!("{line}"));
+        let part = match ended {
+            Ended::TimeOut(from) => console::around(&bytes, *from, bytes.len(), LINES),
+            _ if exit == Exit::Passed => String::new(),
+            _ => console::of_crash(&bytes, bytes.len(), 0, LINES),
+        };
+        let has_addresses = |log: &str| log.lines().any(|line| addresses(line).next().is_some());
+        if symbols.is_some() && has_addresses(&part) {
+            eprintln!("\nWith the functions:\n{}", console::symbolized(&part, symbols.as_ref()).trim_end());
+        } else if symbols.is_some() && has_addresses(&raw) {
+            eprintln!("grange: the log with the functions of its addresses: {}", workspace.short(&readable).display());
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_pass_only_when_the_kernel_says_that_all_ran() {
+        for (commands, exit) in [
+            (None, Exit::Passed),
+            (Some("cpus; poweroff"), Exit::Passed),
+            (Some(" poweroff ;"), Exit::Passed),
+            (Some("poweroff; cpus"), Exit::Incomplete),
+            (Some("poweroff; poweroff"), Exit::Incomplete),
+            (Some("cpus"), Exit::Incomplete),
+        ] {
+            assert_eq!(Ended::PoweredOff.judge(commands, "").0, exit, "{commands:?}");
+        }
+        assert_eq!(Ended::Rebooted.judge(None, "").0, Exit::Passed);
+        assert_eq!(Ended::Rebooted.judge(Some("reboot; cpus"), "").0, Exit::Incomplete);
+    }
+
+    #[test]
+    fn a_boot_that_was_refused_is_not_called_a_panic() {
+        use std::os::unix::process::ExitStatusExt as _;
+        let ended = Ended::Status(ExitStatus::from_raw(37 << 8));
+        for (log, exit, word) in [
+            ("grange: command line refused: x\n", Exit::Usage, "the boot was refused"),
+            ("grange-boot: no kernel\n", Exit::Panicked, "the boot was refused"),
+            ("PANIC cpu 0: no\n", Exit::Panicked, "the kernel panicked"),
+        ] {
+            assert_eq!(ended.judge(None, log), (exit, word.to_owned()), "{log}");
+        }
     }
 }

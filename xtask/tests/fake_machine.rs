@@ -58,12 +58,12 @@ fn told_by_two_lines(in_one_burst: bool) -> Vec<(String, String)> {
         length += consoles[consoles.len() - 1].len();
     }
     let frames = run.encode();
-    let mut lines = frames.split_inclusive('\n').peekable();
+    let mut lines = frames.split_inclusive('\n');
     let mut pieces = Vec::new();
     for console in consoles {
         // Up to the mark of the next test; the log after it belongs to that one.
         let mut piece = String::new();
-        while let Some(line) = lines.next() {
+        for line in lines.by_ref() {
             piece.push_str(line);
             if line.contains("budget_ms") {
                 break;
@@ -279,4 +279,5 @@ fn a_command_line_that_the_kernel_refuses_is_the_users_mistake() {
     let run = machine.xtask(&["run", "--exec", "cpus", "--append", "foo=1"]);
     assert_eq!(run.code(), 2, "{}", run.out());
     assert!(run.out().contains("unknown parameter"), "{}", run.out());
+    assert!(run.out().trim_end().ends_with("the boot was refused"), "{}", run.out());
 }

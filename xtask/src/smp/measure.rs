@@ -10,6 +10,7 @@ use anyhow::Context as _;
 use serde_json::Value;
 
 use crate::artifact::Artifacts;
+use crate::console;
 use crate::exit::{Exit, stop};
 use crate::kernel_args::KernelLine;
 use crate::process::{Owned, interrupted, tied_to_us};
@@ -95,20 +96,20 @@ impl Boot<'_> {
         let shape = &self.machine.shape;
         let mut line = KernelLine::new(&self.machine.append);
         line.set("grange.exec", VIEWS)?;
-        let console = self.dir.join("console.log");
+        let console_log = self.dir.join("console.log");
         let wiring = Wiring {
             terminal: false,
-            console: Some(console.clone()),
+            console: Some(console_log.clone()),
             frames: self.dir.join("com2.log"),
             qmp: None,
             reboots: false,
         };
         let command = self.machine.command(self.artifacts, line.finish()?, 0, &wiring);
         write_script(&self.dir.join("qemu-cmd"), &script(&command))?;
-        write(&console, "")?;
+        write(&console_log, "")?;
         let mut command = tied_to_us(command);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(File::create(self.dir.join("qemu-stderr.log"))?);
-        let mut file = File::open(&console).with_context(|| console.display().to_string())?;
+        let mut file = File::open(&console_log).with_context(|| console_log.display().to_string())?;
         let started = Instant::now();
         let mut child = Owned::start(&mut command)?;
         let (mut log, mut online) = (Vec::new(), None);
@@ -129,7 +130,11 @@ impl Boot<'_> {
         };
         match status.code() {
             Some(33) => {}
-            Some(37) => return Err(told(Exit::Panicked, "the kernel panicked".into())),
+            Some(37) => {
+                let text = String::from_utf8_lossy(&log).into_owned();
+                let why = console::crash_line(&text).unwrap_or("the kernel panicked");
+                return Err(told(Exit::Panicked, why.to_owned()));
+            }
             _ => return Err(told(Exit::Host, format!("QEMU ended with {status}"))),
         }
         let (Some(online), Some((cpus, guest_ms))) = (online, online_line(&log)) else {

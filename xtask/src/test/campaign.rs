@@ -167,8 +167,12 @@ impl Campaign<'_> {
         if matches!(verdict.exit, Exit::Passed | Exit::TestsFailed | Exit::Interrupted) {
             return records;
         }
-        let mut reasons: Vec<String> = verdict.complaints().cloned().collect();
         let log = String::from_utf8_lossy(&left.console).replace('\r', "");
+        let mut reasons: Vec<String> = match console::refusal(&log) {
+            // Nothing else is wrong: no test could run.
+            Some(_) => vec!["the boot was refused".to_owned()],
+            None => verdict.complaints().cloned().collect(),
+        };
         reasons.extend(console::crash_line(&log).map(str::to_owned));
         reasons.extend(left.stderr.lines().take(3).map(|line| format!("QEMU: {line}")));
         reasons.push(format!("see {}", self.session.workspace.short(dir).display()));
