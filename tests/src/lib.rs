@@ -37,6 +37,7 @@ pub mod frame;
 pub mod outcome;
 pub mod report;
 pub mod run;
+mod stepping;
 mod suites;
 
 pub use case::{TESTS, TestCase};

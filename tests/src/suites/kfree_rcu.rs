@@ -12,8 +12,9 @@ use mm::AllocFlags;
 use sched::Prio;
 use slab::{CacheFlags, Layout, RawCache, Stat};
 use sync::nmi::NmiHandler;
-use sync::{ATOMIC, Once, PreemptGuard, Rng};
+use sync::{Once, Rng};
 
+use crate::stepping::{self, Visit};
 use crate::{Failure, ensure, ensure_eq, ktest, skip};
 
 /// An object as users have them: content, and a head somewhere.
@@ -206,21 +207,20 @@ ktest! {
     #[budget_ms(120_000)]
     fn kfree_rcu_nolock_at_every_instruction_of_kfree_rcu(t: &mut Test) {
         let cache = *STEPPED.call_once(|| cache("test_krn_step").expect("a cache"));
-        let mut given = 0_u64;
-        // The trap flag belongs to the CPU: another thread must not inherit it.
-        let pin = PreemptGuard::new(ATOMIC);
-        let boundaries = arch::step::single_step(
-            || {
-                for _ in 0..150 {
+        let mut boundaries = 0;
+        for run in stepping::runs(&[1, 2, 3, 5, 17]) {
+            // More than a sheaf; but sparse visits fill sheaves, too, and there are many such runs.
+            let objects = if run == (1, 0) { 60 } else { 8 };
+            boundaries += stepping::step::<NolockPair>(run, || {
+                for _ in 0..objects {
                     let Some(node) = node(cache) else { continue };
                     // SAFETY: allocated here, and nobody else knows it.
                     unsafe { kfree_rcu_object(node) };
-                    given += 1;
                 }
-            },
-            || sync::nmi::as_nmi(|| nolock_pair(&STEPPED)),
-        );
-        drop(pin);
+            });
+            // What was given up waits for a grace period, which stepping holds up: memory is finite.
+            kvfree_rcu_barrier(t.cx);
+        }
         t.note(format_args!("{boundaries} instruction boundaries, {} objects given up from there", GIVEN.load(Relaxed)));
         ensure!(boundaries > 5_000, "only {boundaries} boundaries");
         ensure!(GIVEN.load(Relaxed) > 0, "no call from a boundary got an object");
@@ -277,6 +277,14 @@ static HANDLED: AtomicU64 = AtomicU64::new(0);
 static HANDLER_ON: AtomicBool = AtomicBool::new(false);
 static HANDLER: NmiHandler = NmiHandler::new("kfree-rcu-storm", on_nmi);
 static REGISTERED: Once<()> = Once::new();
+
+struct NolockPair;
+
+impl Visit for NolockPair {
+    fn visit() {
+        nolock_pair(&STEPPED);
+    }
+}
 
 /// Allocates an object and gives it up, as an NMI handler would.
 fn nolock_pair(cache: &Once<&'static RawCache>) {

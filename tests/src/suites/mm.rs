@@ -5,7 +5,7 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 
 use arch::trap::TrapFrame;
-use arch::{CpuId, NodeId, PAGE_SIZE, clock, cpu, ipi, probe, step};
+use arch::{CpuId, NodeId, PAGE_SIZE, clock, cpu, ipi, probe};
 use mm::inject::{self, Plan, Rule};
 use mm::stats::{self, NodeStats};
 use mm::{AllocError, AllocFlags, Page};
@@ -13,6 +13,7 @@ use sched::Prio;
 use sync::nmi::NmiHandler;
 use sync::{ATOMIC, IrqGuard, MaySleep, Once, Rng, smp};
 
+use crate::stepping::{self, Visit};
 use crate::{Failure, ensure, ensure_eq, ktest, skip};
 
 /// Failures are part of these tests.
@@ -151,15 +152,11 @@ fn empty_stash() {
     }
 }
 
-/// Which instruction boundaries are visited: every one; and every so many, from each on. For a visit at every boundary also
-/// clears away what the next one might have found.
-const STRIDES: [usize; 2] = [1, 29];
-static STRIDE: AtomicUsize = AtomicUsize::new(1);
-static STEP: AtomicUsize = AtomicUsize::new(0);
+struct Visits;
 
-fn visit_in_step() {
-    if STEP.fetch_add(1, Ordering::Relaxed).is_multiple_of(STRIDE.load(Ordering::Relaxed)) {
-        sync::nmi::as_nmi(visit);
+impl Visit for Visits {
+    fn visit() {
+        visit();
     }
 }
 
@@ -337,20 +334,15 @@ ktest! {
         let before = in_use(t.cx);
         start_visits(cpu::current());
         let mut boundaries = 0;
-        for (stride, first) in STRIDES.into_iter().flat_map(|stride| (0..stride).map(move |first| (stride, first))) {
-            STRIDE.store(stride, Ordering::Relaxed);
+        for run in stepping::runs(&[1, 29]) {
             for order in [0, 3, 5] {
                 mm::drain_local();
                 for _ in 0..2 {
-                    STEP.store(stride - first, Ordering::Relaxed);
-                    boundaries += step::single_step(
-                        || {
-                            if let Ok(page) = mm::alloc_pages(order, None, QUIET) {
-                                mm::free_pages(page, order);
-                            }
-                        },
-                        visit_in_step,
-                    );
+                    boundaries += stepping::step::<Visits>(run, || {
+                        if let Ok(page) = mm::alloc_pages(order, None, QUIET) {
+                            mm::free_pages(page, order);
+                        }
+                    });
                 }
             }
             // The free that makes a list overfull.
@@ -359,7 +351,7 @@ ktest! {
             (0..128).filter_map(|_| mm::alloc_pages(0, None, QUIET).ok()).for_each(|page| chain.push(page));
             (0..96).filter_map(|_| chain.pop()).for_each(|page| mm::free_pages(page, 0));
             if let Some(last) = chain.pop() {
-                boundaries += step::single_step(|| mm::free_pages(last, 0), visit_in_step);
+                boundaries += stepping::step::<Visits>(run, || mm::free_pages(last, 0));
             }
             chain.free_all();
         }

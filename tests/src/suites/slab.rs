@@ -13,8 +13,9 @@ use mm::AllocFlags;
 use sched::Prio;
 use slab::{CacheFlags, Layout, RawCache, Stat};
 use sync::nmi::NmiHandler;
-use sync::{ATOMIC, Once, PreemptGuard, Rng};
+use sync::{Once, Rng};
 
+use crate::stepping::{self, Visit};
 use crate::{Failure, ensure, ensure_eq, ktest, skip};
 
 /// Bytes of the objects of these tests, all of which are filled and checked.
@@ -179,20 +180,17 @@ ktest! {
     fn nolock_calls_at_every_instruction_of_alloc_and_free(t: &mut Test) {
         let cache = *STEPPED.call_once(|| cache("test_step").expect("a cache"));
         let mut held = Vec::with_capacity(200);
-        // The trap flag belongs to the CPU: another thread must not inherit it.
-        let pin = PreemptGuard::new(ATOMIC);
-        let boundaries = arch::step::single_step(
-            || {
+        let mut boundaries = 0;
+        for run in stepping::runs(&[1, 2, 3, 5, 17]) {
+            boundaries += stepping::step::<NolockPair>(run, || {
                 // More than two sheaves, so that every exchange is stepped over: spare, barn, slabs, and back.
                 while held.len() < 200 {
                     held.extend(cache.alloc(AllocFlags::NOWAIT));
                 }
                 // SAFETY: allocated above, each given up once.
                 held.drain(..).for_each(|object| unsafe { cache.free(object) });
-            },
-            || sync::nmi::as_nmi(nolock_pair),
-        );
-        drop(pin);
+            });
+        }
         t.note(format_args!("{boundaries} instruction boundaries, {} of the calls found no object", MISSES.load(Relaxed)));
         ensure!(boundaries > 5_000, "only {boundaries} boundaries");
         ensure_eq!(DAMAGED.load(Relaxed), 0, "objects with two holders");
@@ -270,12 +268,15 @@ static HANDLER_ON: AtomicBool = AtomicBool::new(false);
 static HANDLER: NmiHandler = NmiHandler::new("slab-storm", on_nmi);
 static REGISTERED: Once<()> = Once::new();
 
-/// Allocates, checks and frees as an NMI handler would.
-fn nolock_pair() {
-    let Some(cache) = STEPPED.get() else { return };
-    nolock_pair_of(cache);
+struct NolockPair;
+
+impl Visit for NolockPair {
+    fn visit() {
+        STEPPED.get().into_iter().for_each(|cache| nolock_pair_of(cache));
+    }
 }
 
+/// Allocates, checks and frees as an NMI handler would.
 fn nolock_pair_of(cache: &RawCache) {
     let Some(object) = cache.alloc_nolock(AllocFlags::NOWAIT) else {
         MISSES.fetch_add(1, Relaxed);

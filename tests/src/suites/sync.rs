@@ -6,13 +6,13 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
-use arch::{clock, cpu, irq, step};
+use arch::{clock, cpu, irq};
 use sync::context::in_hardirq;
-use sync::nmi::as_nmi;
 use sync::{
     ATOMIC, DynPerCpu, IrqGuard, IrqWork, LlistHead, LlistNode, LocalTryLock, PreemptGuard, SpinLock, lock_class, smp,
 };
 
+use crate::stepping::{self, Visit};
 use crate::{ensure, ensure_eq, ktest, skip};
 
 /// How long another CPU may take for a trifle, in nanoseconds.
@@ -34,6 +34,9 @@ arch::per_cpu! {
     /// A count under a lock of its CPU.
     static LOCAL: LocalTryLock<u64> = LocalTryLock::new(0);
 }
+
+/// Every how many boundaries there is an NMI; see [`stepping`].
+const STRIDES: [usize; 6] = [1, 2, 3, 5, 17, 61];
 
 /// Whether the stepped code is between taking [`LOCAL`] and giving it back.
 static INSIDE: AtomicBool = AtomicBool::new(false);
@@ -72,71 +75,80 @@ ktest! {
         drop(local);
         GOT.store(0, Relaxed);
         INTRUDED.store(0, Relaxed);
-        let boundaries = step::single_step(
-            || {
+        struct Tries;
+        impl Visit for Tries {
+            fn visit() {
+                if let Some(mut local) = LocalTryLock::this(&LOCAL, ATOMIC) {
+                    INTRUDED.fetch_add(u64::from(INSIDE.load(Relaxed)), Relaxed);
+                    GOT.fetch_add(1, Relaxed);
+                    *local += 1;
+                }
+            }
+        }
+        let (mut boundaries, mut taken) = (0, 0);
+        for run in stepping::runs(&STRIDES) {
+            boundaries += stepping::step::<Tries>(run, || {
                 if let Some(mut local) = LocalTryLock::this(&LOCAL, &pin) {
                     INSIDE.store(true, Relaxed);
                     let before = *local;
                     core::hint::black_box(&before);
                     *local = before + 1;
                     INSIDE.store(false, Relaxed);
+                    taken += 1;
                 }
-            },
-            || {
-                as_nmi(|| {
-                    if let Some(mut local) = LocalTryLock::this(&LOCAL, ATOMIC) {
-                        INTRUDED.fetch_add(u64::from(INSIDE.load(Relaxed)), Relaxed);
-                        GOT.fetch_add(1, Relaxed);
-                        *local += 1;
-                    }
-                });
-            },
-        );
+            });
+        }
         let local = LocalTryLock::this(&LOCAL, &pin).map(|local| *local);
         drop(pin);
         let got = GOT.load(Relaxed);
         ensure_eq!(INTRUDED.load(Relaxed), 0);
-        ensure_eq!(local, Some(got + 1), "{got} NMIs got the lock");
+        ensure_eq!(taken, stepping::runs(&STRIDES).count() as u64, "an NMI leaves the lock as it found it");
+        ensure_eq!(local, Some(got + taken), "{got} NMIs got the lock");
         ensure!(0 < got && got < boundaries, "{got} of {boundaries}");
+        t.note(format_args!("{boundaries} boundaries, {got} NMIs got the lock"));
         Ok(())
     }
 
     /// NMIs push to the very list that the stepped code pushes to; every node comes out once.
     fn a_list_takes_an_nmi_at_any_instruction(t: &mut Test) {
-        const NODES: usize = 2_000;
+        // As long as there are nodes an NMI at every boundary keeps the stepped push from getting through.
+        const NODES: usize = 500;
         static LIST: LlistHead = LlistHead::new();
         static NODES_OF_NMI: AtomicPtr<LlistNode> = AtomicPtr::new(core::ptr::null_mut());
         static PUSHED: AtomicUsize = AtomicUsize::new(0);
+        struct Pushes;
+        impl Visit for Pushes {
+            fn visit() {
+                let n = PUSHED.load(Relaxed);
+                if n < NODES {
+                    PUSHED.store(n + 1, Relaxed);
+                    // SAFETY: each node is pushed once a run, and lives for ever.
+                    unsafe { LIST.add(NODES_OF_NMI.load(Relaxed).add(n)) };
+                }
+            }
+        }
         // Leaked: nodes on a list must not move or go away, also if the test fails.
         let nodes: &'static mut [LlistNode] = Vec::leak((0..NODES).map(|_| LlistNode::new()).collect());
         let own: *mut LlistNode = Box::leak(Box::new(LlistNode::new()));
         NODES_OF_NMI.store(nodes.as_mut_ptr(), Relaxed);
-        PUSHED.store(0, Relaxed);
-        let pin = PreemptGuard::new(t.cx);
-        let boundaries = step::single_step(
-            || {
-                // SAFETY: a node that lives for ever and is on no list.
+        let (mut boundaries, mut pushed) = (0, 0);
+        for run in stepping::runs(&STRIDES) {
+            // The last run has taken all of them off the list.
+            PUSHED.store(0, Relaxed);
+            boundaries += stepping::step::<Pushes>(run, || {
+                // SAFETY: a node that lives for ever, and is on no list since the end of the last run.
                 unsafe { LIST.add(own) };
-            },
-            || {
-                as_nmi(|| {
-                    let n = PUSHED.load(Relaxed);
-                    if n < NODES {
-                        PUSHED.store(n + 1, Relaxed);
-                        // SAFETY: each node is pushed once, and lives for ever.
-                        unsafe { LIST.add(NODES_OF_NMI.load(Relaxed).add(n)) };
-                    }
-                });
-            },
-        );
-        drop(pin);
-        let (mut total, mut own_seen) = (0, 0);
-        for node in LIST.take_all() {
-            total += 1;
-            own_seen += usize::from(node == own);
+            });
+            let (mut total, mut own_seen) = (0, 0);
+            for node in LIST.take_all() {
+                total += 1;
+                own_seen += usize::from(node == own);
+            }
+            ensure_eq!(own_seen, 1);
+            ensure_eq!(total, PUSHED.load(Relaxed) + 1, "from {} on, every {}", run.1, run.0);
+            pushed += total - 1;
         }
-        ensure_eq!(own_seen, 1);
-        ensure_eq!(total, PUSHED.load(Relaxed) + 1, "{boundaries} boundaries");
+        t.note(format_args!("{boundaries} boundaries, {pushed} nodes from NMIs"));
         Ok(())
     }
 
@@ -155,20 +167,24 @@ ktest! {
         for count in [&RUNS, &RUNS_OF_NMI, &ELSEWHERE, &QUEUED] {
             count.store(0, Relaxed);
         }
-        let pin = PreemptGuard::new(t.cx);
-        let _ = step::single_step(
-            || {
-                let _off = IrqGuard::new(&pin);
+        struct Queues;
+        impl Visit for Queues {
+            fn visit() {
+                QUEUED.fetch_add(u64::from(OF_NMI.queue()), Relaxed);
+            }
+        }
+        let (mut boundaries, mut rounds) = (0, 0);
+        for run in stepping::runs(&STRIDES) {
+            boundaries += stepping::step::<Queues>(run, || {
+                let _off = IrqGuard::new(ATOMIC);
                 OUTER.queue();
-            },
-            || {
-                as_nmi(|| QUEUED.fetch_add(u64::from(OF_NMI.queue()), Relaxed));
-            },
-        );
-        drop(pin);
-        OUTER.sync(t.cx);
-        OF_NMI.sync(t.cx);
-        ensure_eq!(RUNS.load(Relaxed), 1);
+            });
+            OUTER.sync(t.cx);
+            OF_NMI.sync(t.cx);
+            rounds += 1;
+        }
+        t.note(format_args!("{boundaries} boundaries, queued {QUEUED:?} times by NMIs"));
+        ensure_eq!(RUNS.load(Relaxed), rounds);
         ensure_eq!(RUNS_OF_NMI.load(Relaxed), QUEUED.load(Relaxed), "a run for each time it was queued");
         ensure!(QUEUED.load(Relaxed) > 0);
         ensure_eq!(ELSEWHERE.load(Relaxed), 0, "not in a hard interrupt");
@@ -205,11 +221,19 @@ ktest! {
     /// All CPUs log at once, and an NMI logs at instructions all over one line; no line is torn.
     #[tags(race)]
     #[budget_ms(60_000)]
-    fn lines_logged_from_everywhere_are_never_torn(t: &mut Test) {
+    fn lines_logged_from_everywhere_are_never_torn(_t: &mut Test) {
         const EACH: u64 = 20;
-        static STEPS: AtomicU64 = AtomicU64::new(0);
         static OF_NMI: AtomicU64 = AtomicU64::new(0);
-        STEPS.store(0, Relaxed);
+        struct Logs;
+        impl Visit for Logs {
+            fn visit() {
+                // Not for ever: the console is slow, and the ring finite.
+                if OF_NMI.load(Relaxed) < 100 {
+                    let n = OF_NMI.fetch_add(1, Relaxed);
+                    log::info!("whole-line nmi {n} {n}");
+                }
+            }
+        }
         OF_NMI.store(0, Relaxed);
         let online = cpu::online();
         smp::run_on_mask(&online, |id| {
@@ -217,21 +241,7 @@ ktest! {
                 log::info!("whole-line cpu{id} {n} {n}");
             }
         });
-        let pin = PreemptGuard::new(t.cx);
-        let boundaries = step::single_step(
-            || log::info!("whole-line stepped 0 0"),
-            || {
-                // Some of the boundaries: the console is slow, and the ring finite.
-                let step = STEPS.fetch_add(1, Relaxed);
-                if step.is_multiple_of(64) && step < 64 * 100 {
-                    as_nmi(|| {
-                        let n = OF_NMI.fetch_add(1, Relaxed);
-                        log::info!("whole-line nmi {n} {n}");
-                    });
-                }
-            },
-        );
-        drop(pin);
+        let boundaries = stepping::step::<Logs>((64, 0), || log::info!("whole-line stepped 0 0"));
         let (mut whole, mut torn) = (0, 0);
         sync::log::for_each_line(|line| {
             let Some(at) = line.windows(11).position(|window| window == b"whole-line ") else { return };
