@@ -106,7 +106,8 @@ fn needs(workspace: &Workspace, qemu: &Path) -> Vec<Need> {
         Need::new("qemu features", features(found.as_deref()), &emulator::steps()),
         Need::new(
             "kvm",
-            if emulator::kvm_is_real() { Ok("real".into()) } else { Err("not real here: the emulator is used".into()) },
+            emulator::kvm_lacks()
+                .map_or_else(|| Ok("real".into()), |why| Err(format!("not real here: {why}; the emulator is used"))),
             &[],
         )
         .optional(),

@@ -89,8 +89,10 @@ impl Boot<'_> {
         let mut child = Owned::start(&mut command)?;
         let mut tail = Tail::open(&self.file("com2.log"))?;
         let mut pulse = Pulse::new(self.limits, started);
-        let mut cpus = String::new();
+        let (mut cpus, mut qmp) = (String::new(), None);
         let ending = loop {
+            // QEMU makes its socket a moment after it starts.
+            qmp = qmp.or_else(|| Qmp::connect(&socket_dir.path().join("qmp"), Duration::ZERO));
             // First whether it has ended, then what it wrote: so nothing that it wrote is missed.
             let status = child.0.try_wait().context("waiting for QEMU")?;
             tail.read(&mut |frame| {
@@ -103,8 +105,11 @@ impl Boot<'_> {
             if interrupted() {
                 break Ending::Interrupted;
             }
+            if qmp.as_mut().is_some_and(Qmp::internal_error) {
+                break Ending::Stuck;
+            }
             if let Some(why) = pulse.hang(Instant::now()) {
-                cpus = self.last_words(&mut child, socket_dir.path());
+                cpus = self.last_words(&mut child, qmp);
                 break Ending::Hung(why);
             }
             std::thread::sleep(POLL);
@@ -117,10 +122,8 @@ impl Boot<'_> {
     }
 
     /// The guest hangs. QEMU is asked where each CPU is; an NMI to all of them makes a kernel that still can say more.
-    fn last_words(&self, child: &mut Owned, sockets: &Path) -> String {
-        let Some(mut qmp) = Qmp::connect(&sockets.join("qmp"), Duration::from_millis(200)) else {
-            return String::new();
-        };
+    fn last_words(&self, child: &mut Owned, qmp: Option<Qmp>) -> String {
+        let Some(mut qmp) = qmp else { return String::new() };
         let registers = qmp.monitor("info registers -a", LAST_WORDS).unwrap_or_default();
         // A file that cannot be written is missing afterwards; the verdict is the same.
         let _ = write(&self.file("registers.txt"), &registers.replace('\r', ""));

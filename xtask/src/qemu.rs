@@ -39,11 +39,15 @@ impl Engine {
                 _ => Ok(Engine::Deterministic),
             };
         }
-        if accel == Accel::Kvm && !Path::new("/dev/kvm").exists() {
-            return Err(usage("--accel kvm: there is no /dev/kvm here; auto and tcg are allowed"));
-        }
-        if accel == Accel::Kvm || (accel == Accel::Auto && thread == Thread::Auto && emulator::kvm_is_real()) {
-            return Ok(Engine::Kvm);
+        match accel {
+            Accel::Kvm => {
+                return match emulator::kvm_lacks() {
+                    Some(why) => Err(usage(format!("--accel kvm: {why}; auto and tcg are allowed"))),
+                    None => Ok(Engine::Kvm),
+                };
+            }
+            Accel::Auto if thread == Thread::Auto && emulator::kvm_lacks().is_none() => return Ok(Engine::Kvm),
+            _ => {}
         }
         let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
         Ok(match thread {

@@ -17,6 +17,8 @@ pub struct Qmp {
     partial: Vec<u8>,
     /// Why the machine stopped, in QEMU's words, once it did.
     shutdown: Option<String>,
+    /// QEMU cannot run the machine on.
+    internal_error: bool,
 }
 
 impl Qmp {
@@ -27,7 +29,7 @@ impl Qmp {
         loop {
             if let Ok(stream) = UnixStream::connect(socket) {
                 stream.set_nonblocking(true).ok()?;
-                let mut qmp = Qmp { stream, partial: Vec::new(), shutdown: None };
+                let mut qmp = Qmp { stream, partial: Vec::new(), shutdown: None, internal_error: false };
                 qmp.send("qmp_capabilities")?;
                 return Some(qmp);
             }
@@ -74,6 +76,13 @@ impl Qmp {
         self.shutdown.as_deref()
     }
 
+    /// Whether QEMU has stopped the machine because it cannot run it on, as KVM does with a guest that it cannot enter. It
+    /// would stand still for ever.
+    pub fn internal_error(&mut self) -> bool {
+        self.messages();
+        self.internal_error
+    }
+
     /// The messages that have come since the last call.
     fn messages(&mut self) -> Vec<Value> {
         let mut chunk = [0; 4096];
@@ -87,6 +96,12 @@ impl Qmp {
             if message["event"] == "SHUTDOWN" {
                 self.shutdown = Some(message["data"]["reason"].as_str().unwrap_or("unknown").to_owned());
             }
+            if message["event"] == "STOP" {
+                // The user may have stopped it; only the state tells. One that cannot be asked is gone.
+                let ask = json!({ "execute": "query-status", "id": "status" });
+                let _ = self.stream.write_all(format!("{ask}\n").as_bytes());
+            }
+            self.internal_error |= message["id"] == "status" && message["return"]["status"] == "internal-error";
             messages.push(message);
         }
         messages
@@ -116,6 +131,31 @@ mod tests {
         qmp.inject_nmi().unwrap();
         assert_eq!(server.join().unwrap(), [r#"{"execute":"qmp_capabilities"}"#, r#"{"execute":"inject-nmi"}"#]);
         assert_eq!(qmp.shutdown_reason(), Some("guest-reset"));
+    }
+
+    #[test]
+    fn a_machine_that_stops_is_asked_why_and_only_an_internal_error_is_one() {
+        let dir = tempfile::tempdir().unwrap();
+        for (state, error) in [("paused", false), ("internal-error", true)] {
+            let socket = dir.path().join(state);
+            let listener = UnixListener::bind(&socket).unwrap();
+            let server = std::thread::spawn(move || {
+                let (mut stream, _) = listener.accept().unwrap();
+                let mut lines = std::io::BufReader::new(stream.try_clone().unwrap()).lines();
+                lines.next().unwrap().unwrap();
+                stream.write_all(b"{\"event\":\"STOP\"}\n").unwrap();
+                assert!(lines.next().unwrap().unwrap().contains("query-status"));
+                let answer = format!("{{\"id\":\"status\",\"return\":{{\"status\":\"{state}\"}}}}\n");
+                stream.write_all(answer.as_bytes()).unwrap();
+            });
+            let mut qmp = Qmp::connect(&socket, Duration::from_secs(5)).unwrap();
+            let end = Instant::now() + Duration::from_secs(5);
+            while !server.is_finished() && Instant::now() < end {
+                qmp.internal_error();
+            }
+            server.join().unwrap();
+            assert_eq!(qmp.internal_error(), error, "{state}");
+        }
     }
 
     #[test]

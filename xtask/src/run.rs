@@ -105,6 +105,8 @@ enum Ended {
     Left,
     /// The time was over. Behind this many bytes of the log is what the kernel said when it was asked where it is.
     TimeOut(usize),
+    /// QEMU stopped the machine, and will not go on.
+    Stuck,
     /// Ctrl-C or a signal.
     Interrupted,
 }
@@ -135,6 +137,7 @@ impl Ended {
             Ended::Left => (Exit::Incomplete, "QEMU ended before the commands did"),
             Ended::Reset => (Exit::Panicked, "the machine was reset: a triple fault, or `reboot`"),
             Ended::TimeOut(_) => (Exit::Hung, "the time of --timeout is over"),
+            Ended::Stuck => (Exit::Host, "QEMU stopped the machine: an internal error of it or of the accelerator"),
             Ended::Interrupted => (Exit::Interrupted, "interrupted"),
         };
         (exit, word.to_owned())
@@ -198,6 +201,10 @@ impl Session<'_> {
                 }
                 Some(status) => return Ok(Ended::Status(status)),
                 None => {}
+            }
+            if qmp.as_mut().is_some_and(Qmp::internal_error) {
+                self.end(&mut child, qmp);
+                return Ok(Ended::Stuck);
             }
             let over = end.is_some_and(|end| Instant::now() >= end);
             if over || interrupted() {

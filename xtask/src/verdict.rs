@@ -40,6 +40,8 @@ pub enum Ending {
     Signal(i32),
     /// We ended it because the guest hung; why we think so.
     Hung(String),
+    /// QEMU stopped the machine and would not go on.
+    Stuck,
     /// The user interrupted.
     Interrupted,
 }
@@ -285,6 +287,9 @@ fn check_status(ending: &Ending, tests: &[TestLine], complaints: &mut Vec<String
         Ending::Status(other) => (Exit::Incomplete, format!("QEMU ended with status {other}, which nobody gives")),
         Ending::Signal(signal) => (Exit::Host, format!("QEMU was killed by signal {signal}")),
         Ending::Hung(why) => (Exit::Hung, why.clone()),
+        Ending::Stuck => {
+            (Exit::Host, "QEMU stopped the machine: an internal error of it or of the accelerator".to_owned())
+        }
         Ending::Interrupted => (Exit::Interrupted, "interrupted".to_owned()),
     };
     complaints.push(complaint);

@@ -62,12 +62,16 @@ pub fn version(program: &Path) -> Option<String> {
     words.skip_while(|&word| word != "version").nth(1).map(str::to_owned)
 }
 
-/// Whether KVM is real here: `/dev/kvm` opens for reading and writing, and the CPU says vmx or svm. Without the latter
-/// `/dev/kvm` may still open (nested under another emulator), a thousand times slower than TCG.
+/// Why KVM is not real here, if so: `/dev/kvm` has to open for reading and writing, and the CPU to say vmx or svm. Without
+/// the latter `/dev/kvm` may still open (nested under another emulator), and a guest is a thousand times slower than with
+/// TCG, or stops for good.
 #[must_use]
-pub fn kvm_is_real() -> bool {
-    let opens = std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok();
-    opens && std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| has_virtualisation(&text))
+pub fn kvm_lacks() -> Option<String> {
+    if let Err(error) = std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm") {
+        return Some(format!("/dev/kvm does not open for reading and writing: {error}"));
+    }
+    let real = std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| has_virtualisation(&text));
+    (!real).then(|| "the CPU has neither vmx nor svm in /proc/cpuinfo, whatever /dev/kvm promises".to_owned())
 }
 
 fn has_virtualisation(cpuinfo: &str) -> bool {
