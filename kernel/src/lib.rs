@@ -5,6 +5,7 @@
 
 extern crate alloc;
 
+pub mod arguments;
 pub mod line;
 pub mod regions;
 pub mod table;

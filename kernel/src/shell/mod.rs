@@ -14,6 +14,7 @@ use alloc::vec::Vec;
 use core::fmt::{self, Write};
 
 use arch::exit::{Verdict, debug_exit};
+use grange_kernel::arguments;
 use grange_kernel::line::{Editor, Event};
 use grange_kernel::table::Table;
 use grange_kernel::words;
@@ -26,11 +27,11 @@ use crate::console;
 pub(crate) struct Command {
     /// What is typed.
     pub(crate) name: &'static str,
-    /// Its arguments, for the help.
+    /// Its arguments: for the help, and checked before it runs (see [`arguments`]).
     pub(crate) arguments: &'static str,
     /// One line that says what it does.
     pub(crate) help: &'static str,
-    /// Does it.
+    /// Does it, with arguments that fit.
     pub(crate) run: fn(&mut Session<'_>, &[&str]) -> Result<(), Complaint>,
 }
 
@@ -59,11 +60,6 @@ impl Complaint {
     pub(crate) fn new(text: fmt::Arguments<'_>) -> Self {
         Self(alloc::fmt::format(text))
     }
-
-    /// The arguments do not fit.
-    pub(crate) fn usage(command: &str) -> Self {
-        Self::new(format_args!("wrong arguments; `help {command}` shows them"))
-    }
 }
 
 impl From<fmt::Error> for Complaint {
@@ -91,13 +87,6 @@ impl Session<'_> {
         if self.json { table.json(&mut text) } else { table.text(&mut text) }?;
         console::print(&text);
         Ok(())
-    }
-
-    /// Prints a line for people.
-    pub(crate) fn say(&mut self, text: fmt::Arguments<'_>) {
-        let mut line = alloc::fmt::format(text);
-        line.push('\n');
-        console::print(&line);
     }
 }
 
@@ -147,14 +136,15 @@ fn run_line(cx: &mut MaySleep, line: &str) -> bool {
 fn run_command(cx: &mut MaySleep, command: &str) -> Result<(), Complaint> {
     let mut parts: Vec<&str> = command.split_whitespace().collect();
     let name = parts.remove(0);
-    let json = parts.contains(&"--json");
-    parts.retain(|&part| part != "--json");
     let Some(found) = COMMANDS.iter().find(|command| command.name == name) else {
         return Err(match words::nearest(name, COMMANDS.iter().map(|command| command.name)) {
             Some(near) => Complaint::new(format_args!("no such command; did you mean `{near}`?")),
             None => Complaint::new(format_args!("no such command; `help` lists all")),
         });
     };
+    arguments::check(found.arguments, &parts).map_err(|misfit| Complaint::new(format_args!("{misfit}")))?;
+    let json = parts.contains(&"--json");
+    parts.retain(|&part| part != "--json");
     (found.run)(&mut Session { cx, json }, &parts)
 }
 

@@ -14,10 +14,10 @@ use grange_kernel::words;
 use crate::console;
 use crate::shell::{COMMANDS, Complaint, Session, command};
 
-command!(help, "[COMMAND]", "this list, or one line of it", help);
+command!(help, "[COMMAND] [--json]", "this list, or one line of it", help);
 command!(
     panic,
-    "KIND",
+    "[KIND]",
     "ends the kernel: message, null, call-data, write-text, stack, lock (hangs where locks are not checked), irq, nmi, log, all",
     panic
 );
@@ -63,11 +63,7 @@ const KINDS: [(&str, fn()); 10] = [
 
 fn panic(_: &mut Session<'_>, arguments: &[&str]) -> Result<(), Complaint> {
     let names = || KINDS.iter().map(|(name, _)| *name);
-    let kind = match arguments {
-        [] => "message",
-        [kind] => kind,
-        _ => return Err(Complaint::usage("panic")),
-    };
+    let kind = arguments.first().copied().unwrap_or("message");
     match KINDS.iter().find(|(name, _)| *name == kind) {
         Some((_, die)) => {
             die();
@@ -75,7 +71,7 @@ fn panic(_: &mut Session<'_>, arguments: &[&str]) -> Result<(), Complaint> {
         }
         None => Err(match words::nearest(kind, names()) {
             Some(near) => Complaint::new(format_args!("no such kind; did you mean `{near}`?")),
-            None => Complaint::usage("panic"),
+            None => Complaint::new(format_args!("no such kind; `help panic` lists them")),
         }),
     }
 }

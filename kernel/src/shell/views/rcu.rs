@@ -10,10 +10,7 @@ use crate::shell::{Complaint, Session, command};
 command!(rcu, "[--json]", "the grace period, its tree with the CPUs it waits for, callbacks by CPU", rcu);
 command!(kfree_rcu, "[--json]", "objects that wait in kfree_rcu's back end, and totals", kfree_rcu);
 
-fn rcu(session: &mut Session<'_>, arguments: &[&str]) -> Result<(), Complaint> {
-    if !arguments.is_empty() {
-        return Err(Complaint::usage("rcu"));
-    }
+fn rcu(session: &mut Session<'_>, _: &[&str]) -> Result<(), Complaint> {
     let stats = ::rcu::stats();
     session.show(&totals(&stats))?;
 
@@ -80,10 +77,7 @@ fn mask(bits: u64) -> Value {
     text.into()
 }
 
-fn kfree_rcu(session: &mut Session<'_>, arguments: &[&str]) -> Result<(), Complaint> {
-    if !arguments.is_empty() {
-        return Err(Complaint::usage("kfree_rcu"));
-    }
+fn kfree_rcu(session: &mut Session<'_>, _: &[&str]) -> Result<(), Complaint> {
     let (objects, by_head) = ::kfree_rcu::bulk::totals();
     let mut sheaf = (0, 0);
     ::slab::registry::for_each(|cache| {

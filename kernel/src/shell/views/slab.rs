@@ -21,9 +21,8 @@ command!(
 
 fn slabinfo(session: &mut Session<'_>, arguments: &[&str]) -> Result<(), Complaint> {
     match arguments {
-        [] => all(session),
-        ["-v", name] => one(session, find(name)?),
-        _ => Err(Complaint::usage("slabinfo")),
+        [_, name] => one(session, find(name)?),
+        _ => all(session),
     }
 }
 

@@ -1,12 +1,12 @@
 //! What `sync` offers to look at and to try: `dmesg`, `params`, `nmi`, `ipi`.
 
 use alloc::string::String;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::cell::Cell;
 
 use ::sync::nmi::NmiHandler;
 use ::sync::{Once, param, smp};
 use arch::trap::TrapFrame;
-use arch::{AtomicCpuMask, CpuId, clock, cpu, ipi};
+use arch::{AtomicCpuMask, CpuId, CpuMask, clock, cpu, ipi};
 use grange_kernel::table::{Table, Value};
 
 use crate::console;
@@ -14,7 +14,12 @@ use crate::shell::{Complaint, Session, command};
 
 command!(dmesg, "[--json]", "the log, from its oldest line that is still there", dmesg);
 command!(params, "[TEXT] [--json]", "command line parameters: default, value, unit, what is allowed, meaning", params);
-command!(nmi, "[CPU]", "sends an NMI to a CPU (all others): it logs where it was", nmi);
+command!(
+    nmi,
+    "[CPU] [--json]",
+    "sends an NMI to a CPU (all others) and shows where it was: its instruction, and who called",
+    nmi
+);
 command!(ipi, "[--json]", "times a call to each CPU and an NMI to it, there and back", ipi);
 
 /// Rounds of `ipi` for each CPU.
@@ -56,32 +61,42 @@ fn params(session: &mut Session<'_>, arguments: &[&str]) -> Result<(), Complaint
     session.show(&table)
 }
 
-/// CPUs that shall say where they are when the next NMI comes.
+/// CPUs that shall say where they are when the next NMI comes. Set by the shell; each takes itself out when `TRACE` is
+/// written.
 static ASKED: AtomicCpuMask = AtomicCpuMask::new();
-/// CPUs that shall only answer.
+/// CPUs that shall only answer, by taking themselves out.
 static PINGED: AtomicCpuMask = AtomicCpuMask::new();
-/// Answers so far.
-static ANSWERS: AtomicU64 = AtomicU64::new(0);
+
+/// Frames of a backtrace that are shown.
+const FRAMES: usize = 32;
+
+/// Where a CPU was: the instruction, and the return addresses; 0 behind the last.
+type Trace = [u64; FRAMES];
+
+arch::per_cpu! {
+    /// What this CPU has answered. Written by its NMI while it is in `ASKED`, read by the shell when it is not.
+    static TRACE: Cell<Trace> = Cell::new([0; FRAMES]);
+}
 
 static ANSWER: NmiHandler = NmiHandler::new("shell", on_nmi);
 
 fn on_nmi(frame: &mut TrapFrame) -> bool {
     let me = cpu::current();
-    let asked = ASKED.clear(me);
+    let asked = ASKED.test(me);
     if asked {
-        log::info!("NMI on CPU {me} at {:#018x}", frame.ip());
-        let mut depth = 0;
+        let mut trace = [0; FRAMES];
+        trace[0] = frame.ip();
+        let mut rest = trace[1..].iter_mut();
         arch::backtrace::walk(frame.regs.rbp, &mut |ip| {
-            depth += 1;
-            log::info!("  #{depth} {ip:#018x}");
+            if let Some(slot) = rest.next() {
+                *slot = ip;
+            }
         });
+        // SAFETY: this CPU's copy, which nobody reads while the CPU is in ASKED.
+        unsafe { (*TRACE.this_ptr()).set(trace) };
+        ASKED.clear(me);
     }
-    let known = asked | PINGED.clear(me);
-    if known {
-        // Release: pairs with the acquire in `wait_for_answers`: the lines are in the log.
-        ANSWERS.fetch_add(1, Ordering::Release);
-    }
-    known
+    asked | PINGED.clear(me)
 }
 
 fn register() {
@@ -89,11 +104,10 @@ fn register() {
     DONE.call_once(|| ::sync::nmi::register(&ANSWER));
 }
 
-/// Waits until `answers` more than `before` have come.
-fn wait_for_answers(before: u64, answers: u64) -> bool {
+/// Waits for answers to an NMI; false if they do not come.
+fn wait_until(answered: impl Fn() -> bool) -> bool {
     let end = clock::now_ns() + PATIENCE_NS;
-    // Acquire: pairs with the release in `on_nmi`.
-    while ANSWERS.load(Ordering::Acquire) < before + answers {
+    while !answered() {
         if clock::now_ns() > end {
             return false;
         }
@@ -104,33 +118,32 @@ fn wait_for_answers(before: u64, answers: u64) -> bool {
 
 fn nmi(session: &mut Session<'_>, arguments: &[&str]) -> Result<(), Complaint> {
     register();
-    let targets = match arguments {
-        [] => {
-            let mut others = cpu::online();
-            others.remove(cpu::current());
-            others
-        }
-        [number] => {
+    let targets = match arguments.first() {
+        None => cpu::online() - CpuMask::of(cpu::current()),
+        Some(number) => {
             let id = number.parse().ok().filter(|&index: &usize| index < arch::MAX_CPUS);
             let id = id.map(CpuId::new).filter(|&id| cpu::is_online(id));
-            arch::CpuMask::of(
+            CpuMask::of(
                 id.ok_or_else(|| Complaint::new(format_args!("{number} is no online CPU ({})", cpu::online())))?,
             )
         }
-        _ => return Err(Complaint::usage("nmi")),
     };
-    let before = ANSWERS.load(Ordering::Relaxed);
     for target in targets.iter() {
         ASKED.set(target);
         ipi::send_nmi(target);
     }
-    let all = wait_for_answers(before, targets.count() as u64);
-    ::sync::log::flush();
-    if !all {
-        return Err(Complaint::new(format_args!("no answer from CPUs {}", ASKED.load())));
+    if !wait_until(|| (ASKED.load() & targets).is_empty()) {
+        return Err(Complaint::new(format_args!("no answer from CPUs {}", ASKED.load() & targets)));
     }
-    session.say(format_args!("{} answered", targets.count()));
-    Ok(())
+    let mut table = Table::new("nmi", &["cpu", "frame", "address"]);
+    for target in targets.iter() {
+        // SAFETY: the CPU is not in ASKED, so it does not write; what it wrote before is seen.
+        let trace = unsafe { (*TRACE.ptr_on(target)).get() };
+        for (frame, address) in trace.into_iter().take_while(|&address| address != 0).enumerate() {
+            table.row([target.index().into(), frame.into(), alloc::format!("{address:#018x}").into()]);
+        }
+    }
+    session.show(&table)
 }
 
 fn ipi(session: &mut Session<'_>, _: &[&str]) -> Result<(), Complaint> {
@@ -142,10 +155,9 @@ fn ipi(session: &mut Session<'_>, _: &[&str]) -> Result<(), Complaint> {
             true
         })?;
         let nmi = time(|| {
-            let before = ANSWERS.load(Ordering::Relaxed);
             PINGED.set(id);
             ipi::send_nmi(id);
-            wait_for_answers(before, 1)
+            wait_until(|| !PINGED.test(id))
         })?;
         table.row([id.index().into(), call.0.into(), call.1.into(), nmi.0.into(), nmi.1.into()]);
     }
