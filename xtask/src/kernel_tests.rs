@@ -32,7 +32,7 @@ pub struct KernelTest {
     pub id: TestId,
     /// Source file.
     pub file: String,
-    /// Line in it.
+    /// Line in it: of the `ktest!` that the test stands in.
     pub line: u32,
     /// Bits of [`TAG_NAMES`].
     pub tags: u32,
@@ -45,6 +45,16 @@ impl KernelTest {
     #[must_use]
     pub fn is_race(&self) -> bool {
         self.tags & 1 != 0
+    }
+
+    /// The line of the test itself. All tests of one `ktest!` know the line of that, and the line table gives the macro's
+    /// for where they begin; so the source is asked, if it is there.
+    #[must_use]
+    pub fn own_line(&self, root: &Path) -> u32 {
+        let source = std::fs::read_to_string(root.join(&self.file)).unwrap_or_default();
+        let head = format!("fn {}(", self.id.name);
+        let mut lines = (1..).zip(source.lines()).skip(self.line.saturating_sub(1) as usize);
+        lines.find(|(_, line)| line.trim_start().starts_with(&head)).map_or(self.line, |(number, _)| number)
     }
 
     /// The names of its tags.
@@ -183,6 +193,17 @@ mod tests {
         assert_eq!(chosen(&["per*.is*", "nmi"]), ["nmi.nested", "percpu.isolated"]);
         assert_eq!(chosen(&[]).len(), 4);
         assert!(chosen(&["nothing"]).is_empty());
+    }
+
+    #[test]
+    fn the_line_of_a_test_is_that_of_its_head_in_the_source_or_else_of_its_block() {
+        let root = tempfile::tempdir().unwrap();
+        let source =
+            "fn nested() {}\nktest! {\n    /// A.\n    fn other(t: &mut Test) {}\n    fn nested(t: &mut Test) {}\n}\n";
+        std::fs::write(root.path().join("a.rs"), source).unwrap();
+        let nested = KernelTest { file: "a.rs".into(), line: 2, ..test("nmi", "nested") };
+        assert_eq!(nested.own_line(root.path()), 5);
+        assert_eq!(KernelTest { file: "gone.rs".into(), ..nested }.own_line(root.path()), 2);
     }
 
     #[test]

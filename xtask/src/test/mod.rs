@@ -96,7 +96,7 @@ pub fn test(workspace: &Workspace, args: &TestArgs) -> anyhow::Result<Exit> {
     let machines = if args.host_only { Vec::new() } else { matrix::machines(workspace, args)? };
     let kernel = if args.host_only && !args.list { None } else { Some(Kernel::make(workspace, args)?) };
     if let Some(kernel) = kernel.as_ref().filter(|_| args.list) {
-        return list(&kernel.tests, &filter);
+        return list(workspace, &kernel.tests, &filter);
     }
     let legs = kernel.as_ref().map_or_else(Vec::new, |kernel| matrix::legs(machines, &kernel.tests, &filter));
     if args.machine.print_qemu {
@@ -201,14 +201,14 @@ impl Session<'_> {
     }
 }
 
-fn list(tests: &[KernelTest], filter: &Filter) -> anyhow::Result<Exit> {
+fn list(workspace: &Workspace, tests: &[KernelTest], filter: &Filter) -> anyhow::Result<Exit> {
     let chosen: Vec<&KernelTest> = tests.iter().filter(|test| filter.wants(&test.id)).collect();
     if chosen.is_empty() && !filter.is_all() {
         return Err(usage("no in-kernel test matches; without a filter `--list` names them all"));
     }
     for test in &chosen {
         let tags: String = test.tag_names().map(|tag| format!(" [{tag}]")).collect();
-        println!("{}{tags}  {}:{}", test.id, test.file, test.line);
+        println!("{}{tags}  {}:{}", test.id, test.file, test.own_line(&workspace.root));
     }
     Ok(Exit::Passed)
 }
