@@ -3,58 +3,27 @@
 //! Each test has a process and a machine of its own. What runs in a machine allocates through `HostAlloc` and prints
 //! nothing.
 
+#[path = "../../sched/tests/machine/mod.rs"]
+mod machine;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
-use arch::hosted::{self, HostAlloc, in_own_process};
-use arch::{CpuId, PhysAddr, clock, cpu, irq, smp};
+use arch::hosted::in_own_process;
+use arch::{CpuId, clock, cpu, irq};
 use grange_rcu::{
     self as rcu, Rcu, RcuBox, call_rcu, rcu_barrier, read_lock, synchronize_rcu, synchronize_rcu_expedited,
 };
-use sched::{JoinHandle, Prio};
+use machine::{machine_with, spawn};
+use sched::{self, Prio};
 use sync::callback::CallbackHead;
 use sync::{ATOMIC, IrqGuard, MaySleep, PreemptGuard};
 
-#[global_allocator]
-static ALLOCATOR: HostAlloc = HostAlloc;
-
 const MS: u64 = 1_000_000;
-const MEM: usize = 64 << 20;
-
 /// Boots a machine with RCU and runs `body` as its boot thread.
 fn machine(cpus: usize, cmdline: &'static str, body: impl FnOnce(&mut MaySleep) + Send) {
     sync::param::parse(cmdline).expect("the tests' own command line");
-    let outcome = hosted::boot_cold(cpus, 1, MEM, || {
-        sync::init();
-        let regions: Vec<_> = arch::topology::memory_ranges()
-            .iter()
-            .map(|m| mm::Region { start: PhysAddr::new(m.start), end: PhysAddr::new(m.start + m.len), node: m.node })
-            .collect();
-        // SAFETY: the machine's memory is nobody's yet.
-        unsafe { mm::init(&regions) };
-        mm::init_percpu();
-        // SAFETY: no token was made in this machine before.
-        let mut cx = unsafe { sched::init() }.expect("memory for the first threads");
-        rcu::init(&mut cx);
-        let mut stack = |_: CpuId| {
-            let stack = vec![0_u128; arch::task::STACK_SIZE / 16].leak();
-            stack.as_mut_ptr_range().end.cast::<u8>()
-        };
-        let missing = smp::start_all(|cpu| sched::start_secondary(cpu), &mut stack);
-        assert!(missing.is_empty(), "CPUs {missing} did not come up");
-        body(&mut cx);
-    });
-    if let Err(stopped) = outcome {
-        panic!("{stopped:?}");
-    }
-}
-
-fn spawn<T: Send + 'static>(
-    cx: &mut MaySleep,
-    on: Option<usize>,
-    f: impl FnOnce(&mut MaySleep) -> T + Send + 'static,
-) -> JoinHandle<T> {
-    sched::spawn(cx, "test", Prio::NORMAL, on.map(CpuId::new), f).expect("memory for a thread")
+    machine_with(cpus, rcu::init, body);
 }
 
 /// Waits until `cond`, at most 20 s; true if it came.

@@ -3,53 +3,31 @@
 //! Each test has a process and a machine of its own. What runs in a machine allocates through `HostAlloc` and prints
 //! nothing.
 
+mod machine;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
-use arch::hosted::{self, HostAlloc, in_own_process};
-use arch::{CpuId, PhysAddr, clock, cpu, irq, smp};
+use arch::hosted::in_own_process;
+use arch::{CpuId, clock, cpu, irq};
 use grange_sched as sched;
-use sched::{Completion, DelayedWork, JoinHandle, Mutex, Prio, Softirq, Timer, WaitQueue, WorkItem, tick};
+use machine::{machine_with, spawn};
+use sched::{Completion, DelayedWork, Mutex, Prio, Softirq, Timer, WaitQueue, WorkItem, tick};
 use sync::{ATOMIC, IrqGuard, MaySleep, PreemptGuard, SoftirqGuard};
 
-#[global_allocator]
-static ALLOCATOR: HostAlloc = HostAlloc;
-
 const MS: u64 = 1_000_000;
-const MEM: usize = 64 << 20;
-
-/// Boots a machine, brings its CPUs into the scheduler and runs `body` as its boot thread.
 fn machine(cpus: usize, body: impl FnOnce(&mut MaySleep) + Send) {
-    let outcome = hosted::boot_cold(cpus, 1, MEM, || {
-        sync::init();
-        let regions: Vec<_> = arch::topology::memory_ranges()
-            .iter()
-            .map(|m| mm::Region { start: PhysAddr::new(m.start), end: PhysAddr::new(m.start + m.len), node: m.node })
-            .collect();
-        // SAFETY: the machine's memory is nobody's yet.
-        unsafe { mm::init(&regions) };
-        mm::init_percpu();
-        // SAFETY: no token was made in this machine before.
-        let mut cx = unsafe { sched::init() }.expect("memory for the first threads");
-        let mut stack = |_: CpuId| {
-            let stack = vec![0_u128; arch::task::STACK_SIZE / 16].leak();
-            stack.as_mut_ptr_range().end.cast::<u8>()
-        };
-        let missing = smp::start_all(|cpu| sched::start_secondary(cpu), &mut stack);
-        assert!(missing.is_empty(), "CPUs {missing} did not come up");
-        body(&mut cx);
-    });
-    if let Err(stopped) = outcome {
-        panic!("{stopped:?}");
-    }
+    machine_with(cpus, |_| (), body);
 }
 
-fn spawn<T: Send + 'static>(
-    cx: &mut MaySleep,
-    on: Option<usize>,
-    f: impl FnOnce(&mut MaySleep) -> T + Send + 'static,
-) -> JoinHandle<T> {
-    sched::spawn(cx, "test", Prio::NORMAL, on.map(CpuId::new), f).expect("memory for a thread")
+/// Runs of softirq `Test`, in a process whose test has called [`count_softirqs`].
+static RAN: AtomicU32 = AtomicU32::new(0);
+
+fn count_softirqs() {
+    sched::softirq::register(Softirq::Test, || {
+        assert!(sync::context::in_softirq() && irq::enabled());
+        RAN.fetch_add(1, Ordering::Relaxed);
+    });
 }
 
 struct Ball {
@@ -393,13 +371,9 @@ fn a_wait_ends_by_its_condition_or_by_its_time() {
 
 #[test]
 fn a_softirq_runs_where_it_was_raised() {
-    static RAN: AtomicU32 = AtomicU32::new(0);
     in_own_process(|| {
         machine(1, |cx| {
-            sched::softirq::register(Softirq::Test, || {
-                assert!(sync::context::in_softirq() && irq::enabled());
-                RAN.fetch_add(1, Ordering::Relaxed);
-            });
+            count_softirqs();
             for expected in 1..=100 {
                 let _pin = PreemptGuard::new(cx);
                 sched::softirq::raise(Softirq::Test);
@@ -413,13 +387,9 @@ fn a_softirq_runs_where_it_was_raised() {
 
 #[test]
 fn a_softirq_held_off_with_interrupts_off_runs_as_soon_as_they_are_on() {
-    static RAN: AtomicU32 = AtomicU32::new(0);
     in_own_process(|| {
         machine(1, |cx| {
-            sched::softirq::register(Softirq::Test, || {
-                assert!(sync::context::in_softirq() && irq::enabled());
-                RAN.fetch_add(1, Ordering::Relaxed);
-            });
+            count_softirqs();
             for round in 0..100 {
                 let _pin = PreemptGuard::new(cx);
                 let irqs_off = IrqGuard::new(ATOMIC);
