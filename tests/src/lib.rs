@@ -38,6 +38,7 @@ pub mod outcome;
 pub mod report;
 pub mod run;
 mod stepping;
+mod storm;
 mod suites;
 
 pub use case::{TESTS, TestCase};

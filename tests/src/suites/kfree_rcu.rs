@@ -6,7 +6,7 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 
 use arch::trap::TrapFrame;
-use arch::{CpuId, cpu, ipi};
+use arch::{CpuId, cpu};
 use kfree_rcu::{RcuPtr, has_rcu_ptr, kfree_rcu, kfree_rcu_nolock, kfree_rcu_object, kvfree_rcu_barrier};
 use mm::AllocFlags;
 use sched::Prio;
@@ -15,6 +15,7 @@ use sync::nmi::NmiHandler;
 use sync::{Once, Rng};
 
 use crate::stepping::{self, Visit};
+use crate::storm::Storm;
 use crate::{Failure, ensure, ensure_eq, ktest, skip};
 
 /// An object as users have them: content, and a head somewhere.
@@ -237,16 +238,7 @@ ktest! {
         let cache = *STORMED.call_once(|| cache("test_krn_storm").expect("a cache"));
         REGISTERED.call_once(|| sync::nmi::register(&HANDLER));
         HANDLER_ON.store(true, SeqCst);
-        let done = Arc::new(AtomicBool::new(false));
-        let stop = done.clone();
-        let storm = sched::spawn(t.cx, "storm", Prio::NORMAL, Some(sender), move |cx| {
-            while !stop.load(SeqCst) {
-                ipi::send_nmi(target);
-                // Leaves the target time to get on.
-                (0..200).for_each(|_| arch::irq::relax());
-                sched::cond_resched(cx);
-            }
-        });
+        let storm = Storm::start(t.cx, sender, target)?;
         let mut rng = Rng::new(t.rng.next_u64());
         let work = sched::spawn(t.cx, "target", Prio::NORMAL, Some(target), move |cx| {
             for _ in 0..OPERATIONS {
@@ -261,10 +253,9 @@ ktest! {
             }
         });
         work.map_err(|error| crate::__failed!("{error}"))?.join(t.cx);
-        done.store(true, SeqCst);
-        storm.map_err(|error| crate::__failed!("{error}"))?.join(t.cx);
+        let sent = storm.stop(t.cx);
         HANDLER_ON.store(false, SeqCst);
-        t.note(format_args!("{} NMIs handled", HANDLED.load(Relaxed)));
+        t.note(format_args!("{sent} NMIs sent, {} handled", HANDLED.load(Relaxed)));
         ensure!(HANDLED.load(Relaxed) > 0, "no NMI arrived");
         ensure_all_back(cache, t.cx)
     }

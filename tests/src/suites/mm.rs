@@ -2,10 +2,10 @@
 
 use alloc::vec::Vec;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 
 use arch::trap::TrapFrame;
-use arch::{CpuId, NodeId, PAGE_SIZE, clock, cpu, ipi, probe};
+use arch::{CpuId, NodeId, PAGE_SIZE, clock, cpu, probe};
 use mm::inject::{self, Plan, Rule};
 use mm::stats::{self, NodeStats};
 use mm::{AllocError, AllocFlags, Page};
@@ -14,6 +14,7 @@ use sync::nmi::NmiHandler;
 use sync::{ATOMIC, IrqGuard, MaySleep, Once, Rng, smp};
 
 use crate::stepping::{self, Visit};
+use crate::storm::Storm;
 use crate::{Failure, ensure, ensure_eq, ktest, skip};
 
 /// Failures are part of these tests.
@@ -300,31 +301,22 @@ ktest! {
     #[tags(race)]
     #[budget_ms(60_000)]
     fn nolock_calls_from_an_nmi_storm_harm_nothing(t: &mut Test) {
-        static STOP: AtomicBool = AtomicBool::new(false);
         let target = cpu::current();
         let Some(other) = cpu::online().iter().find(|&cpu| cpu != target) else { skip!("needs two CPUs") };
         let before = in_use(t.cx);
         start_visits(target);
-        STOP.store(false, Ordering::Relaxed);
-        let storm = sched::spawn(t.cx, "nmi storm", Prio::NORMAL, Some(other), move |_| {
-            while !STOP.load(Ordering::Relaxed) {
-                ipi::send_nmi(target);
-                clock::udelay(50);
-            }
-        });
-        let storm = storm.map_err(|error| crate::__failed!("{error}"))?;
+        let storm = Storm::start(t.cx, other, target)?;
         let mut wrong = 0;
         let end = clock::now_ns() + 20_000_000_000;
         while TAKEN.load(Ordering::Relaxed) < 500 && clock::now_ns() < end {
             wrong += random_blocks(t.seed, 2_000);
         }
-        STOP.store(true, Ordering::Relaxed);
-        storm.join(t.cx);
+        let sent = storm.stop(t.cx);
         end_visits();
         let taken = TAKEN.load(Ordering::Relaxed);
         ensure_eq!(wrong, 0, "blocks given out twice");
         ensure!(taken >= 100, "only {taken} blocks from NMI");
-        t.note(format_args!("{taken} blocks from NMI, {REFUSED:?} refused"));
+        t.note(format_args!("{sent} NMIs sent, {taken} blocks from NMI, {REFUSED:?} refused"));
         ensure_nothing_lost(before, t.cx)
     }
 

@@ -8,7 +8,7 @@ use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 
 use arch::trap::TrapFrame;
-use arch::{CpuId, cpu, ipi};
+use arch::{CpuId, cpu};
 use mm::AllocFlags;
 use sched::Prio;
 use slab::{CacheFlags, Layout, RawCache, Stat};
@@ -16,6 +16,7 @@ use sync::nmi::NmiHandler;
 use sync::{Once, Rng};
 
 use crate::stepping::{self, Visit};
+use crate::storm::Storm;
 use crate::{Failure, ensure, ensure_eq, ktest, skip};
 
 /// Bytes of the objects of these tests, all of which are filled and checked.
@@ -208,19 +209,7 @@ ktest! {
         let cache = *STORMED.call_once(|| cache("test_storm").expect("a cache"));
         REGISTERED.call_once(|| sync::nmi::register(&HANDLER));
         HANDLER_ON.store(true, SeqCst);
-        let done = Arc::new(AtomicBool::new(false));
-        let stop = done.clone();
-        let storm = sched::spawn(t.cx, "storm", Prio::NORMAL, Some(sender), move |cx| {
-            let mut sent = 0_u64;
-            while !stop.load(SeqCst) {
-                ipi::send_nmi(target);
-                sent += 1;
-                // Leaves the target time to get on.
-                (0..200).for_each(|_| arch::irq::relax());
-                sched::cond_resched(cx);
-            }
-            sent
-        });
+        let storm = Storm::start(t.cx, sender, target)?;
         let mut rng = Rng::new(t.rng.next_u64());
         let work = sched::spawn(t.cx, "target", Prio::NORMAL, Some(target), move |cx| {
             let mut held: Vec<NonNull<u8>> = Vec::with_capacity(256);
@@ -248,8 +237,7 @@ ktest! {
             damaged
         });
         let damaged: u64 = work.map_err(|error| crate::__failed!("{error}"))?.join(t.cx);
-        done.store(true, SeqCst);
-        let sent = storm.map_err(|error| crate::__failed!("{error}"))?.join(t.cx);
+        let sent = storm.stop(t.cx);
         HANDLER_ON.store(false, SeqCst);
         t.note(format_args!("{sent} NMIs sent, {} handled", HANDLED.load(Relaxed)));
         ensure!(HANDLED.load(Relaxed) > 0, "no NMI arrived");
