@@ -47,16 +47,35 @@ pub struct Figures {
 }
 
 impl Figures {
-    /// Middle over the CPUs of the middle time of a call and back.
+    /// Milliseconds to the line that says that all CPUs are online.
     #[must_use]
-    pub fn call_ns(&self) -> Option<u64> {
-        self.middle("call p50 ns")
+    pub fn online_ms(&self) -> f64 {
+        self.online.as_secs_f64() * 1e3
+    }
+
+    /// Middle over the CPUs of the middle time of a call and back, in ns.
+    #[must_use]
+    pub fn call_ns(&self) -> Option<f64> {
+        median(self.column("ipi", "call p50 ns"))
     }
 
     /// The same for an NMI.
     #[must_use]
-    pub fn nmi_ns(&self) -> Option<u64> {
-        self.middle("nmi p50 ns")
+    pub fn nmi_ns(&self) -> Option<f64> {
+        median(self.column("ipi", "nmi p50 ns"))
+    }
+
+    /// When the CPUs that the boot CPU started came into the kernel: the first, the one in the middle and the last, in µs
+    /// after reset. `None` with one CPU.
+    #[must_use]
+    pub fn arrived_us(&self) -> Option<[f64; 3]> {
+        spread(self.column("cpus", "arrived us"))
+    }
+
+    /// The same for when they were up.
+    #[must_use]
+    pub fn up_us(&self) -> Option<[f64; 3]> {
+        spread(self.column("cpus", "up us"))
     }
 
     /// Memory of each node in MiB.
@@ -80,11 +99,25 @@ impl Figures {
         self.views[view].as_array().map(Vec::as_slice).unwrap_or_default()
     }
 
-    fn middle(&self, column: &str) -> Option<u64> {
-        let mut values: Vec<u64> = self.rows("ipi").iter().filter_map(|row| row[column].as_u64()).collect();
-        values.sort_unstable();
-        values.get(values.len() / 2).copied()
+    fn column(&self, view: &str, column: &str) -> Vec<f64> {
+        self.rows(view).iter().filter_map(|row| row[column].as_f64()).collect()
     }
+}
+
+/// The value in the middle; of an even number of values the mean of the two there.
+#[must_use]
+pub fn median(mut values: Vec<f64>) -> Option<f64> {
+    values.sort_unstable_by(f64::total_cmp);
+    let upper = values.get(values.len() / 2)?;
+    let lower = values[(values.len() - 1) / 2];
+    Some((lower + upper) / 2.0)
+}
+
+/// Least, middle and greatest.
+fn spread(values: Vec<f64>) -> Option<[f64; 3]> {
+    let least = values.iter().copied().min_by(f64::total_cmp)?;
+    let greatest = values.iter().copied().max_by(f64::total_cmp)?;
+    Some([least, median(values)?, greatest])
 }
 
 impl Boot<'_> {
@@ -185,6 +218,8 @@ mod tests {
     const LOG: &[u8] = b"[    0.106688] rcu: 4 CPUs, 1 levels: 1\r\n\
         [    0.116411] grange 0.1.0: CPUs 0-3,6 online, 2 nodes, 499 MiB, 116 ms after reset\r\n\
         {\"nodes\":[{\"node\":0,\"memory MiB\":249,\"to 0\":10,\"to 1\":20},{\"node\":1,\"memory MiB\":250,\"to 0\":20,\"to 1\":10}]}\r\n\
+        {\"cpus\":[{\"cpu\":0,\"arrived us\":null,\"up us\":null},{\"cpu\":1,\"arrived us\":30,\"up us\":35},\
+        {\"cpu\":2,\"arrived us\":10,\"up us\":38}]}\r\n\
         {\"ipi\":[{\"cpu\":1,\"call p50 ns\":3500,\"nmi p50 ns\":2500},{\"cpu\":2,\"call p50 ns\":3600,\"nmi p50 ns\":null}]}\r\n";
 
     #[test]
@@ -196,9 +231,19 @@ mod tests {
     }
 
     #[test]
+    fn the_median_of_an_even_number_is_the_mean_of_the_two_in_the_middle() {
+        assert_eq!(median(vec![3.0, 1.0]), Some(2.0));
+        assert_eq!(median(vec![3.0, 1.0, 9.0]), Some(3.0));
+        assert_eq!(median(vec![4.0, 1.0, 9.0, 2.0]), Some(3.0));
+        assert_eq!(median(vec![]), None);
+    }
+
+    #[test]
     fn the_views_give_times_memory_and_distances() {
         let figures = Figures { online: Duration::ZERO, guest_ms: 0, views: views(LOG) };
-        assert_eq!((figures.call_ns(), figures.nmi_ns()), (Some(3600), Some(2500)));
+        assert_eq!((figures.call_ns(), figures.nmi_ns()), (Some(3550.0), Some(2500.0)));
+        assert_eq!(figures.arrived_us(), Some([10.0, 20.0, 30.0]));
+        assert_eq!(figures.up_us(), Some([35.0, 36.5, 38.0]));
         assert_eq!(figures.memory(), ["249", "250"]);
         assert_eq!(figures.distances(), ["10 20", "20 10"]);
     }

@@ -21,7 +21,7 @@ use crate::rundir::{RunDir, write};
 use crate::shape::Defaults;
 use crate::workspace::Workspace;
 
-use measure::{Boot, Figures};
+use measure::{Boot, Figures, median};
 
 /// All boots of one shape.
 #[derive(Debug)]
@@ -37,10 +37,21 @@ pub struct Row {
 }
 
 impl Row {
-    /// The boot in the middle.
+    /// The median over the boots of one figure.
+    fn over_boots(&self, figure: impl Fn(&Figures) -> Option<f64>) -> Option<f64> {
+        median(self.boots.iter().filter_map(figure).collect())
+    }
+
+    /// The same for a least, middle and greatest one.
+    fn spread(&self, figure: impl Fn(&Figures) -> Option<[f64; 3]>) -> Option<[f64; 3]> {
+        let of = |which: usize| self.over_boots(|figures| figure(figures).map(|all| all[which]));
+        Some([of(0)?, of(1)?, of(2)?])
+    }
+
+    /// Milliseconds to all CPUs online, median over the boots.
     #[must_use]
-    pub fn median(&self) -> &Figures {
-        &self.boots[self.boots.len() / 2]
+    pub fn online_ms(&self) -> f64 {
+        self.over_boots(|figures| Some(figures.online_ms())).unwrap_or_default()
     }
 }
 
@@ -73,7 +84,7 @@ pub fn smp(workspace: &Workspace, args: &SmpArgs) -> anyhow::Result<Exit> {
             row.boots.push(boot.measure()?);
         }
         row.boots.sort_by_key(|figures| figures.online);
-        eprintln!("{}: {:.0} ms", machine.shape, row.median().online.as_secs_f64() * 1e3);
+        eprintln!("{}: {:.0} ms", machine.shape, row.online_ms());
         rows.push(row);
     }
     let json = format!("{:#}\n", as_json(&rows));
@@ -89,6 +100,9 @@ pub fn smp(workspace: &Workspace, args: &SmpArgs) -> anyhow::Result<Exit> {
     println!(
         "online: from QEMU's start to the line that says so, median of {} boots; {} kernel",
         args.runs, artifacts.profile
+    );
+    println!(
+        "arrived, up: the first, middle and last CPU in the kernel, and at work, on the guest's clock after reset"
     );
     println!("plot and JSON in {}", workspace.short(dir.path()).display());
     Ok(Exit::Passed)
@@ -128,26 +142,32 @@ fn table(rows: &[Row]) -> Table {
         "online ms",
         "min",
         "max",
+        "arrived µs",
+        "up µs",
         "call µs",
         "NMI µs",
         "MiB a node",
         "distances",
     ]);
     for row in rows {
-        let ms = |figures: &Figures| format!("{:.0}", figures.online.as_secs_f64() * 1e3);
-        let us = |ns: Option<u64>| ns.map_or("-".to_owned(), |ns| format!("{:.1}", ns as f64 / 1e3));
-        let middle = row.median();
+        let us = |ns: Option<f64>| ns.map_or("-".to_owned(), |ns| format!("{:.1}", ns / 1e3));
+        let spread = |all: Option<[f64; 3]>| {
+            all.map_or("-".to_owned(), |[least, middle, most]| format!("{least:.0} {middle:.0} {most:.0}"))
+        };
+        let (first, last) = (&row.boots[0], &row.boots[row.boots.len() - 1]);
         table.add_row([
             row.cpus.to_string(),
             row.nodes.to_string(),
             row.engine.to_owned(),
-            ms(middle),
-            ms(&row.boots[0]),
-            ms(&row.boots[row.boots.len() - 1]),
-            us(middle.call_ns()),
-            us(middle.nmi_ns()),
-            middle.memory().join(" "),
-            middle.distances().join(" / "),
+            format!("{:.0}", row.online_ms()),
+            format!("{:.0}", first.online_ms()),
+            format!("{:.0}", last.online_ms()),
+            spread(row.spread(Figures::arrived_us)),
+            spread(row.spread(Figures::up_us)),
+            us(row.over_boots(Figures::call_ns)),
+            us(row.over_boots(Figures::nmi_ns)),
+            first.memory().join(" "),
+            first.distances().join(" / "),
         ]);
     }
     table
@@ -156,8 +176,10 @@ fn table(rows: &[Row]) -> Table {
 fn as_json(rows: &[Row]) -> Value {
     let boot = |figures: &Figures| {
         json!({
-            "online_ms": figures.online.as_secs_f64() * 1e3,
+            "online_ms": figures.online_ms(),
             "guest_ms": figures.guest_ms,
+            "arrived_us": figures.arrived_us(),
+            "up_us": figures.up_us(),
             "call_p50_ns": figures.call_ns(),
             "nmi_p50_ns": figures.nmi_ns(),
             "views": figures.views,
@@ -165,7 +187,13 @@ fn as_json(rows: &[Row]) -> Value {
     };
     let row = |row: &Row| {
         let boots: Vec<Value> = row.boots.iter().map(boot).collect();
-        json!({ "cpus": row.cpus, "nodes": row.nodes, "engine": row.engine, "boots": boots })
+        json!({
+            "cpus": row.cpus, "nodes": row.nodes, "engine": row.engine,
+            "online_ms": row.online_ms(),
+            "arrived_us": row.spread(Figures::arrived_us), "up_us": row.spread(Figures::up_us),
+            "call_p50_ns": row.over_boots(Figures::call_ns), "nmi_p50_ns": row.over_boots(Figures::nmi_ns),
+            "boots": boots,
+        })
     };
     json!({ "v": 1, "shapes": rows.iter().map(row).collect::<Vec<_>>() })
 }

@@ -18,7 +18,7 @@ pub fn svg(rows: &[Row]) -> anyhow::Result<String> {
 }
 
 fn draw(rows: &[Row], text: &mut String) -> Result<(), Box<dyn std::error::Error>> {
-    let point = |row: &Row| (f64::from(row.cpus).log2(), row.median().online.as_secs_f64() * 1e3);
+    let point = |row: &Row| (f64::from(row.cpus).log2(), row.online_ms());
     let widest = rows.iter().map(|row| point(row).0).fold(1.0, f64::max);
     let highest = rows.iter().map(|row| point(row).1).fold(1.0, f64::max) * 1.1;
     let area = SVGBackend::with_string(text, SIZE).into_drawing_area();
