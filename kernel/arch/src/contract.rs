@@ -16,6 +16,7 @@ const _: () = {
     let _: fn() -> ! = irq::park;
     let _: fn() -> irq::Flags = irq::save;
     let _: fn(irq::Flags) = irq::restore;
+    let _: fn(irq::Flags) -> bool = irq::Flags::were_enabled;
 
     let _: fn(CpuId, u8) = ipi::send;
     let _: fn(&CpuMask, u8) = ipi::send_mask;

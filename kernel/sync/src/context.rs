@@ -20,8 +20,9 @@
 //!   nothing on this CPU can come in between, and no other CPU looks. Another CPU that wants a
 //!   reschedule here sends an IPI whose handler sets the bit.
 //! - `PC-2` A guard is dropped on the CPU that made it. Enforced by `!Send`, and by the guard's
-//!   own effect; checked at drop in checking builds.
-//! - `PC-3` An interrupt leaves the count as it found it. Checked at its exit in checking builds.
+//!   own effect; checked at drop in checking builds, and reported with the place where it was made.
+//! - `PC-3` What begins ends once: an interrupt leaves the count as it found it, and the end of a guard finds it
+//!   counted. Checked at both in checking builds; a report names the places (`places`).
 //! - `PC-4` The count travels with the CPU, not with the thread: a context switch happens at a
 //!   fixed depth, so what one thread leaves the next one takes over.
 //! - `PC-5` `preempt_schedule` is called only with the count at zero (so neither in an interrupt
@@ -32,6 +33,7 @@
 //! Context of everything here: any, unless said otherwise.
 
 use core::{
+    fmt,
     marker::PhantomData,
     panic::Location,
     sync::atomic::{Ordering, compiler_fence},
@@ -39,7 +41,11 @@ use core::{
 
 use arch::{ipi, irq, vector};
 
-use crate::{cx::Cx, hooks::HOOKS};
+use crate::{
+    cx::Cx,
+    hooks::HOOKS,
+    places::{Kind, Made, left_zero},
+};
 
 /// One [`PreemptGuard`].
 pub const PREEMPT_OFFSET: u32 = 1;
@@ -54,6 +60,7 @@ pub const NMI_OFFSET: u32 = 1 << 20;
 
 const PREEMPT_MASK: u32 = 0x0000_00ff;
 const SOFTIRQ_MASK: u32 = 0x0000_ff00;
+const SOFTIRQ_OFF_MASK: u32 = SOFTIRQ_MASK & !SOFTIRQ_OFFSET;
 const HARDIRQ_MASK: u32 = 0x000f_0000;
 const NMI_MASK: u32 = 0x00f0_0000;
 const NO_RESCHED: u32 = 1 << 31;
@@ -61,6 +68,12 @@ const NO_RESCHED: u32 = 1 << 31;
 arch::per_cpu! {
     /// The count of this CPU; see the table above.
     static PREEMPT_COUNT: u32 = NO_RESCHED;
+}
+
+/// Some bits of the count.
+#[inline(always)]
+fn count_of(mask: u32) -> u32 {
+    PREEMPT_COUNT.get() & mask
 }
 
 /// The count, without the reschedule bit.
@@ -186,39 +199,13 @@ pub fn serving_softirq<R>(f: impl FnOnce() -> R) -> R {
     result
 }
 
-/// What a guard remembers in checking builds in order to check `PC-2`; nothing in others.
-#[derive(Clone, Copy, Debug)]
-struct MadeOn {
-    #[cfg(debug_assertions)]
-    cpu: arch::cpu::CpuId,
-}
-
-impl MadeOn {
-    #[inline(always)]
-    fn here() -> Self {
-        Self {
-            #[cfg(debug_assertions)]
-            cpu: arch::cpu::current(),
-        }
-    }
-
-    #[inline(always)]
-    fn check(self) {
-        #[cfg(debug_assertions)]
-        {
-            let now = arch::cpu::current();
-            assert!(self.cpu == now, "PC-2: guard of CPU {} dropped on CPU {now}", self.cpu);
-        }
-    }
-}
-
 /// Preemption is off while it lives: this thread stays on this CPU.
 ///
 /// Interrupts go on. Nests. Two instructions to make, three to drop.
 #[derive(Debug)]
 #[must_use = "preemption is on again as soon as the guard is dropped"]
 pub struct PreemptGuard<'c> {
-    made_on: MadeOn,
+    made: Made,
     _cx: PhantomData<(&'c (), *mut ())>,
 }
 
@@ -231,10 +218,9 @@ impl<'c> PreemptGuard<'c> {
     pub fn new(_cx: &'c (impl Cx + ?Sized)) -> Self {
         PREEMPT_COUNT.inc();
         compiler_fence(Ordering::SeqCst);
-        if cfg!(debug_assertions) {
-            note_place(PREEMPT_MASK, PREEMPT_OFFSET, Location::caller());
-        }
-        Self { made_on: MadeOn::here(), _cx: PhantomData }
+        let made = Made::here();
+        made.begins(Kind::Preempt, || count_of(PREEMPT_MASK) == PREEMPT_OFFSET);
+        Self { made, _cx: PhantomData }
     }
 
     /// Stands for one level of "no preemption" that somebody else began with [`count_add`] or
@@ -243,19 +229,17 @@ impl<'c> PreemptGuard<'c> {
     /// # Safety
     /// That level exists, and nobody else will end it.
     #[inline(always)]
+    #[track_caller]
     pub unsafe fn adopt() -> Self {
-        Self { made_on: MadeOn::here(), _cx: PhantomData }
+        Self { made: Made::here(), _cx: PhantomData }
     }
 }
 
 impl Drop for PreemptGuard<'_> {
     #[inline(always)]
     fn drop(&mut self) {
-        self.made_on.check();
-        debug_assert!(
-            PREEMPT_COUNT.get() & PREEMPT_MASK != 0,
-            "PC-3: unbalanced preempt count: a guard ends and the count is at zero"
-        );
+        let count = || count_of(PREEMPT_MASK);
+        self.made.ends(Kind::Preempt, || count() != 0, || count() == PREEMPT_OFFSET);
         preempt_enable();
     }
 }
@@ -267,7 +251,7 @@ impl Drop for PreemptGuard<'_> {
 #[must_use = "interrupts are restored as soon as the guard is dropped"]
 pub struct IrqGuard<'c> {
     flags: irq::Flags,
-    made_on: MadeOn,
+    made: Made,
     _cx: PhantomData<(&'c (), *mut ())>,
 }
 
@@ -276,18 +260,20 @@ impl<'c> IrqGuard<'c> {
     ///
     /// Context: any. Wait-free.
     #[inline(always)]
+    #[track_caller]
     pub fn new(_cx: &'c (impl Cx + ?Sized)) -> Self {
         let flags = irq::save();
         compiler_fence(Ordering::SeqCst);
-        Self { flags, made_on: MadeOn::here(), _cx: PhantomData }
+        let made = Made::here();
+        made.begins(Kind::Irq, || flags.were_enabled());
+        Self { flags, made, _cx: PhantomData }
     }
 }
 
 impl Drop for IrqGuard<'_> {
     #[inline(always)]
     fn drop(&mut self) {
-        self.made_on.check();
-        debug_assert!(!irq::enabled(), "PC-3: interrupts were switched on under an IrqGuard");
+        self.made.ends(Kind::Irq, || !irq::enabled(), || self.flags.were_enabled());
         compiler_fence(Ordering::SeqCst);
         irq::restore(self.flags);
     }
@@ -300,7 +286,7 @@ impl Drop for IrqGuard<'_> {
 #[derive(Debug)]
 #[must_use = "soft interrupts run again as soon as the guard is dropped"]
 pub struct SoftirqGuard<'c> {
-    made_on: MadeOn,
+    made: Made,
     _cx: PhantomData<(&'c (), *mut ())>,
 }
 
@@ -312,22 +298,18 @@ impl<'c> SoftirqGuard<'c> {
     #[track_caller]
     pub fn new(_cx: &'c (impl Cx + ?Sized)) -> Self {
         count_add(SOFTIRQ_DISABLE_OFFSET);
-        if cfg!(debug_assertions) {
-            debug_assert!(!in_hardirq() && !in_nmi(), "SoftirqGuard in a hard interrupt or NMI");
-            note_place(SOFTIRQ_MASK, SOFTIRQ_DISABLE_OFFSET, Location::caller());
-        }
-        Self { made_on: MadeOn::here(), _cx: PhantomData }
+        debug_assert!(!in_hardirq() && !in_nmi(), "SoftirqGuard in a hard interrupt or NMI");
+        let made = Made::here();
+        made.begins(Kind::Softirq, || count_of(SOFTIRQ_OFF_MASK) == SOFTIRQ_DISABLE_OFFSET);
+        Self { made, _cx: PhantomData }
     }
 }
 
 impl Drop for SoftirqGuard<'_> {
     #[inline]
     fn drop(&mut self) {
-        self.made_on.check();
-        debug_assert!(
-            PREEMPT_COUNT.get() & (SOFTIRQ_MASK & !SOFTIRQ_OFFSET) != 0,
-            "PC-3: unbalanced preempt count: a SoftirqGuard ends and none is counted"
-        );
+        let count = || count_of(SOFTIRQ_OFF_MASK);
+        self.made.ends(Kind::Softirq, || count() != 0, || count() == SOFTIRQ_DISABLE_OFFSET);
         // Keep one level of "no preemption" over the run, so that it stays on this CPU.
         count_sub(SOFTIRQ_DISABLE_OFFSET - PREEMPT_OFFSET);
         if !in_interrupt() && HOOKS.softirq_pending.get().is_some_and(|pending| pending()) {
@@ -354,19 +336,6 @@ impl Cx for PreemptGuard<'_> {}
 impl Cx for IrqGuard<'_> {}
 impl Cx for SoftirqGuard<'_> {}
 
-arch::per_cpu! {
-    /// Checking builds: where the count last left zero (a `&'static Location`, or null).
-    static LEFT_ZERO_AT: *mut Location<'static> = core::ptr::null_mut();
-}
-
-/// Remembers `place` if this was the outermost guard of its kind and nothing else is held.
-#[inline]
-fn note_place(mask: u32, offset: u32, place: &'static Location<'static>) {
-    if preempt_count() & (PREEMPT_MASK | SOFTIRQ_MASK) & mask == offset {
-        LEFT_ZERO_AT.set(core::ptr::from_ref(place).cast_mut());
-    }
-}
-
 /// The run-time half of [`MaySleep`](crate::MaySleep).
 pub(crate) fn check_may_sleep(caller: &'static Location<'static>) {
     if preemptible() || crate::lock_order::checks_off() {
@@ -378,17 +347,36 @@ pub(crate) fn check_may_sleep(caller: &'static Location<'static>) {
 #[cold]
 #[inline(never)]
 fn blocked_in_atomic_context(caller: &'static Location<'static>) -> ! {
-    let count = preempt_count();
-    let irqs = if irq::enabled() { "on" } else { "off" };
-    let place = LEFT_ZERO_AT.get();
+    let state = State::now();
     crate::lock_order::switch_off();
-    if count != 0 && !place.is_null() {
-        // SAFETY: a non-null value is a `&'static Location` (see `note_place`).
-        let place = unsafe { &*place };
-        panic!(
-            "blocking in atomic context at {caller}: preempt_count {count:#x}, interrupts {irqs}; \
-             preemption was switched off at {place}"
-        );
+    panic!("blocking in atomic context at {caller}: {state}");
+}
+
+/// Count and interrupts of a moment, and where what is off was switched off: for reports of checking builds.
+pub(crate) struct State {
+    count: u32,
+    irqs_on: bool,
+}
+
+impl State {
+    pub(crate) fn now() -> Self {
+        Self { count: preempt_count(), irqs_on: irq::enabled() }
     }
-    panic!("blocking in atomic context at {caller}: preempt_count {count:#x}, interrupts {irqs}");
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { count, irqs_on } = *self;
+        write!(f, "preempt_count {count:#x}, interrupts {}", if irqs_on { "on" } else { "off" })?;
+        if count & PREEMPT_MASK != 0 {
+            write!(f, "; preemption was switched off at {}", left_zero(Kind::Preempt))?;
+        }
+        if count & SOFTIRQ_OFF_MASK != 0 {
+            write!(f, "; soft interrupts were switched off at {}", left_zero(Kind::Softirq))?;
+        }
+        if !irqs_on && !in_interrupt() {
+            write!(f, "; interrupts were switched off at {}", left_zero(Kind::Irq))?;
+        }
+        Ok(())
+    }
 }

@@ -144,9 +144,8 @@ fn on_irq(vector: u8, frame: &mut TrapFrame) {
     }
     debug_assert!(
         context::preempt_count() == at_entry && !arch::irq::enabled(),
-        "IQ-2: the handler of vector {vector:#x} left preempt_count {:#x} (was {at_entry:#x}), interrupts {}",
-        context::preempt_count(),
-        if arch::irq::enabled() { "on" } else { "off" },
+        "IQ-2: the handler of vector {vector:#x} found preempt_count {at_entry:#x} and left {}",
+        context::State::now(),
     );
     irq_exit(frame.irqs_were_on());
 }

@@ -57,6 +57,9 @@ pub mod param;
 #[cfg(not(loom))]
 pub mod percpu_dyn;
 #[cfg(not(loom))]
+#[cfg_attr(not(debug_assertions), allow(dead_code, reason = "only the checks remember places"))]
+mod places;
+#[cfg(not(loom))]
 pub mod smp;
 #[cfg(not(loom))]
 pub mod spinlock;

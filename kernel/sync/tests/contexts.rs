@@ -185,6 +185,51 @@ fn sleeping_under_a_guard_is_reported_with_both_places() {
 }
 
 #[test]
+fn a_preempt_guard_that_ends_once_too_often_is_reported_with_the_places() {
+    in_own_process(|| {
+        let message = panics(|_| {
+            let rightful = PreemptGuard::new(ATOMIC);
+            // SAFETY: none: nobody began that level, which is what is to be found.
+            let surplus = unsafe { PreemptGuard::adopt() };
+            drop(rightful);
+            drop(surplus);
+        });
+        assert!(message.contains("PC-3: unbalanced preempt count: a PreemptGuard made at"), "{message}");
+        assert_eq!(places(&message), 2, "where it left zero, and where the guard was made: {message}");
+    });
+}
+
+#[test]
+fn a_softirq_guard_whose_level_somebody_else_ended_is_reported_with_the_places() {
+    in_own_process(|| {
+        let message = panics(|_| {
+            let _outer = PreemptGuard::new(ATOMIC);
+            let first = SoftirqGuard::new(ATOMIC);
+            let second = SoftirqGuard::new(ATOMIC);
+            context::count_sub(context::SOFTIRQ_DISABLE_OFFSET);
+            drop(first);
+            drop(second);
+        });
+        assert!(message.contains("PC-3: unbalanced preempt count: a SoftirqGuard made at"), "{message}");
+        assert_eq!(places(&message), 2, "where it left zero, and where the guard was made: {message}");
+    });
+}
+
+#[test]
+fn irq_guards_that_end_in_the_wrong_order_are_reported_with_the_places() {
+    in_own_process(|| {
+        let message = panics(|_| {
+            let outer = IrqGuard::new(ATOMIC);
+            let inner = IrqGuard::new(ATOMIC);
+            drop(outer);
+            drop(inner);
+        });
+        assert!(message.contains("PC-3: interrupts are on at the end of an IrqGuard made at"), "{message}");
+        assert_eq!(places(&message), 2, "where they went off, and where the guard was made: {message}");
+    });
+}
+
+#[test]
 fn a_handler_that_leaves_the_count_unbalanced_is_reported_with_its_vector() {
     in_own_process(|| {
         sync::irq::register(0x41, |_| core::mem::forget(PreemptGuard::new(ATOMIC)));
@@ -193,6 +238,7 @@ fn a_handler_that_leaves_the_count_unbalanced_is_reported_with_its_vector() {
             wait_until(|| false);
         });
         assert!(message.contains("IQ-2") && message.contains("0x41"), "{message}");
+        assert_eq!(places(&message), 1, "where the count left zero: {message}");
     });
 }
 

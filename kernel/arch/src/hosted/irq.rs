@@ -47,6 +47,14 @@ static PENDING: [Pending; MAX_CPUS] = [const { Pending([const { AtomicU64::new(0
 #[must_use = "interrupts stay off until the flags are restored"]
 pub struct Flags(bool);
 
+impl Flags {
+    /// Whether interrupts were on when the flags were saved.
+    #[inline(always)]
+    pub fn were_enabled(self) -> bool {
+        self.0
+    }
+}
+
 /// Whether interrupts are on.
 #[inline(always)]
 pub fn enabled() -> bool {
