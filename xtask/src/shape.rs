@@ -11,8 +11,8 @@ pub const MAX_CPUS: u32 = 255;
 pub const MAX_NODES: u32 = 64;
 /// Below this the loader and the kernel with its per-CPU areas do not fit.
 const MIN_MEMORY: u64 = 64 * MIB;
-/// Node 0 holds what firmware and loader use.
-const MIN_NODE0: u64 = 32 * MIB;
+/// The first node that has memory holds what firmware and loader use.
+const MIN_FIRST_NODE: u64 = 32 * MIB;
 /// Highest APIC id a CPU can have.
 const MAX_APIC_ID: u32 = 254;
 
@@ -142,9 +142,17 @@ impl Shape {
                 MIN_MEMORY / MIB
             )));
         }
-        if self.node_memory[0] < MIN_NODE0 {
-            let has = self.node_memory[0] / MIB;
-            return Err(usage(format!("node 0 with {has} MiB of memory: too small, at least {} MiB", MIN_NODE0 / MIB)));
+        let empty = |node: &usize| self.node_cpus[*node] == 0 && self.node_memory[*node] == 0;
+        if let Some(node) = (0..self.node_cpus.len()).find(empty) {
+            return Err(usage(format!("node {node} has neither CPUs nor memory: the kernel could not know of it")));
+        }
+        let first = self.node_memory.iter().enumerate().find(|(_, bytes)| **bytes > 0);
+        if let Some((node, bytes)) = first.filter(|(_, bytes)| **bytes < MIN_FIRST_NODE) {
+            return Err(usage(format!(
+                "node {node}, the first with memory, has {} MiB: too small, at least {} MiB",
+                bytes / MIB,
+                MIN_FIRST_NODE / MIB
+            )));
         }
         Ok(())
     }
@@ -268,7 +276,7 @@ mod tests {
             change(&mut args);
             shape(&args).unwrap_err()
         };
-        let cases: [(String, &str); 13] = [
+        let cases: [(String, &str); 14] = [
             (shape(&args(0, 1)).unwrap_err(), "0 CPUs: allowed are 1 to 255"),
             (shape(&args(256, 1)).unwrap_err(), "xAPIC has 255 ids"),
             (shape(&args(4, 0)).unwrap_err(), "0 nodes: allowed are 1 to 64"),
@@ -281,11 +289,25 @@ mod tests {
             (with(|a| a.memory = Some("lots".into())), "--memory lots: not a size"),
             (with(|a| a.memory = Some("99999999999G".into())), "not a size"),
             (with(|a| a.node_memory = Some(vec!["64M".into()])), "1 sizes for 2 nodes"),
-            (with(|a| a.node_memory = Some(vec!["0".into(), "512M".into()])), "node 0 with 0 MiB"),
+            (
+                with(|a| {
+                    a.node_cpus = Some(vec![2, 0]);
+                    a.node_memory = Some(vec!["256M".into(), "0".into()]);
+                }),
+                "node 1 has neither CPUs nor memory",
+            ),
+            (with(|a| a.node_memory = Some(vec!["8M".into(), "512M".into()])), "node 0, the first with"),
         ];
         for (error, expected) in cases {
             assert!(error.contains(expected) && !error.contains('\n'), "{error:?} lacks {expected:?}");
         }
+    }
+
+    #[test]
+    fn the_first_node_may_lack_memory() {
+        let sizes = Some(vec!["0".into(), "256M".into()]);
+        let shape = shape(&MachineArgs { node_memory: sizes, ..MachineArgs::default() }).unwrap();
+        assert_eq!(shape.node_memory, [0, 256 * MIB]);
     }
 
     #[test]
