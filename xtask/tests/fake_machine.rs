@@ -197,6 +197,7 @@ fn a_filter_that_matches_nothing_is_refused_before_anything_boots() {
     let run = machine.test(&["no_such_suite"]);
     assert_eq!(run.code(), 2, "{}", run.out());
     assert!(run.out().contains("no test matches no_such_suite"));
+    assert!(!machine.path("target/grange/runs").exists(), "no folder for a run that never began");
     assert!(machine.boots().is_empty());
 }
 
@@ -222,6 +223,9 @@ fn until_fail_stops_at_the_first_round_with_a_failure_and_repeat_counts_rounds()
     assert_eq!(machine.boots().len(), 1);
     assert_eq!(machine.test(&["--repeat", "2"]).code(), 5, "the second round's seed is another");
     assert_eq!(machine.boots().len(), 3);
+    let run = machine.test(&["--repeat", "2"]);
+    let at = |text: &str| run.out().find(text).unwrap_or_else(|| panic!("{}\nlacks {text}", run.out()));
+    assert!(at("FAIL 4 CPUs on 2 nodes") < at("round 2, seed 0x8"), "{}", run.out());
 }
 
 #[test]

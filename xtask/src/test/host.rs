@@ -9,10 +9,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
+use crate::cli::TestArgs;
 use crate::exit::{Exit, stop};
 use crate::ktap::Outcome;
-use crate::process::{Owned, POLL, interrupted, shell_line};
+use crate::process::{Owned, POLL, interrupted, output_of, shell_line};
 use crate::toolchain::find_program;
+use crate::workspace::Workspace;
 
 use super::{Record, Session};
 
@@ -25,8 +27,7 @@ const SILENCE_SECONDS: f64 = 300.0;
 /// `Build` when they do not compile, `Host` when cargo cannot be started.
 pub fn run(session: &Session<'_>, worst: &mut Exit) -> anyhow::Result<Vec<Record>> {
     session.progress.place("host", 0);
-    let words: Vec<String> =
-        session.args.filters.iter().map(|word| word.trim_matches(['*', '.']).replace('.', "::")).collect();
+    let words = words(session.args);
     let mut runs = Vec::new();
     let mut cargo = session.workspace.cargo();
     if find_program(Path::new("cargo-nextest")).is_some() {
@@ -75,6 +76,25 @@ pub fn run(session: &Session<'_>, worst: &mut Exit) -> anyhow::Result<Vec<Record
         }
     }
     Ok(records)
+}
+
+/// The filters as the host's test programs take them.
+fn words(args: &TestArgs) -> Vec<String> {
+    args.filters.iter().map(|word| word.trim_matches(['*', '.']).replace('.', "::")).collect()
+}
+
+/// Whether no host test is meant by the filters. Builds the tests to know; when that fails the run is to tell of it.
+#[must_use]
+pub fn finds_none(workspace: &Workspace, args: &TestArgs) -> bool {
+    eprintln!("no in-kernel test matches; looking among the host's");
+    let mut cargo = workspace.cargo();
+    if find_program(Path::new("cargo-nextest")).is_some() {
+        cargo.args(["nextest", "list", "--workspace", "--color=never"]).args(words(args));
+        output_of(&mut cargo).is_some_and(|list| list.trim().is_empty())
+    } else {
+        cargo.args(["test", "--workspace", "--quiet", "--color=never", "--", "--list"]).args(words(args));
+        output_of(&mut cargo).is_some_and(|list| !list.lines().any(|line| line.ends_with(": test")))
+    }
 }
 
 /// Runs one cargo, whose output goes to `log`, and hands each test's result on; returns whether it succeeded.

@@ -102,6 +102,12 @@ pub fn test(workspace: &Workspace, args: &TestArgs) -> anyhow::Result<Exit> {
     if args.machine.print_qemu {
         return print_qemu(workspace, &legs, kernel.as_ref());
     }
+    if legs.is_empty() && !filter.is_all() && (args.kernel_only || host::finds_none(workspace, args)) {
+        return Err(usage(format!(
+            "no test matches {}; `cargo xtask test --list` names those in the kernel",
+            args.filters.join(" ")
+        )));
+    }
     let seed = args.seed.unwrap_or_else(random_seed);
     let dir = RunDir::create(workspace, "test")?;
     dir.describe(
@@ -122,15 +128,8 @@ pub fn test(workspace: &Workspace, args: &TestArgs) -> anyhow::Result<Exit> {
     }
     progress.finish();
     if results.records.is_empty() && !interrupted() && results.exit == Exit::Passed {
-        if filter.is_all() {
-            eprintln!("error: no test ran at all");
-            results.exit = Exit::Incomplete;
-        } else {
-            return Err(usage(format!(
-                "no test matches {}; `cargo xtask test --list` names them",
-                args.filters.join(" ")
-            )));
-        }
+        println!("no test ran at all");
+        results.exit = Exit::Incomplete;
     }
     report::finish(&session, &results, seed)
 }
@@ -173,6 +172,7 @@ impl Session<'_> {
         while (endless || round < self.args.repeat) && !interrupted() && !legs.is_empty() {
             let seed = seed.wrapping_add(u64::from(round));
             if round > 0 || endless {
+                self.progress.close_place();
                 self.progress.line(&format!("round {}, seed {seed:#x}", round + 1));
             }
             for leg in legs {
