@@ -58,6 +58,10 @@ pub fn run(session: &Session<'_>, worst: &mut Exit) -> anyhow::Result<Vec<Record
         let before = records.len();
         let silence = Duration::from_secs_f64(SILENCE_SECONDS * session.args.timeout_scale);
         let succeeded = watch(command, &log, silence, &mut |record| {
+            // nextest also names each test that the filters leave out.
+            if record.outcome == Outcome::Skipped && !words.is_empty() {
+                return;
+            }
             session.progress.test(&record.id(), record.outcome);
             records.push(record);
         })?;
