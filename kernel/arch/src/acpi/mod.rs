@@ -52,7 +52,11 @@ fn table<T>(
     signature: &'static [u8; 4],
     parse: impl FnOnce(&'static [u8]) -> Result<T, Damage>,
 ) -> Option<T> {
-    let bytes = match tables?.find(signature) {
+    let tables = tables?;
+    if tables.count(signature) > 1 {
+        log::warn!("acpi: of {} tables {} only the first is used", tables.count(signature), name(signature));
+    }
+    let bytes = match tables.find(signature) {
         Ok(bytes) => bytes?,
         Err(damage) => return left_out(signature, damage),
     };
@@ -60,7 +64,10 @@ fn table<T>(
 }
 
 fn left_out<T>(signature: &[u8; 4], damage: Damage) -> Option<T> {
-    let name = core::str::from_utf8(signature).unwrap_or("?");
-    log::warn!("acpi: {name} left out: {damage}");
+    log::warn!("acpi: {} left out: {damage}", name(signature));
     None
+}
+
+fn name(signature: &[u8]) -> &str {
+    core::str::from_utf8(signature).unwrap_or("?")
 }

@@ -50,6 +50,9 @@ pub(super) fn parse(table: &[u8]) -> Result<Slit<'_>, Damage> {
         return Err(too_short);
     }
     let localities = le_u64(table, walk::HEADER_LEN);
+    if localities == 0 {
+        return Err(Damage::Empty);
+    }
     if localities > MAX_LOCALITIES {
         return Err(Damage::TooMany);
     }
@@ -118,7 +121,8 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_matrix_is_legal() {
-        assert_eq!(parse(&slit(0, &[])).unwrap().distance(0, 0), SELF);
+    fn a_matrix_of_nothing_is_damage() {
+        assert_eq!(parse(&slit(0, &[])).unwrap_err(), Damage::Empty);
+        assert_eq!(parse(&slit(0, &[0; 64])).unwrap_err(), Damage::Empty, "a table full of zeros");
     }
 }

@@ -96,14 +96,20 @@ impl Tables {
     /// # Errors
     /// What is wrong with the table.
     pub fn find(&self, signature: &[u8; 4]) -> Result<Option<&'static [u8]>, Damage> {
-        for at in self.root.table_entries() {
+        self.places(signature).next().map(|at| check(self.window, at, signature)).transpose()
+    }
+
+    /// How many tables with this signature the machine has.
+    pub fn count(&self, signature: &[u8; 4]) -> usize {
+        self.places(signature).count()
+    }
+
+    /// Where the tables with this signature are.
+    fn places(&self, signature: &[u8; 4]) -> impl Iterator<Item = u64> {
+        self.root.table_entries().map(|at| at as u64).filter(move |&at| {
             // A root entry that points nowhere hides its own table only.
-            let Ok(header) = self.window.bytes(at as u64, HEADER_LEN) else { continue };
-            if header.starts_with(signature) {
-                return check(self.window, at as u64, signature).map(Some);
-            }
-        }
-        Ok(None)
+            self.window.bytes(at, HEADER_LEN).is_ok_and(|header| header.starts_with(signature))
+        })
     }
 }
 

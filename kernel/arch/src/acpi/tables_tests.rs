@@ -67,6 +67,16 @@ fn tables_are_found_through_the_xsdt() {
 }
 
 #[test]
+fn of_two_tables_with_one_name_the_first_is_found_and_both_are_counted() {
+    let mut memory = toy();
+    let second = table(b"SLIT", 1, &[9]);
+    memory[SECOND..SECOND + second.len()].copy_from_slice(&second);
+    let tables = open(memory).unwrap();
+    assert_eq!((tables.count(b"SLIT"), tables.count(b"SRAT")), (2, 0));
+    assert_eq!(tables.find(b"SLIT").unwrap().unwrap()[HEADER_LEN..], [1, 2, 3]);
+}
+
+#[test]
 fn a_damaged_xsdt_falls_back_to_the_rsdt() {
     let mut memory = toy();
     memory[XSDT + 40] ^= 1;

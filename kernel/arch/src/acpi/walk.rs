@@ -49,6 +49,8 @@ pub enum Damage {
         /// Column of the bad entry.
         to: usize,
     },
+    /// A distance matrix without a row.
+    Empty,
     /// More proximity domains, records or localities than this kernel has room for.
     TooMany,
 }
@@ -67,6 +69,7 @@ impl fmt::Display for Damage {
                 write!(f, "the memory range at {start:#x} wraps around or overlaps another node's")
             }
             Self::Distance { from, to } => write!(f, "the distance from {from} to {to} cannot be right"),
+            Self::Empty => f.write_str("it says that there is no node"),
             Self::TooMany => f.write_str("it describes more than this kernel has room for"),
         }
     }
