@@ -214,14 +214,7 @@ fn on_nmi(frame: &mut TrapFrame) -> bool {
 
 /// Writes the return addresses of the caller, one a line.
 pub(crate) fn backtrace(out: &mut dyn Write) -> fmt::Result {
-    writeln!(out, "backtrace:")?;
-    let mut depth = 0;
-    let mut result = Ok(());
-    arch::backtrace::current(&mut |ip| {
-        if result.is_ok() {
-            result = writeln!(out, "  #{depth} {ip:#018x}");
-        }
-        depth += 1;
-    });
-    result
+    let mut frames = report::Frames::new(out);
+    arch::backtrace::current(&mut |ip| frames.push(ip));
+    frames.finish()
 }

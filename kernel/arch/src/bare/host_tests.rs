@@ -4,6 +4,8 @@
 
 #[path = "apic_regs.rs"]
 mod apic_regs;
+#[path = "frames.rs"]
+mod frames;
 #[path = "reason.rs"]
 mod reason;
 #[path = "stacks.rs"]

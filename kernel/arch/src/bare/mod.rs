@@ -7,7 +7,7 @@
 //! | `smp`, `start_state`, `trampoline` | starting the other CPUs at once |
 //! | `gdt`, `idt`, `stacks` | descriptor tables, and the stacks with guard pages |
 //! | `entry`, `trap` | from the first instruction of a trap to its handler; nested NMIs |
-//! | `reason`, `report`, `backtrace`, `probe` | telling what went wrong, safely |
+//! | `reason`, `report`, `backtrace`, `frames`, `probe` | telling what went wrong, safely |
 //! | `apic`, `apic_regs`, `ipi`, `pic` | local APIC, inter-processor interrupts |
 //! | `clock`, `timescale`, `reference`, `timer` | time and its calibration, timer interrupts |
 //! | `paging` | page tables |
@@ -27,6 +27,7 @@ pub mod clock;
 pub(crate) mod console;
 mod entry;
 pub(crate) mod exit;
+mod frames;
 mod gdt;
 mod idt;
 pub(crate) mod ipi;

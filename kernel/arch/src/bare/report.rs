@@ -9,6 +9,7 @@ use super::trap::TrapFrame;
 use super::{backtrace, stacks};
 use crate::cpu;
 
+pub use super::frames::Frames;
 pub use super::reason::Reason;
 
 /// Writes registers and interrupt state of the interrupted context, eight lines.
@@ -28,7 +29,7 @@ pub fn registers(out: &mut dyn Write, frame: &TrapFrame) -> fmt::Result {
     writeln!(out, "vector {}  error code {:#x}", frame.vector(), frame.error_code())
 }
 
-/// Writes the return addresses from the interrupted instruction outwards, one a line.
+/// Writes the return addresses from the interrupted instruction outwards, one a line, repeated ones once.
 ///
 /// # Errors
 /// Those of `out`.
@@ -41,16 +42,10 @@ pub fn callers(out: &mut dyn Write, frame: &TrapFrame) -> fmt::Result {
 /// # Errors
 /// Those of `out`.
 pub fn callers_from(out: &mut dyn Write, ip: u64, rbp: u64) -> fmt::Result {
-    writeln!(out, "backtrace:")?;
-    let mut result = writeln!(out, "  #0 {ip:#018x}");
-    let mut depth = 0;
-    backtrace::walk(rbp, &mut |ip| {
-        depth += 1;
-        if result.is_ok() {
-            result = writeln!(out, "  #{depth} {ip:#018x}");
-        }
-    });
-    result
+    let mut frames = Frames::new(out);
+    frames.push(ip);
+    backtrace::walk(rbp, &mut |ip| frames.push(ip));
+    frames.finish()
 }
 
 /// The stack that a stack pointer is on.
