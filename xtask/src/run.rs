@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::artifact::{self, Artifacts};
 use crate::cli::{Profile, RunArgs};
-use crate::exit::Exit;
+use crate::exit::{Exit, stop};
 use crate::kernel_args::KernelLine;
 use crate::process::{Owned, interrupted, tied_to_us};
 use crate::qemu::{Machine, Wiring, script};
@@ -38,6 +38,12 @@ const LINES: usize = 200;
 pub fn run(workspace: &Workspace, args: &RunArgs) -> anyhow::Result<Exit> {
     let mut line = KernelLine::new(&args.machine.append);
     if let Some(commands) = &args.exec {
+        if commands.split(';').all(|command| command.trim().is_empty()) {
+            return Err(stop(
+                Exit::Usage,
+                "--exec names no command; `cargo xtask run --exec help` lists them".to_owned(),
+            ));
+        }
         line.set("grange.exec", commands)?;
     }
     let machine = Machine::from_args(workspace, &args.machine, &args.qemu_args, DEFAULTS)?;
@@ -54,15 +60,15 @@ pub fn run(workspace: &Workspace, args: &RunArgs) -> anyhow::Result<Exit> {
     }
     let dir = RunDir::create(workspace, "run")?;
     dir.describe(workspace, "run", &json!({ "machine": machine.shape.options(), "engine": machine.engine.name() }))?;
+    let terminal = std::io::stdin().is_terminal();
     eprintln!(
         "grange: {} ({}), {} kernel; {}logs in {}",
         machine.shape,
         machine.engine.name(),
         artifacts.profile,
-        if args.exec.is_none() { "Ctrl-A X leaves; " } else { "" },
+        if terminal && args.exec.is_none() { "Ctrl-A X leaves; " } else { "" },
         workspace.short(dir.path()).display()
     );
-    let terminal = std::io::stdin().is_terminal();
     let session = Session {
         machine: &machine,
         artifacts: &artifacts,

@@ -43,7 +43,7 @@ param! {
 }
 
 param! {
-    /// Whether such a report is a panic.
+    /// Whether a report of a stalled grace period is a panic.
     pub static PANIC_ON_STALL: bool = "grange.panic_on_rcu_stall", default false;
 }
 

@@ -90,7 +90,11 @@ impl Progress {
         if state.place.is_empty() {
             return;
         }
-        let word = if state.failed > 0 { "FAIL" } else { "ok  " };
+        let word = match (state.failed, state.passed + state.skipped) {
+            (0, 0) => "none",
+            (0, _) => "ok  ",
+            _ => "FAIL",
+        };
         let counts = format!("{} passed, {} failed, {} skipped", state.passed, state.failed, state.skipped);
         let line = format!("{word} {}: {counts}, {:.1} s", state.place, state.since.elapsed().as_secs_f64());
         drop(state);
