@@ -77,7 +77,9 @@ fn push(cache: &RawCache, object: NonNull<u8>, spin: Spin) -> bool {
             }
         }
     };
-    if sheaf.push(object) && !sheaf.is_full() {
+    let fits = sheaf.push(object);
+    debug_assert!(fits, "S0-1: a full rcu_free sheaf stayed with its CPU");
+    if !sheaf.is_full() {
         return true;
     }
     held.rcu_free = None;
