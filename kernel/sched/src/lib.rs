@@ -10,6 +10,7 @@
 //! | [`tick`], [`timer`] | the tick of busy CPUs, timers of any CPU |
 //! | [`wait`], [`mutex`] | wait queues, completions, sleeping; the mutex |
 //! | [`work`], [`softirq`] | deferred work in threads and at interrupt exit |
+//! | [`hotplug`] | CPUs that go and come, and who is told |
 //! | [`hooks`] | where RCU plugs in |
 //!
 //! # Contexts
@@ -29,6 +30,8 @@
 //! | wait queue, completion | `sched.wait` | the waiters |
 //! | timer base | `sched.timer` | a CPU's timers and its clock event |
 //! | run queue | `sched.rq` | a CPU's queued threads, and the scheduling part of each thread that belongs to it |
+//! | CPUs kept | `sched.hotplug` | who keeps the CPUs from going and coming, and who has them go and come |
+//! | notifiers | `sched.notifiers` | the list of notifiers; nests in nothing, and nothing in it |
 //! | thread pool | `sched.pool` | dead threads; nests in nothing, and nothing in it |
 //!
 //! All of them are taken with interrupts off. Two locks of one class are never held together: a thread or a timer that
@@ -52,11 +55,15 @@ mod heap;
 #[cfg(not(loom))]
 pub mod hooks;
 #[cfg(not(loom))]
+pub mod hotplug;
+#[cfg(not(loom))]
 pub mod idle;
 #[cfg(not(loom))]
 mod init;
 #[cfg(not(loom))]
 pub mod mutex;
+#[cfg(not(loom))]
+mod notifier;
 #[cfg(not(loom))]
 mod rq;
 #[cfg(not(loom))]
@@ -83,6 +90,7 @@ use self::init::NumberedName;
 #[cfg(not(loom))]
 pub use self::{
     hooks::{Hooks, TickFrom, set_hooks},
+    hotplug::{CpusGuard, HotplugError, keep_cpus},
     init::{init, start_secondary},
     mutex::{Mutex, MutexGuard},
     rq::{prio_of, set_prio},

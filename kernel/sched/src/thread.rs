@@ -150,6 +150,8 @@ pub struct Thread {
     pub(crate) alarm: Timer,
     /// The alarm has gone off since it was set. Written by the alarm's function and, before arming it, by the thread.
     pub(crate) alarm_rang: AtomicBool,
+    /// How many [`CpusGuard`](crate::CpusGuard)s the thread holds. Used by the thread alone.
+    pub(crate) keeps_cpus: AtomicU32,
     /// The stack, kept for the next tenant. Written under the pool's ownership only.
     pub(crate) stack: UnsafeCell<Option<Stack>>,
     /// What to run; taken by the thread when it first runs.
@@ -184,6 +186,7 @@ impl Thread {
             involuntary: AtomicU64::new(0),
             alarm: Timer::new(crate::wait::alarm_rings),
             alarm_rang: AtomicBool::new(false),
+            keeps_cpus: AtomicU32::new(0),
             stack: UnsafeCell::new(None),
             body: UnsafeCell::new(None),
             pool_next: AtomicPtr::new(ptr::null_mut()),
