@@ -11,7 +11,7 @@ use crate::console::Raw;
 
 param! {
     /// What the kernel does once it is up.
-    pub(crate) static RUN: choice = "grange.run", default "shell", one of ["shell", "test"];
+    pub(crate) static RUN: choice = "grange.run", default "shell", one of ["shell", "test", "bench"];
 }
 
 param! {
@@ -26,7 +26,7 @@ param! {
 }
 
 param! {
-    /// Which tests to run: globs of suite.name, separated by commas.
+    /// Which tests or benches to run: globs of suite.name, separated by commas.
     pub(crate) static FILTER: str = "kunit.filter_glob", default "";
 }
 

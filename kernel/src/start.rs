@@ -170,29 +170,40 @@ fn run(cx: &mut MaySleep) -> ! {
         shell::execute(cx, cmdline::EXEC.get());
     }
     match cmdline::RUN.get() {
-        "test" => run_tests(cx),
+        "test" => run_suites(cx, Suites::Tests),
+        "bench" => run_suites(cx, Suites::Benches),
         _ => shell::interact(cx),
     }
 }
 
+/// What `grange.run=` may choose of the suites.
+#[derive(Clone, Copy)]
+enum Suites {
+    Tests,
+    Benches,
+}
+
 #[cfg(feature = "suites")]
-fn run_tests(cx: &mut MaySleep) -> ! {
+fn run_suites(cx: &mut MaySleep, which: Suites) -> ! {
     use tests::com2::Com2;
-    use tests::{Filter, Plan};
+    use tests::{BENCHES, Filter, Plan, TESTS, run};
 
     let plan = Plan {
         filter: Filter::new(cmdline::FILTER.get()),
         start_at: Some(cmdline::TEST_START.get()).filter(|id| !id.is_empty()),
         seed: cmdline::SEED.get(),
     };
-    let summary = tests::run(&plan, cx, &mut Com2);
-    log::info!("tests: {} passed, {} failed, {} skipped", summary.passed, summary.failed, summary.skipped);
+    let summary = match which {
+        Suites::Tests => run(TESTS.iter(), &plan, cx, &mut Com2),
+        Suites::Benches => run(BENCHES.iter().map(|bench| &bench.case), &plan, cx, &mut Com2),
+    };
+    log::info!("suites: {} passed, {} failed, {} skipped", summary.passed, summary.failed, summary.skipped);
     sync::log::flush();
     debug_exit(if summary.is_pass() { Verdict::Pass } else { Verdict::Fail })
 }
 
 #[cfg(not(feature = "suites"))]
-fn run_tests(_: &mut MaySleep) -> ! {
-    log::error!("this kernel was built without its tests");
+fn run_suites(_: &mut MaySleep, _: Suites) -> ! {
+    log::error!("this kernel was built without its suites");
     debug_exit(Verdict::Fail)
 }

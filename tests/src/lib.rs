@@ -1,4 +1,4 @@
-//! In-kernel tests: how they register, run and report, and the suites themselves.
+//! In-kernel tests and benches: how they register, run and report, and the suites themselves.
 //!
 //! A test is written with [`ktest!`] beside its fellows in `suites/<storey>.rs` and is found through
 //! the link section `linkme_TESTS`; there is no list to keep. `xtask` reads the same section from the
@@ -7,6 +7,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`case`] | [`TestCase`], the registry, [`ktest!`] |
+//! | [`mod@bench`] | the same for benches: [`bench!`], and how they measure |
 //! | [`outcome`] | [`Failure`], [`ensure!`], [`ensure_eq!`], [`skip!`] |
 //! | [`filter`] | `kunit.filter_glob` |
 //! | [`run`] | [`Test`], the order, one test after the other |
@@ -30,6 +31,8 @@ pub mod private {
     pub use linkme;
 }
 
+pub mod bench;
+mod benches;
 pub mod case;
 pub mod com2;
 pub mod filter;
@@ -41,6 +44,7 @@ mod stepping;
 mod storm;
 mod suites;
 
+pub use bench::BENCHES;
 pub use case::{TESTS, TestCase};
 pub use filter::Filter;
 pub use outcome::Failure;

@@ -9,7 +9,7 @@ use core::fmt;
 
 use sync::{MaySleep, Rng};
 
-use crate::case::{TESTS, TestCase};
+use crate::case::TestCase;
 use crate::com2;
 use crate::filter::Filter;
 use crate::outcome::Failure;
@@ -70,24 +70,30 @@ impl Summary {
     }
 }
 
-/// Runs the tests that are linked in and that `plan` asks for, and reports to `out`.
+/// Runs those of `cases` ([`TESTS`](crate::TESTS), or the cases of [`BENCHES`](crate::BENCHES)) that `plan` asks for, and
+/// reports to `out`.
 ///
 /// Context: a thread without any guard; may sleep if the tests do. Allocates.
-pub fn run(plan: &Plan<'_>, cx: &mut MaySleep, out: &mut dyn Output) -> Summary {
+pub fn run(
+    cases: impl Iterator<Item = &'static TestCase>,
+    plan: &Plan<'_>,
+    cx: &mut MaySleep,
+    out: &mut dyn Output,
+) -> Summary {
     let start = Start {
         seed: plan.seed,
         cpus: arch::cpu::online_count(),
         nodes: arch::cpu::nodes_online().count_ones() as usize,
         build: BUILD,
     };
-    run_cases(&select(TESTS.iter(), plan), &start, cx, out)
+    run_cases(&select(cases, plan), &start, cx, out)
 }
 
 /// What a report says was built.
 const BUILD: &str = if cfg!(debug_assertions) {
-    concat!("grange ", env!("CARGO_PKG_VERSION"), " checking")
+    concat!("grange ", env!("CARGO_PKG_VERSION"), ", assertions on")
 } else {
-    concat!("grange ", env!("CARGO_PKG_VERSION"), " release")
+    concat!("grange ", env!("CARGO_PKG_VERSION"), ", assertions off")
 };
 
 /// The tests to run, in their order.

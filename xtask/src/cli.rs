@@ -62,6 +62,8 @@ pub enum Command {
     Run(RunArgs),
     /// Run the tests: on the host, then in the kernel on a matrix of machines
     Test(TestArgs),
+    /// Measure what operations of the kernel cost, in instructions or in time
+    Bench(BenchArgs),
     /// Measure how fast machines of many shapes bring their CPUs online
     Smp(SmpArgs),
     /// Check format, clippy, the order of the storeys, and the rows of the requirements
@@ -269,6 +271,48 @@ pub struct TestArgs {
     /// Said just before the last line: what else of CI failed
     #[arg(long, value_name = "TEXT", hide = true)]
     pub note: Option<String>,
+    /// More arguments for QEMU, as they are
+    #[arg(last = true, value_name = "QEMU ARGS")]
+    pub qemu_args: Vec<String>,
+}
+
+/// Arguments of `bench`.
+#[derive(Args, Clone, Debug, Default)]
+#[command(after_help = "\
+Examples:
+  cargo xtask bench --count --check-goals
+  cargo xtask bench 'sched.*' --runs 5 --baseline before
+
+Figures are medians a single operation. With --count they are instructions and exact: the same in every run of the same
+kernel. Without, they are nanoseconds under the emulator, and only their ratios mean something.")]
+pub struct BenchArgs {
+    /// Benches to run: globs over `suite.bench`
+    #[arg(value_name = "FILTER")]
+    pub filters: Vec<String>,
+    /// List the benches and their goals, read from the kernel's ELF, and stop
+    #[arg(long)]
+    pub list: bool,
+    /// Count instructions (-icount shift=0) instead of taking the time
+    #[arg(long, conflicts_with_all = ["accel", "thread"])]
+    pub count: bool,
+    /// Boots; the median of their medians is the figure
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub runs: u32,
+    /// Keep the figures under this name, for --baseline
+    #[arg(long, value_name = "NAME")]
+    pub save: Option<String>,
+    /// Show the ratio to an earlier run: a name given to --save, or the folder of a run
+    #[arg(long, value_name = "RUN")]
+    pub baseline: Option<String>,
+    /// End with status 1 if a figure misses its goal
+    #[arg(long)]
+    pub check_goals: bool,
+    /// The machine; 2 CPUs on 1 node if nothing is said.
+    #[command(flatten)]
+    pub machine: MachineArgs,
+    /// The kernel.
+    #[command(flatten)]
+    pub kernel: KernelArgs,
     /// More arguments for QEMU, as they are
     #[arg(last = true, value_name = "QEMU ARGS")]
     pub qemu_args: Vec<String>,

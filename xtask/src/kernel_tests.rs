@@ -1,7 +1,8 @@
-//! The in-kernel tests, read from the kernel's ELF without booting it, and the filters that choose among them.
+//! The in-kernel tests and benches, read from the kernel's ELF without booting it, and the filters that choose among them.
 //!
 //! The kernel's suites register themselves in the section `linkme_TESTS`, an array of
 //! `#[repr(C)] TestCase { suite: &str, name: &str, file: &str, line: u32, tags: u32, budget_ms: u32, run: fn }`.
+//! The benches do the same in `linkme_BENCHES`: `#[repr(C)] BenchCase { case: TestCase, counted: u32, timed: u32 }`.
 //! The kernel is linked at a fixed address, so the pointers in it can be followed in the file.
 
 use std::path::Path;
@@ -14,7 +15,9 @@ use crate::verdict::TestId;
 
 /// Bytes of a `TestCase`: three `&str`, three `u32` with their padding, one function pointer.
 const CASE_SIZE: usize = 3 * 16 + 3 * 4 + 4 + 8;
-/// Where its fields lie.
+/// Bytes of a `BenchCase`: a `TestCase` and two `u32`.
+const BENCH_SIZE: usize = CASE_SIZE + 2 * 4;
+/// Where the fields of a `TestCase` lie.
 const STRINGS: [usize; 3] = [0, 16, 32];
 const LINE: usize = 48;
 const TAGS: usize = 52;
@@ -63,32 +66,65 @@ impl KernelTest {
     }
 }
 
+/// One in-kernel bench.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KernelBench {
+    /// Its names and its place.
+    pub test: KernelTest,
+    /// What its median should not exceed where instructions are counted; 0 means no goal.
+    pub counted: u32,
+    /// The same in nanoseconds where the time is taken.
+    pub timed: u32,
+}
+
 /// Reads the tests of a kernel, sorted as the kernel runs them: by suite, then by name.
 ///
 /// # Errors
 /// `Host` when the file cannot be read or its test section does not have the layout above.
 pub fn list(kernel: &Path) -> anyhow::Result<Vec<KernelTest>> {
-    let bad = |what: &str| stop(Exit::Host, format!("{}: {what}", kernel.display()));
-    let bytes = std::fs::read(kernel).map_err(|error| bad(&error.to_string()))?;
-    let elf = object::File::parse(&*bytes).map_err(|error| bad(&error.to_string()))?;
-    let mut tests = Vec::new();
-    for case in section(&elf).chunks(CASE_SIZE) {
-        tests.push(decode(&elf, case).ok_or_else(|| bad("the section linkme_TESTS is not an array of TestCase"))?);
-    }
+    let mut tests = read(kernel, "linkme_TESTS", CASE_SIZE, decode)?;
     tests.sort_by(|a, b| a.id.cmp(&b.id));
     if let Some(pair) = tests.windows(2).find(|pair| pair[0].id == pair[1].id) {
-        return Err(bad(&format!("two tests are called {}", pair[0].id)));
+        return Err(stop(Exit::Host, format!("{}: two tests are called {}", kernel.display(), pair[0].id)));
     }
     Ok(tests)
 }
 
+/// Reads the benches of a kernel, sorted likewise.
+///
+/// # Errors
+/// As [`list`].
+pub fn list_benches(kernel: &Path) -> anyhow::Result<Vec<KernelBench>> {
+    let mut benches = read(kernel, "linkme_BENCHES", BENCH_SIZE, |elf, bench| {
+        let (case, goal) = bench.split_at_checked(CASE_SIZE)?;
+        let limit = |at: usize| Some(u32::from_le_bytes(goal.get(at..at + 4)?.try_into().ok()?));
+        Some(KernelBench { test: decode(elf, case)?, counted: limit(0)?, timed: limit(4)? })
+    })?;
+    benches.sort_by(|a, b| a.test.id.cmp(&b.test.id));
+    Ok(benches)
+}
+
+/// Reads an array that linkme has put together, of elements of `size` bytes.
+fn read<T>(
+    kernel: &Path,
+    section: &str,
+    size: usize,
+    decode: impl Fn(&object::File<'_>, &[u8]) -> Option<T>,
+) -> anyhow::Result<Vec<T>> {
+    let bad = |what: &str| stop(Exit::Host, format!("{}: {what}", kernel.display()));
+    let bytes = std::fs::read(kernel).map_err(|error| bad(&error.to_string()))?;
+    let elf = object::File::parse(&*bytes).map_err(|error| bad(&error.to_string()))?;
+    let elements = array(&elf, section).chunks(size).map(|element| decode(&elf, element));
+    elements.collect::<Option<_>>().ok_or_else(|| bad(&format!("the section {section} is not the array it should be")))
+}
+
 /// The array: the section by its name, or what lies between linkme's two symbols where the linker merged it.
-fn section<'data>(elf: &object::File<'data>) -> &'data [u8] {
-    if let Some(section) = elf.section_by_name("linkme_TESTS") {
+fn array<'data>(elf: &object::File<'data>, name: &str) -> &'data [u8] {
+    if let Some(section) = elf.section_by_name(name) {
         return section.data().unwrap_or_default();
     }
     let address = |name: &str| elf.symbols().find(|symbol| symbol.name() == Ok(name)).map(|symbol| symbol.address());
-    match (address("__start_linkme_TESTS"), address("__stop_linkme_TESTS")) {
+    match (address(&format!("__start_{name}")), address(&format!("__stop_{name}"))) {
         (Some(start), Some(stop)) if start < stop => at(elf, start, (stop - start) as usize).unwrap_or_default(),
         _ => &[],
     }

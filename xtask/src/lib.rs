@@ -8,11 +8,12 @@
 //! | [`frames`], [`ktap`], [`verdict`] | what a guest said on COM2, and whether that is a pass: pure functions |
 //! | [`kernel_tests`], [`symbols`], [`console`] | what is read from the kernel's ELF, and its addresses made readable |
 //! | [`guest`], [`pulse`], [`rundir`] | one boot under watch, and the folder that keeps what it left |
-//! | [`run`] with [`typist`], [`test`], [`smp`], [`lint`], [`models`], [`ci`], [`doctor`] | the commands |
+//! | [`run`] with [`typist`], [`test`], [`mod@bench`], [`smp`], [`lint`], [`models`], [`ci`], [`doctor`] | the commands |
 //!
 //! It is a library so that the tests in `tests/` can use the parsers and the writer of frames.
 
 pub mod artifact;
+pub mod bench;
 pub mod ci;
 pub mod cli;
 pub mod console;
@@ -70,6 +71,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
     match cli.command {
         Command::Run(args) => run::run(&workspace, &args),
         Command::Test(args) => test::test(&workspace, &args),
+        Command::Bench(args) => bench::bench(&workspace, &args),
         Command::Smp(args) => smp::smp(&workspace, &args),
         Command::Lint(args) => lint::lint(&workspace, &args),
         Command::Models(args) => models::models(&workspace, &args),

@@ -24,6 +24,8 @@ pub enum Engine {
     Single,
     /// One host thread, and instructions counted: repeatable bit for bit.
     Deterministic,
+    /// The same with a clock that goes on by a nanosecond an instruction, for figures.
+    Counted,
 }
 
 impl Engine {
@@ -66,6 +68,7 @@ impl Engine {
             Engine::Multi => "tcg,thread=multi",
             Engine::Single => "tcg,thread=single",
             Engine::Deterministic => "tcg,deterministic",
+            Engine::Counted => "tcg,counted",
         }
     }
 
@@ -77,6 +80,7 @@ impl Engine {
             Engine::Multi => "--thread multi",
             Engine::Single => "--thread single",
             Engine::Deterministic => "--deterministic",
+            Engine::Counted => "--count",
         }
     }
 }
@@ -130,6 +134,10 @@ impl Machine {
             Engine::Kvm => command.args(["-accel", "kvm"]),
             Engine::Multi => command.args(["-accel", "tcg,thread=multi"]),
             Engine::Single => command.args(["-accel", "tcg,thread=single"]),
+            Engine::Counted => {
+                command.args(["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off"]);
+                command.args(["-rtc", "base=2026-01-01,clock=vm"])
+            }
             Engine::Deterministic => {
                 command.args(["-accel", "tcg,thread=single", "-icount", "shift=4,sleep=off"]);
                 command.args(["-rtc", "base=2026-01-01,clock=vm", "-seed", &(seed as u32).to_string()])

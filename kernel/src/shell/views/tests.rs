@@ -32,7 +32,7 @@ fn test(session: &mut Session<'_>, arguments: &[&str]) -> Result<(), Complaint> 
     let mut line = |text: fmt::Arguments<'_>| {
         crate::console::print(&alloc::format!("{text}\n"));
     };
-    let summary = ::tests::run(&plan, session.cx, &mut PlainLines(&mut line));
+    let summary = ::tests::run(::tests::TESTS.iter(), &plan, session.cx, &mut PlainLines(&mut line));
     if summary.is_pass() {
         Ok(())
     } else {

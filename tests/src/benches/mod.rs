@@ -1,0 +1,7 @@
+//! The benches, one module a storey; the module's name is the suite's.
+
+mod kfree_rcu;
+mod rcu;
+mod sched;
+mod slab;
+mod sync;
