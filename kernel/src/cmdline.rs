@@ -5,7 +5,7 @@
 //! one line that names it.
 
 use arch::exit::{Verdict, debug_exit};
-use sync::param;
+use sync::{events, explore, param};
 
 use crate::console::Raw;
 
@@ -51,7 +51,12 @@ pub(crate) fn parse(text: &'static [u8]) {
     use core::fmt::Write;
 
     let refused = match core::str::from_utf8(text).map(param::parse) {
-        Ok(Ok(())) => return,
+        Ok(Ok(())) => match without_effect() {
+            None => return,
+            Some((key, feature)) => {
+                writeln!(Raw, "grange: command line refused: {key}= needs a kernel with the feature `{feature}`")
+            }
+        },
         Ok(Err(error)) => {
             writeln!(Raw, "grange: command line refused: {error}; the shell's `params` lists all")
         }
@@ -63,4 +68,13 @@ pub(crate) fn parse(text: &'static [u8]) {
     // Writing to the port cannot fail.
     let _ = refused;
     debug_exit(Verdict::Panic)
+}
+
+/// A parameter that was given and that this build does not have the code for, and the feature that would bring it.
+fn without_effect() -> Option<(&'static str, &'static str)> {
+    let given = [
+        ("grange.explore", "explore", explore::ONE_IN.is_set() && !explore::ENABLED),
+        ("grange.events", "events", events::PERIOD.is_set() && !events::ENABLED),
+    ];
+    given.into_iter().find_map(|(key, feature, idle)| idle.then_some((key, feature)))
 }

@@ -49,6 +49,7 @@ fn start(info: &'static mut BootInfo) -> ! {
     topology::discover();
     start_memory(info);
     start_areas();
+    sync::explore::init(cmdline::SEED.get());
 
     sync::init();
     panic::init();

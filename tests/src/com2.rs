@@ -8,7 +8,7 @@ use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use sched::Timer;
-use sync::{ATOMIC, Once, SpinLock, lock_class};
+use sync::{ATOMIC, Once, SpinLock, events, lock_class};
 
 use crate::case::TestCase;
 use crate::frame::{FrameWriter, Kind};
@@ -29,12 +29,28 @@ const SILENCE_FACTOR: u64 = 12;
 struct Stream {
     frames: FrameWriter,
     open: bool,
+    events: events::Reader,
+}
+
+impl Stream {
+    fn write(&mut self, kind: Kind, payload: fmt::Arguments<'_>) {
+        self.frames.write(kind, payload, &mut arch::console::write_com2);
+    }
+
+    /// Sends what the rolling hash of events has been since.
+    fn write_events(&mut self) {
+        while let Some(points) = self.events.take() {
+            self.write(Kind::Events, format_args!("{points}"));
+        }
+    }
 }
 
 /// Protects the port and the frame numbers. Taken in any context but NMI, with interrupts off; the
 /// heartbeat only tries. Nests in nothing, and nothing in it.
-static STREAM: SpinLock<Stream> =
-    SpinLock::new(Stream { frames: FrameWriter::new(), open: false }, lock_class!("tests.com2"));
+static STREAM: SpinLock<Stream> = SpinLock::new(
+    Stream { frames: FrameWriter::new(), open: false, events: events::Reader::new() },
+    lock_class!("tests.com2"),
+);
 
 /// Calls [`heartbeat`] while a run is on.
 static TIMER: Timer = Timer::new(|_| heartbeat());
@@ -57,7 +73,8 @@ impl Com2 {
         let mut stream = STREAM.lock_irqsave(ATOMIC);
         // From the first frame on heartbeats may join in.
         stream.open = true;
-        stream.frames.write(kind, payload, &mut arch::console::write_com2);
+        stream.write(kind, payload);
+        stream.write_events();
     }
 }
 
@@ -94,11 +111,12 @@ impl Output for Com2 {
         // One hold of the lock: no heartbeat may come between the count and the last frame.
         let mut stream = STREAM.lock_irqsave(ATOMIC);
         stream.open = false;
+        stream.write_events();
         let frames = stream.frames.count();
         let payload = format_args!(
             r#"{{"planned":{planned},"passed":{passed},"failed":{failed},"skipped":{skipped},"frames":{frames},"com1":{com1}}}"#
         );
-        stream.frames.write(Kind::End, payload, &mut arch::console::write_com2);
+        stream.write(Kind::End, payload);
     }
 }
 
@@ -147,8 +165,8 @@ fn heartbeat() {
         if !stream.open {
             return;
         }
-        let payload = format_args!(r#"{{"ticks":{},"ns":{ns}}}"#, sched::tick::count());
-        stream.frames.write(Kind::Heartbeat, payload, &mut arch::console::write_com2);
+        stream.write(Kind::Heartbeat, format_args!(r#"{{"ticks":{},"ns":{ns}}}"#, sched::tick::count()));
+        stream.write_events();
     }
     TIMER.arm_in(HEARTBEAT_NS);
 }

@@ -20,6 +20,8 @@ pub enum Kind {
     Begin,
     /// Time goes on, JSON.
     Heartbeat,
+    /// The rolling hash of events, JSON.
+    Events,
     /// End of the run with its counts, JSON.
     End,
 }
@@ -32,6 +34,7 @@ impl Kind {
             Self::Json => 'J',
             Self::Begin => 'B',
             Self::Heartbeat => 'H',
+            Self::Events => 'V',
             Self::End => 'E',
         }
     }

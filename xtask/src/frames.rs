@@ -19,17 +19,20 @@ pub enum Kind {
     Begin,
     /// `H`: the guest is alive, JSON.
     Heartbeat,
+    /// `V`: the rolling hash of events, JSON.
+    Events,
     /// `E`: end of the tester's output with its counts, JSON.
     End,
 }
 
 impl Kind {
-    const ALL: [(&'static str, Kind); 6] = [
+    const ALL: [(&'static str, Kind); 7] = [
         ("S", Kind::Start),
         ("K", Kind::Ktap),
         ("J", Kind::Json),
         ("B", Kind::Begin),
         ("H", Kind::Heartbeat),
+        ("V", Kind::Events),
         ("E", Kind::End),
     ];
 

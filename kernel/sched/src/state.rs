@@ -73,6 +73,7 @@ impl StateWord {
     /// The thread announces that it is about to sleep, before it looks at its condition: steps (a) and (b).
     pub fn announce_sleep(&self) {
         self.0.store(State::Sleeping as u8, Ordering::Relaxed);
+        sync::atomic::point();
         // SeqCst: pairs with the fence in `seen_sleeping`. The announcement before the look at the condition, else
         // both sides can miss each other and the thread sleeps for ever.
         fence(Ordering::SeqCst);

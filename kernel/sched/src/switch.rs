@@ -26,8 +26,8 @@ use core::ptr;
 use core::sync::atomic::Ordering;
 
 use arch::{irq, task};
-use sync::MaySleep;
 use sync::context::{self, PREEMPT_OFFSET};
+use sync::{MaySleep, events};
 
 use crate::hooks::hooks;
 use crate::rq::RunQueue;
@@ -70,6 +70,7 @@ pub(crate) fn pass(why: Pass) {
     }
     let counter = if preempted { &prev.involuntary } else { &prev.voluntary };
     counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    events::event(events::Kind::Switch, ptr::from_ref(next).addr());
     LEAVING.set(ptr::from_ref(prev).cast_mut());
     CURRENT.set(ptr::from_ref(next).cast_mut());
     let (save, load) = (prev.context.get().cast(), next.context.get().cast());

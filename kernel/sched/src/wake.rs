@@ -11,7 +11,7 @@
 use core::sync::atomic::Ordering;
 
 use arch::{CpuId, cpu};
-use sync::{ATOMIC, IrqGuard, PreemptGuard, SpinGuard, context};
+use sync::{ATOMIC, IrqGuard, PreemptGuard, SpinGuard, context, events, explore};
 
 use crate::rq::{IDLE_CPUS, Inner, Place, RunQueue, kick, lock_of};
 use crate::thread::{Thread, cpu_number};
@@ -29,6 +29,7 @@ use crate::thread::{Thread, cpu_number};
 #[inline]
 pub fn wake(thread: &'static Thread) -> bool {
     debug_assert!(!context::in_nmi(), "a wake-up in NMI context must go through irq_work");
+    explore::point();
     thread.state.seen_sleeping() && wake_sleeping(thread)
 }
 
@@ -40,6 +41,7 @@ fn wake_sleeping(thread: &'static Thread) -> bool {
     if !thread.state.wake_under_lock() {
         return false;
     }
+    events::event(events::Kind::WakeUp, core::ptr::from_ref(thread).addr());
     if inner.place(thread) != Place::Off {
         // It has not got round to giving up its CPU, or was preempted on the way: it finds itself `Running`.
         return true;

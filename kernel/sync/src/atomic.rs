@@ -23,6 +23,15 @@ pub fn pause() {
     loom::thread::yield_now();
 }
 
+/// [`explore::point`](crate::explore::point) for modules that are model-checked; loom explores by itself.
+///
+/// Context: any.
+#[inline(always)]
+pub fn point() {
+    #[cfg(not(loom))]
+    crate::explore::point();
+}
+
 /// Writes a function that is `const`, except under loom.
 #[macro_export]
 macro_rules! const_unless_loom {

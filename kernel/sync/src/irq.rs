@@ -29,6 +29,7 @@ use arch::{
 
 use crate::{
     context::{self, HARDIRQ_OFFSET},
+    events,
     hooks::{HOOKS, Slot},
     irq_work, nmi, smp,
 };
@@ -134,6 +135,7 @@ pub fn irq_exit(irqs_were_on: bool) {
 
 fn on_irq(vector: u8, frame: &mut TrapFrame) {
     irq_enter();
+    events::event(events::Kind::Interrupt, vector.into());
     let at_entry = context::preempt_count();
     // SAFETY: this CPU's own copy, interrupts are off, and NMIs do not count here.
     unsafe { (*COUNTS.this_ptr())[usize::from(vector)] += 1 };

@@ -26,6 +26,7 @@ use arch::{cpu::CpuId, ipi, vector};
 use crate::{
     context::{self, PreemptGuard},
     cx::{ATOMIC, MaySleep},
+    explore,
     hooks::HOOKS,
     llist::{LlistHead, LlistNode},
 };
@@ -160,6 +161,7 @@ impl IrqWork {
                 Err(now) => flags = now,
             }
         }
+        explore::point();
         (self.func)(self);
         // Release: pairs with the acquire in `sync`.
         self.flags.fetch_and(!BUSY, Ordering::Release);

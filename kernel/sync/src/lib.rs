@@ -13,6 +13,7 @@
 //! | [`spinlock`], [`lock_order`], [`local_trylock`] | locks, and the checks behind them |
 //! | [`irq`], [`nmi`], [`irq_work`], [`smp`], [`tlb`] | interrupts, and calls from one CPU to others |
 //! | [`log`], [`log_ring`] | the log, callable up to NMI |
+//! | [`explore`], [`events`] | places where another CPU may come in between; what happened, hashed: for test builds |
 //! | [`param`], [`rng`], [`percpu_dyn`] | command line parameters, seeded random numbers, dynamic per-CPU variables |
 //!
 //! Nothing here allocates. What may be called in which context stands at each function under *Context*;
@@ -38,6 +39,10 @@ pub mod seqcount;
 // What follows uses per-CPU variables and statics with atomics in them, which loom does not have.
 #[cfg(not(loom))]
 pub mod context;
+#[cfg(not(loom))]
+pub mod events;
+#[cfg(not(loom))]
+pub mod explore;
 #[cfg(not(loom))]
 pub mod hooks;
 #[cfg(not(loom))]

@@ -28,7 +28,7 @@
 
 use core::ptr;
 
-use crate::atomic::{AtomicPtr, Ordering};
+use crate::atomic::{AtomicPtr, Ordering, point};
 
 /// A link, embedded in an object or written over free memory.
 #[repr(C)]
@@ -92,6 +92,7 @@ impl LlistHead {
         loop {
             // SAFETY: `last` is valid and ours until the exchange below succeeds (`LL-1`).
             unsafe { (*last).next.store(head, Ordering::Relaxed) };
+            point();
             // Release: pairs with the acquire in `take_all`, so that the nodes' contents and links
             // are there before the nodes are (`LL-2`).
             match self.first.compare_exchange_weak(head, first, Ordering::Release, Ordering::Relaxed) {
@@ -109,6 +110,7 @@ impl LlistHead {
         if self.is_empty() {
             return LlistChain { first: ptr::null_mut() };
         }
+        point();
         // Acquire: pairs with the release in `add_batch` (`LL-2`).
         LlistChain { first: self.first.swap(ptr::null_mut(), Ordering::Acquire) }
     }

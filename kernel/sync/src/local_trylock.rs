@@ -28,7 +28,7 @@ use core::{
 
 use arch::percpu::{PerCpu, Symbol};
 
-use crate::{context::PreemptGuard, cx::Cx};
+use crate::{context::PreemptGuard, cx::Cx, explore};
 
 /// A value of one CPU that one of its contexts at a time may use; lives in per-CPU memory.
 #[derive(Debug)]
@@ -163,6 +163,7 @@ impl Flag {
     fn try_set(&self, mut at: impl FnMut(Step)) -> bool {
         at(Step::BeforeLoad);
         let was_set = self.0.load(Ordering::Relaxed);
+        explore::point();
         at(Step::AfterLoad);
         if was_set {
             return false;
@@ -170,6 +171,7 @@ impl Flag {
         self.0.store(true, Ordering::Relaxed);
         // Keeps the protected accesses after the store, for interrupts on this CPU (`LT-3`).
         compiler_fence(Ordering::SeqCst);
+        explore::point();
         at(Step::AfterSet);
         true
     }
@@ -178,6 +180,7 @@ impl Flag {
     #[inline(always)]
     fn clear(&self, mut at: impl FnMut(Step)) {
         at(Step::BeforeClear);
+        explore::point();
         // Keeps the protected accesses before the store, for interrupts on this CPU (`LT-3`).
         compiler_fence(Ordering::SeqCst);
         self.0.store(false, Ordering::Relaxed);

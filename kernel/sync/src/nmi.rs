@@ -21,6 +21,7 @@ use arch::trap::TrapFrame;
 
 use crate::{
     context::{self, HARDIRQ_OFFSET, NMI_OFFSET},
+    events,
     hooks::HOOKS,
 };
 
@@ -106,6 +107,7 @@ pub fn as_nmi<R>(f: impl FnOnce() -> R) -> R {
 pub(crate) fn on_nmi(frame: &mut TrapFrame) {
     as_nmi(|| {
         COUNT.inc();
+        events::event(events::Kind::Nmi, 0);
         let mut known = false;
         // Acquire: pairs with the release in `register`.
         let mut at = FIRST.load(Ordering::Acquire);

@@ -12,7 +12,7 @@
 //! - `SQ-3` A writer is not interrupted by a reader that waits on the same CPU: such readers (NMI)
 //!   use [`try_begin`](SeqCount::try_begin) and go another way.
 
-use crate::atomic::{AtomicU32, Ordering, fence, pause};
+use crate::atomic::{AtomicU32, Ordering, fence, pause, point};
 
 /// A sequence counter; see the [module](self).
 #[derive(Debug)]
@@ -56,6 +56,7 @@ impl SeqCount {
         // Acquire: pairs with the release store in `write`: data that is read after this is at
         // least as new as the count.
         let count = self.count.load(Ordering::Acquire);
+        point();
         count.is_multiple_of(2).then_some(SeqStart(count))
     }
 
@@ -99,7 +100,9 @@ impl SeqCount {
         self.count.store(count.wrapping_add(1), Ordering::Relaxed);
         // Release: pairs with the acquire fence in `retry`: the odd count before the data.
         fence(Ordering::Release);
+        point();
         let result = f();
+        point();
         // Release: pairs with the acquire in `try_begin`: the data before the even count.
         self.count.store(count.wrapping_add(2), Ordering::Release);
         result

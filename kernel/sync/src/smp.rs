@@ -30,6 +30,7 @@ use arch::{
 use crate::{
     context::{self, IrqGuard, PreemptGuard},
     cx::ATOMIC,
+    explore,
 };
 
 /// A function for another CPU. Context there: hardirq, interrupts off.
@@ -147,6 +148,7 @@ pub(crate) fn call_with_vector(mask: &CpuMask, func: CallFn, arg: usize, wait: b
         for cpu in others.iter() {
             outbox.pending.set(cpu);
         }
+        explore::point();
         for cpu in others.iter() {
             // SAFETY: an inbox is made to be set from other CPUs, and never freed. The setting is a
             // release that pairs with the acquire of the load in `answer`: the outbox is full before.
@@ -202,6 +204,7 @@ pub(crate) fn answer() {
         for caller in callers.iter() {
             // Before the function runs: the caller fills its outbox again only after the answer.
             inbox.clear(caller);
+            explore::point();
             // SAFETY: outboxes are read by those they are addressed to (`CF-1`), and never freed.
             let outbox = unsafe { &*OUTBOX.ptr_on(caller) };
             let func = outbox.func.load(Ordering::Relaxed);

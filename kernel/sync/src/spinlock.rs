@@ -32,12 +32,14 @@ use core::{
     fmt,
     mem::ManuallyDrop,
     ops::{Deref, DerefMut},
+    ptr,
     sync::atomic::{AtomicBool, Ordering},
 };
 
 use crate::{
     context::{IrqGuard, PreemptGuard},
     cx::{ATOMIC, Cx},
+    events, explore,
     lock_order::{LockClass, Tracked},
 };
 
@@ -151,9 +153,11 @@ impl<T: ?Sized> SpinLock<T> {
     #[track_caller]
     fn acquire(&self) {
         self.tracked.before_lock();
+        explore::point();
         if !self.test_and_set() {
             self.wait();
         }
+        explore::point();
     }
 
     /// True if the lock was free; it is held then.
@@ -166,6 +170,7 @@ impl<T: ?Sized> SpinLock<T> {
     #[cold]
     #[inline(never)]
     fn wait(&self) {
+        events::event(events::Kind::LockWait, ptr::from_ref(&self.locked).addr());
         let mut stuck = self.tracked.stuck_watch();
         loop {
             // Look before each try: a try takes the cache line from the holder.
@@ -182,7 +187,9 @@ impl<T: ?Sized> SpinLock<T> {
     #[inline]
     #[track_caller]
     fn try_acquire(&self) -> bool {
-        let free = !self.locked.load(Ordering::Relaxed) && self.test_and_set();
+        let looks_free = !self.locked.load(Ordering::Relaxed);
+        explore::point();
+        let free = looks_free && self.test_and_set();
         if free {
             self.tracked.after_try_lock();
         }
@@ -194,6 +201,7 @@ impl<T: ?Sized> SpinLock<T> {
         self.tracked.before_unlock();
         // Release: pairs with the acquire in `test_and_set`.
         self.locked.store(false, Ordering::Release);
+        explore::point();
     }
 }
 

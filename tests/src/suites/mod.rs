@@ -2,6 +2,7 @@
 
 mod boot;
 mod calls;
+mod explore;
 mod kfree_rcu;
 mod mm;
 mod nmi;
