@@ -16,12 +16,17 @@
 //!   no event is lost; several before it are one call.
 //! - `IW-3` What was written before a `queue` that returned true, or that returned false because
 //!   the item was pending, is seen by the call that follows.
+//! - `IW-4` Nothing waits on a CPU that is offline: what was on its lists runs on it before it parks, and what is
+//!   queued there from then on goes to a CPU that is online. Enforced by [`host`].
 //!
 //! Context: any for queueing; the function runs in hardirq context with interrupts off.
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use arch::{cpu::CpuId, ipi, vector};
+use arch::{
+    cpu::{self, CpuId},
+    ipi, vector,
+};
 
 use crate::{
     context::{self, PreemptGuard},
@@ -73,12 +78,22 @@ impl IrqWork {
         if !self.claim() {
             return false;
         }
-        // SAFETY: pinned; the list is this CPU's and lives as long as the machine runs.
-        let list = unsafe { &*RAISED.this_ptr() };
-        if self.push_to(list) {
-            ipi::send_self(vector::IRQ_WORK);
-        }
+        self.raise_on(host());
         true
+    }
+
+    /// Puts the item, which the caller has claimed, on the list of `cpu`, and tells it.
+    fn raise_on(&'static self, cpu: CpuId) {
+        // SAFETY: the list is lock-less and made for pushes from other CPUs; it is never freed.
+        let list = unsafe { &*RAISED.ptr_on(cpu) };
+        if !self.push_to(list) {
+            return;
+        }
+        if cpu == cpu::current() {
+            ipi::send_self(vector::IRQ_WORK);
+        } else {
+            ipi::send(cpu, vector::IRQ_WORK);
+        }
     }
 
     /// Has it called on this CPU at the next interrupt exit; false if it was pending already.
@@ -88,6 +103,11 @@ impl IrqWork {
         let _pin = PreemptGuard::new(ATOMIC);
         if !self.claim() {
             return false;
+        }
+        let host = host();
+        if host != cpu::current() {
+            self.raise_on(host);
+            return true;
         }
         // SAFETY: pinned; the list is this CPU's and lives as long as the machine runs.
         let list = unsafe { &*LAZY.this_ptr() };
@@ -100,22 +120,18 @@ impl IrqWork {
         true
     }
 
-    /// Has it called on `cpu`; false if it was pending already, on whichever CPU.
+    /// Has it called on `cpu`, or on this CPU if `cpu` is offline; false if it was pending already, on whichever CPU.
     ///
     /// Context: any. Lock-free.
     pub fn queue_on(&'static self, cpu: CpuId) -> bool {
         let pin = PreemptGuard::new(ATOMIC);
-        if cpu == arch::cpu::current() {
+        if cpu == cpu::current() || !cpu::is_online(cpu) {
             return self.queue_here(&pin);
         }
         if !self.claim() {
             return false;
         }
-        // SAFETY: the list is lock-less and made for pushes from other CPUs; it is never freed.
-        let list = unsafe { &*RAISED.ptr_on(cpu) };
-        if self.push_to(list) {
-            ipi::send(cpu, vector::IRQ_WORK);
-        }
+        self.raise_on(cpu);
         true
     }
 
@@ -166,6 +182,15 @@ impl IrqWork {
         // Release: pairs with the acquire in `sync`.
         self.flags.fetch_and(!BUSY, Ordering::Release);
     }
+}
+
+/// Where what is queued on this CPU runs: here, or on the first CPU that is online if this one is not (`IW-4`).
+///
+/// A CPU that is on its way out, or parked and hit by an NMI, looks at its lists no more. The caller is pinned, so no CPU
+/// goes offline between the look and the push.
+fn host() -> CpuId {
+    let here = cpu::current();
+    if cpu::is_online(here) { here } else { cpu::online().first().unwrap_or(here) }
 }
 
 /// The handler of the IPI: everything that waits on this CPU.

@@ -100,6 +100,27 @@ fn irq_work_queued_by_all_cpus_is_never_lost() {
 }
 
 #[test]
+fn irq_work_of_a_cpu_that_is_offline_runs_on_one_that_is_online() {
+    const NOBODY: usize = usize::MAX;
+    static RAN_ON: [AtomicUsize; 3] = [const { AtomicUsize::new(NOBODY) }; 3];
+    static NOW: IrqWork = IrqWork::new(|_| RAN_ON[0].store(cpu::current().index(), Ordering::Relaxed));
+    static LAZY: IrqWork = IrqWork::new(|_| RAN_ON[1].store(cpu::current().index(), Ordering::Relaxed));
+    static NAMED: IrqWork = IrqWork::new(|_| RAN_ON[2].store(cpu::current().index(), Ordering::Relaxed));
+    machine(2, |cx| {
+        smp::run_on(cpu(1), || {
+            cpu::set_online(cpu(1), false);
+            assert!(NOW.queue() && LAZY.queue_lazy() && NAMED.queue_on(cpu(1)));
+        })
+        .unwrap();
+        for work in [&NOW, &LAZY, &NAMED] {
+            work.sync(cx);
+        }
+        assert_eq!(RAN_ON.each_ref().map(|on| on.load(Ordering::Relaxed)), [0; 3]);
+        cpu::set_online(cpu(1), true);
+    });
+}
+
+#[test]
 fn a_call_reaches_exactly_the_cpus_that_were_asked_for() {
     static CALLED: [AtomicUsize; 4] = [const { AtomicUsize::new(0) }; 4];
     machine(4, |_| {
