@@ -95,6 +95,7 @@ pub fn start_secondary(here: CpuId) -> ! {
 /// The CPU's run queue opens, with `thread` running. Interrupts are off.
 fn enter(here: CpuId, thread: &'static Thread) {
     thread.cpu.store(cpu_number(here), Ordering::Relaxed);
+    sync::lock_order::set_thread(&thread.locks);
     let mut inner = RunQueue::this().lock();
     inner.bring_online(here, thread);
     if inner.best_level().is_some() {

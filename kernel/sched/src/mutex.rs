@@ -23,6 +23,7 @@ use core::ops::{Deref, DerefMut};
 use core::ptr;
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use sync::lock_order::SleepTracked;
 use sync::{ATOMIC, LockClass, MaySleep, SpinLock};
 
 use crate::rq::prio_of;
@@ -52,6 +53,7 @@ struct MutexWaiter {
 pub struct Mutex<T: ?Sized> {
     /// `SCHED-17`.
     word: AtomicUsize,
+    tracked: SleepTracked,
     waiters: SpinLock<WaiterList>,
     value: UnsafeCell<T>,
 }
@@ -62,10 +64,11 @@ unsafe impl<T: ?Sized + Send> Sync for Mutex<T> {}
 unsafe impl<T: ?Sized + Send> Send for Mutex<T> {}
 
 impl<T> Mutex<T> {
-    /// A free mutex.
-    pub const fn new(value: T) -> Mutex<T> {
+    /// A free mutex of class `class` around `value`. Checking builds keep the order of classes: see [`sync::lock_order`].
+    pub const fn new(value: T, class: &'static LockClass) -> Mutex<T> {
         Mutex {
             word: AtomicUsize::new(0),
+            tracked: SleepTracked::new(class),
             waiters: SpinLock::new(WaiterList::new(), &MUTEX_CLASS),
             value: UnsafeCell::new(value),
         }
@@ -83,20 +86,28 @@ impl<T: ?Sized> Mutex<T> {
     ///
     /// # Panics
     ///
-    /// In checking builds, when the thread has it already.
+    /// In checking builds, when the thread has it already, and against the lock order.
+    #[track_caller]
     pub fn lock(&self, cx: &mut MaySleep) -> MutexGuard<'_, T> {
         cx.assert_may_sleep();
+        self.tracked.before_lock();
         if !self.try_take() {
             self.lock_slow();
         }
+        self.tracked.locked();
         MutexGuard::new(self)
     }
 
     /// Takes the mutex if it is free.
     ///
     /// Context: task.
+    #[track_caller]
     pub fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
-        self.try_take().then(|| MutexGuard::new(self))
+        let free = self.try_take();
+        if free {
+            self.tracked.locked();
+        }
+        free.then(|| MutexGuard::new(self))
     }
 
     /// Does somebody have it? May be out of date at once.
@@ -119,7 +130,6 @@ impl<T: ?Sized> Mutex<T> {
             let mut list = self.waiters.lock_irqsave(ATOMIC);
             // Relaxed: the compare-exchange in `release` fails once the bit is there; then the lock orders.
             let before = self.word.fetch_or(WAITERS, Ordering::Relaxed);
-            debug_assert!(before & !WAITERS != self::me(), "{:?} locks a mutex that it has", current());
             if before == 0 && self.take_with_bit() {
                 return;
             }
@@ -148,6 +158,7 @@ impl<T: ?Sized> Mutex<T> {
 
     #[inline]
     fn release(&self) {
+        self.tracked.before_unlock();
         // Release: pairs with the Acquire in `try_take`.
         if self.word.compare_exchange(me(), 0, Ordering::Release, Ordering::Relaxed).is_err() {
             self.hand_over();

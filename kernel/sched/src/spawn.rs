@@ -320,6 +320,7 @@ extern "C" fn thread_main(_thread: usize) -> ! {
 fn exit(cx: &mut MaySleep) -> ! {
     cx.assert_may_sleep();
     let thread = current();
+    thread.for_each_lock(|lock| panic!("{thread:?} ends and holds the mutex {lock}"));
     if let Some(hooks) = hooks() {
         (hooks.thread_exit)(thread);
     }

@@ -27,7 +27,7 @@ use core::sync::atomic::Ordering;
 
 use arch::{irq, task};
 use sync::context::{self, PREEMPT_OFFSET};
-use sync::{MaySleep, events};
+use sync::{MaySleep, events, lock_order};
 
 use crate::hooks::hooks;
 use crate::rq::RunQueue;
@@ -59,6 +59,7 @@ pub(crate) enum Pass {
 /// Steps 1 to 4. Interrupts are off, the preemption count is 1.
 pub(crate) fn pass(why: Pass) {
     debug_assert!(!irq::enabled());
+    context::assert_may_switch();
     let prev = current();
     let next = choose(prev, why);
     let preempted = why == Pass::Preempted;
@@ -73,6 +74,7 @@ pub(crate) fn pass(why: Pass) {
     events::event(events::Kind::Switch, ptr::from_ref(next).addr());
     LEAVING.set(ptr::from_ref(prev).cast_mut());
     CURRENT.set(ptr::from_ref(next).cast_mut());
+    lock_order::set_thread(&next.locks);
     let (save, load) = (prev.context.get().cast(), next.context.get().cast());
     // SAFETY: interrupts are off on both sides (SCHED-9). `save` belongs to this CPU, which runs `prev`; `load` was
     // filled by `prepare` or by the switch that `next` left with, and nobody else runs it: its `on_cpu` was clear

@@ -28,6 +28,7 @@ use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU16, AtomicU32, 
 use arch::CpuId;
 use arch::task::Context;
 use mm::stack::Stack;
+use sync::lock_order::{HeldLock, ThreadLocks};
 
 use crate::rq::RqEntry;
 use crate::spawn::Body;
@@ -124,6 +125,8 @@ pub struct Thread {
     pub(crate) context: UnsafeCell<MaybeUninit<Context>>,
     /// RCU's part.
     pub rcu: ThreadRcu,
+    /// The mutexes it holds, in checking builds.
+    pub(crate) locks: ThreadLocks,
     /// The thread's will; [`crate::state`].
     pub(crate) state: StateWord,
     /// `SCHED-5`. Set under the run-queue lock by the CPU that picks the thread, cleared (Release) by
@@ -174,6 +177,7 @@ impl Thread {
         Thread {
             context: UnsafeCell::new(MaybeUninit::uninit()),
             rcu: ThreadRcu::new(),
+            locks: ThreadLocks::new(),
             state: StateWord::new(),
             on_cpu: AtomicBool::new(false),
             is_idle: AtomicBool::new(false),
@@ -235,6 +239,13 @@ impl Thread {
     /// Involuntary switches so far.
     pub fn involuntary_switches(&self) -> u64 {
         self.involuntary.load(Ordering::Relaxed)
+    }
+
+    /// Calls `f` with each sleeping lock that the thread holds, oldest first; known in checking builds only.
+    ///
+    /// Context: any. Exact while the thread does not run or is the caller; else what was so a moment ago.
+    pub fn for_each_lock(&self, f: impl FnMut(HeldLock)) {
+        self.locks.for_each(f);
     }
 
     /// The name, for messages: `{}` prints it.

@@ -297,7 +297,7 @@ fn delayed_work_waits_for_its_time_and_can_be_taken_back() {
 fn a_mutex_lets_one_thread_in_at_a_time() {
     in_own_process(|| {
         machine(3, |cx| {
-            let mutex = Arc::new((Mutex::new(0_u64), AtomicU32::new(0)));
+            let mutex = Arc::new((Mutex::new(0_u64, sync::lock_class!("test.counter")), AtomicU32::new(0)));
             let threads: Vec<_> = (0..6)
                 .map(|i| {
                     let mutex = mutex.clone();
@@ -324,8 +324,8 @@ fn a_mutex_lets_one_thread_in_at_a_time() {
 fn a_mutex_goes_to_the_most_urgent_waiter() {
     in_own_process(|| {
         machine(2, |cx| {
-            let order = Arc::new(Mutex::new(Vec::new()));
-            let gate = Arc::new(Mutex::new(()));
+            let order = Arc::new(Mutex::new(Vec::new(), sync::lock_class!("test.order")));
+            let gate = Arc::new(Mutex::new((), sync::lock_class!("test.gate")));
             let held = gate.lock(cx);
             let mut threads = Vec::new();
             for prio in [Prio::BACKGROUND, Prio::NORMAL, Prio::HIGH] {

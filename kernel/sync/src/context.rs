@@ -352,6 +352,29 @@ fn blocked_in_atomic_context(caller: &'static Location<'static>) -> ! {
     panic!("blocking in atomic context at {caller}: {state}");
 }
 
+/// In checking builds, panics unless this CPU may go to another thread: only the switch's own level is counted, and no
+/// spin lock is held.
+///
+/// Context: the scheduler, at a switch; interrupts off.
+#[inline(always)]
+pub fn assert_may_switch() {
+    if cfg!(debug_assertions) && !crate::lock_order::checks_off() {
+        let mut held = 0;
+        crate::lock_order::for_each_held(arch::cpu::current(), |_| held += 1);
+        if held != 0 || preempt_count() != PREEMPT_OFFSET {
+            switched_in_atomic_context();
+        }
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn switched_in_atomic_context() -> ! {
+    let state = State::now();
+    crate::lock_order::switch_off();
+    panic!("scheduling while atomic, or with a lock held: {state}");
+}
+
 /// Count and interrupts of a moment, and where what is off was switched off: for reports of checking builds.
 pub(crate) struct State {
     count: u32,
@@ -377,6 +400,10 @@ impl fmt::Display for State {
         if !irqs_on && !in_interrupt() {
             write!(f, "; interrupts were switched off at {}", left_zero(Kind::Irq))?;
         }
-        Ok(())
+        let mut result = Ok(());
+        crate::lock_order::for_each_held(arch::cpu::current(), |lock| {
+            result = result.and_then(|()| write!(f, "; lock {lock} is held"));
+        });
+        result
     }
 }

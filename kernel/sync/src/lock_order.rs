@@ -1,10 +1,11 @@
 //! Lock classes, and the checks that checking builds make at every lock.
 //!
 //! A [`LockClass`] names a kind of lock. In builds without debug assertions it is a name and the
-//! checks are empty. With them each CPU keeps a stack of the locks it holds, in whatever context,
+//! checks are empty. With them each CPU keeps a list of the spin locks it holds, in whatever context,
+//! each thread one of the sleeping locks it holds, across sleeps and CPUs,
 //! and every lock operation is checked **before** it can deadlock:
 //!
-//! - *self-deadlock*: this CPU holds the very lock it is about to spin on;
+//! - *self-deadlock*: this CPU (thread) holds the very lock it is about to spin on (sleep for);
 //! - *NMI*: a spinning acquisition in NMI context (only `try_lock` is allowed there);
 //! - *rank*: a class with a rank is taken inside classes with lower ranks only;
 //! - *order*: taking B while holding A draws the edge A → B; an edge that closes a circle is
@@ -13,14 +14,21 @@
 //!   interrupts (soft interrupts) on anywhere;
 //! - *stuck*: who spins for [`STUCK_AFTER_NS`] reports itself.
 //!
+//! Sleeping locks are kept in order among themselves. One inside a spin lock is no matter of order, but always wrong, and
+//! found as such (`MaySleep`).
+//!
+//! Reports of other things tell which locks were held: [`for_each_held`], [`ThreadLocks::for_each`]. In builds without
+//! checks nothing is known of them.
+//!
 //! Each report is a panic that names both places. Because the graph remembers, one run through
 //! each path is enough; the two CPUs need not meet. It answers to Linux's lockdep (6.12,
 //! kernel/locking/lockdep.c), with classes named by hand instead of by initialisation site.
 //!
 //! # Invariants
 //!
-//! - `LO-1` The stack of a CPU is changed by that CPU alone; an interrupt or NMI in the middle of
-//!   a change leaves it as found, because slots at and above the depth always read `RESERVED`.
+//! - `LO-1` The list of a CPU is changed by that CPU alone; an interrupt or NMI in the middle of
+//!   a change leaves it as found, because slots at and above the depth always read as empty. Others may read it at any
+//!   time: a slot is filled from atomics, its class last.
 //! - `LO-2` A lock is pushed before it is spun for and popped before it is released, so that an
 //!   interrupt in between sees it as held.
 //! - `LO-3` Edges are only ever added, before the search for a circle: of two CPUs that draw
@@ -31,16 +39,26 @@
 #[cfg(debug_assertions)]
 #[path = "lock_order_checked.rs"]
 mod checked;
+#[cfg(debug_assertions)]
+#[path = "lock_order_graph.rs"]
+mod graph;
+#[cfg(debug_assertions)]
+#[path = "lock_order_held.rs"]
+mod held;
 #[cfg(not(debug_assertions))]
 #[path = "lock_order_unchecked.rs"]
 mod unchecked;
 
 #[cfg(debug_assertions)]
-pub(crate) use checked::Tracked;
+use checked as checks;
 #[cfg(not(debug_assertions))]
-pub(crate) use unchecked::Tracked;
+use unchecked as checks;
+
+pub(crate) use checks::Tracked;
+pub use checks::{SleepTracked, ThreadLocks, for_each_held, set_thread};
 
 use core::{
+    fmt,
     panic::Location,
     ptr,
     sync::atomic::{AtomicBool, AtomicPtr, AtomicU16, Ordering},
@@ -120,6 +138,23 @@ impl LockClass {
     #[must_use]
     pub const fn name(&self) -> &'static str {
         self.name
+    }
+}
+
+/// A lock that is held: `"mm.zone" (0xffff888000123450) since kernel/mm/src/zone.rs:88:9`.
+#[derive(Clone, Copy, Debug)]
+pub struct HeldLock {
+    /// Its class.
+    pub class: &'static LockClass,
+    /// Where it is: tells locks of one class apart.
+    pub address: usize,
+    /// Where it was taken.
+    pub place: &'static Location<'static>,
+}
+
+impl fmt::Display for HeldLock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "\"{}\" ({:#x}) since {}", self.class.name, self.address, self.place)
     }
 }
 

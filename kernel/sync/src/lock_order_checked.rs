@@ -1,21 +1,22 @@
 //! The checks of builds with debug assertions; see the parent module.
 
 use core::{
-    cell::Cell,
     panic::Location,
     ptr,
-    sync::atomic::{AtomicPtr, AtomicU16, AtomicU64, Ordering},
+    sync::atomic::{AtomicPtr, AtomicU16, Ordering},
 };
 
-use arch::cpu;
+use arch::cpu::{self, CpuId};
 
-use super::{LockClass, MAX_CLASSES, STUCK_AFTER_NS, Usage, checks_off, switch_off};
+use super::{
+    HeldLock, LockClass, STUCK_AFTER_NS, Usage, checks_off,
+    graph::GRAPH,
+    held::{HeldList, MAX_HELD},
+    switch_off,
+};
 use crate::context;
 
-/// Locks one CPU can hold at once, over all contexts.
-const MAX_HELD: usize = 32;
-
-type Place = &'static Location<'static>;
+pub(super) type Place = &'static Location<'static>;
 
 /// A lock's class and, for reports, its last holder.
 #[derive(Debug)]
@@ -27,29 +28,23 @@ pub(crate) struct Tracked {
     holder_cpu: AtomicU16,
 }
 
-/// One slot of a CPU's stack of held locks.
-#[derive(Clone, Copy)]
-enum Held {
-    /// At or above the depth, or pushed but not filled in yet (`LO-1`).
-    Reserved,
-    /// Released while a later one is still held.
-    Hole,
-    Lock {
-        address: usize,
-        class: &'static LockClass,
-        place: Place,
-    },
-}
-
-/// A CPU's stack of held locks.
-struct HeldStack {
-    slots: [Cell<Held>; MAX_HELD],
-}
-
 arch::per_cpu! {
-    static HELD: HeldStack = HeldStack { slots: [const { Cell::new(Held::Reserved) }; MAX_HELD] };
-    static DEPTH: u32 = 0;
+    /// The spin locks that this CPU holds.
+    static HELD: HeldList = HeldList::new();
+    /// The sleeping locks of the thread that this CPU runs; null before there are threads. Written by the context
+    /// switch.
+    static THREAD: *const ThreadLocks = ptr::null();
 }
+
+/// The sleeping locks that a thread holds, across sleeps and CPUs. Part of each thread.
+///
+/// Changed by the thread itself, in task context; read by whoever reports.
+#[derive(Debug)]
+pub struct ThreadLocks(HeldList);
+
+/// What a sleeping lock remembers, and its checks: those of a spin lock, with the thread as the holder.
+#[derive(Debug)]
+pub struct SleepTracked(Tracked);
 
 impl Tracked {
     pub(crate) const fn new(class: &'static LockClass) -> Self {
@@ -75,47 +70,32 @@ impl Tracked {
             ));
         }
         self.check_usage(place);
-        for held in held() {
-            self.check_against(held, place);
-        }
-        self.push(place);
+        this_cpu().for_each(|held| self.check_against(held, place, "CPU"));
+        self.push(this_cpu(), place);
     }
 
     /// A successful try cannot deadlock, but what is taken inside it can.
     #[track_caller]
     pub(crate) fn after_try_lock(&self) {
         if !checks_off() {
-            self.push(Location::caller());
+            self.push(this_cpu(), Location::caller());
         }
     }
 
     pub(crate) fn before_unlock(&self) {
-        if checks_off() {
-            return;
+        if !checks_off() {
+            self.pop(this_cpu(), format_args!("CPU {}", cpu::current()));
         }
-        let slots = slots();
-        let depth = DEPTH.get() as usize;
-        let of_this = |held: Held| matches!(held, Held::Lock { address, .. } if address == self.address());
-        let Some(at) = slots[..depth].iter().rposition(|slot| of_this(slot.get())) else {
+    }
+
+    fn pop(&self, list: &HeldList, holder: core::fmt::Arguments<'_>) {
+        if !list.pop(self.address()) {
             fail(format_args!(
-                "lock \"{}\" is released on CPU {}, which does not hold it; last taken at {} on CPU {}",
+                "lock \"{}\" is released on {holder}, which does not hold it; last taken at {} on CPU {}",
                 self.class.name,
-                cpu::current(),
                 Shown(self.holder_place.load(Ordering::Relaxed)),
                 self.holder_cpu.load(Ordering::Relaxed)
             ));
-        };
-        slots[at].set(Held::Hole);
-        // Trim: the slot reads `Reserved` before the depth falls below it (`LO-1`).
-        loop {
-            let depth = DEPTH.get();
-            if depth == 0 || !matches!(slots[depth as usize - 1].get(), Held::Hole) {
-                return;
-            }
-            slots[depth as usize - 1].set(Held::Reserved);
-            // An interrupt since the look at the slot may have trimmed this hole already: then the depth has changed,
-            // and it must not fall twice.
-            let _ = DEPTH.cmpxchg(depth, depth - 1);
         }
     }
 
@@ -123,25 +103,20 @@ impl Tracked {
         StuckWatch { lock: self, spins: 0, since_ns: 0 }
     }
 
-    fn push(&self, place: Place) {
-        let at = DEPTH.get() as usize;
-        if at >= MAX_HELD {
+    fn push(&self, list: &HeldList, place: Place) {
+        if !list.push(HeldLock { class: self.class, address: self.address(), place }) {
             fail(format_args!("more than {MAX_HELD} locks held at once, at {place}"));
         }
-        DEPTH.inc();
-        slots()[at].set(Held::Lock { address: self.address(), class: self.class, place });
         self.holder_place.store(ptr::from_ref(place).cast_mut(), Ordering::Relaxed);
         self.holder_cpu.store(cpu::current().index() as u16, Ordering::Relaxed);
     }
 
-    fn check_against(&self, held: Held, place: Place) {
-        let Held::Lock { address, class: outer, place: outer_place } = held else {
-            return;
-        };
+    fn check_against(&self, held: HeldLock, place: Place, holder: &str) {
+        let HeldLock { address, class: outer, place: outer_place } = held;
         let inner = self.class;
         if address == self.address() {
             fail(format_args!(
-                "self-deadlock on lock \"{}\": taken at {place}, held by this CPU since {outer_place}",
+                "self-deadlock on lock \"{}\": taken at {place}, held by this {holder} since {outer_place}",
                 inner.name
             ));
         }
@@ -219,96 +194,96 @@ impl Usage {
     }
 }
 
-fn slots() -> &'static [Cell<Held>; MAX_HELD] {
-    // SAFETY: the caller is pinned, so this is the CPU's own copy; `Cell` allows the interrupts
-    // that use it in between (`LO-1`), and the area is never freed.
-    unsafe { &(*HELD.this_ptr()).slots }
-}
+impl SleepTracked {
+    /// Of a lock of this class.
+    #[must_use]
+    pub const fn new(class: &'static LockClass) -> Self {
+        Self(Tracked::new(class))
+    }
 
-/// The locks held on this CPU, oldest first.
-fn held() -> impl Iterator<Item = Held> {
-    slots()[..(DEPTH.get() as usize).min(MAX_HELD)].iter().map(Cell::get)
-}
-
-/// "Taken while holding", between classes.
-struct Graph {
-    /// Bit `i` of row `o`: class `i` was taken while holding class `o`.
-    edges: [[AtomicU64; WORDS]; MAX_CLASSES],
-    /// Where that was first seen.
-    places: [[AtomicPtr<Location<'static>>; MAX_CLASSES]; MAX_CLASSES],
-    /// Names, for reports; null beyond `count`.
-    classes: [AtomicPtr<LockClass>; MAX_CLASSES],
-    /// Classes known so far.
-    count: AtomicU16,
-}
-
-const WORDS: usize = MAX_CLASSES / 64;
-
-static GRAPH: Graph = Graph {
-    edges: [const { [const { AtomicU64::new(0) }; WORDS] }; MAX_CLASSES],
-    places: [const { [const { AtomicPtr::new(ptr::null_mut()) }; MAX_CLASSES] }; MAX_CLASSES],
-    classes: [const { AtomicPtr::new(ptr::null_mut()) }; MAX_CLASSES],
-    count: AtomicU16::new(0),
-};
-
-/// The first edge of the way that leads back, and where it was drawn.
-struct Circle {
-    inner: &'static str,
-    place: *mut Location<'static>,
-}
-
-impl Graph {
-    /// The index of `class`, given out at its first use.
-    fn index(&self, class: &'static LockClass) -> usize {
-        let id = class.id.load(Ordering::Relaxed);
-        if id != 0 {
-            return usize::from(id - 1);
-        }
-        let fresh = self.count.fetch_add(1, Ordering::Relaxed);
-        if usize::from(fresh) >= MAX_CLASSES {
-            fail(format_args!("more than {MAX_CLASSES} lock classes: raise MAX_CLASSES"));
-        }
-        self.classes[usize::from(fresh)].store(ptr::from_ref(class).cast_mut(), Ordering::Relaxed);
-        match class.id.compare_exchange(0, fresh + 1, Ordering::Relaxed, Ordering::Relaxed) {
-            Ok(_) => usize::from(fresh),
-            // Another context was faster; the index taken here stays unused.
-            Err(id) => usize::from(id - 1),
+    /// All checks, before the thread waits for the lock.
+    ///
+    /// Context: task.
+    #[track_caller]
+    pub fn before_lock(&self) {
+        if !checks_off()
+            && let Some(thread) = this_thread()
+        {
+            let place = Location::caller();
+            thread.0.for_each(|held| self.0.check_against(held, place, "thread"));
         }
     }
 
-    fn has(&self, outer: usize, inner: usize) -> bool {
-        // SeqCst: see `draw`.
-        self.edges[outer][inner / 64].load(Ordering::SeqCst) >> (inner % 64) & 1 != 0
+    /// The running thread has the lock now.
+    ///
+    /// Context: task.
+    #[track_caller]
+    pub fn locked(&self) {
+        if !checks_off()
+            && let Some(thread) = this_thread()
+        {
+            self.0.push(&thread.0, Location::caller());
+        }
     }
 
-    /// Adds the edge; an error if there is a way from `inner` back to `outer`.
-    fn draw(&self, outer: &'static LockClass, inner: &'static LockClass, place: Place) -> Result<(), Circle> {
-        let (outer, inner) = (self.index(outer), self.index(inner));
-        if self.has(outer, inner) {
-            return Ok(());
+    /// The running thread is about to release the lock.
+    ///
+    /// Context: task.
+    pub fn before_unlock(&self) {
+        if !checks_off()
+            && let Some(thread) = this_thread()
+        {
+            self.0.pop(&thread.0, format_args!("a thread of CPU {}", cpu::current()));
         }
-        self.places[outer][inner].store(ptr::from_ref(place).cast_mut(), Ordering::Relaxed);
-        // SeqCst: this edge before the search, against the same on another CPU (`LO-3`).
-        self.edges[outer][inner / 64].fetch_or(1 << (inner % 64), Ordering::SeqCst);
-        let mut seen = [0_u64; WORDS];
-        let Some(first) = (0..MAX_CLASSES)
-            .find(|&next| self.has(inner, next) && (next == outer || self.reaches(next, outer, &mut seen)))
-        else {
-            return Ok(());
-        };
-        let class = self.classes[first].load(Ordering::Relaxed);
-        // SAFETY: a class with an edge has been given its index, and classes are statics.
-        let name = unsafe { class.as_ref() }.map_or("?", |class| class.name);
-        Err(Circle { inner: name, place: self.places[inner][first].load(Ordering::Relaxed) })
+    }
+}
+
+impl ThreadLocks {
+    /// No locks.
+    #[must_use]
+    pub const fn new() -> Self {
+        Self(HeldList::new())
     }
 
-    fn reaches(&self, from: usize, to: usize, seen: &mut [u64; WORDS]) -> bool {
-        if seen[from / 64] >> (from % 64) & 1 != 0 {
-            return false;
-        }
-        seen[from / 64] |= 1 << (from % 64);
-        (0..MAX_CLASSES).any(|next| self.has(from, next) && (next == to || self.reaches(next, to, seen)))
+    /// Calls `f` with each lock that the thread holds, oldest first.
+    ///
+    /// Context: any. Exact while the thread does not run or is the caller; else what was so a moment ago.
+    pub fn for_each(&self, f: impl FnMut(HeldLock)) {
+        self.0.for_each(f);
     }
+}
+
+impl Default for ThreadLocks {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// This CPU runs the thread with these locks from now on.
+///
+/// Context: interrupts off.
+pub fn set_thread(locks: &'static ThreadLocks) {
+    THREAD.set(ptr::from_ref(locks));
+}
+
+/// Calls `f` with each spin lock that `cpu` holds, oldest first.
+///
+/// Context: any. Exact for this CPU and for one that stands still; else what was so a moment ago.
+pub fn for_each_held(cpu: CpuId, f: impl FnMut(HeldLock)) {
+    // SAFETY: areas of present CPUs live for ever, and the list is made of atomics.
+    unsafe { &*HELD.ptr_on(cpu) }.for_each(f);
+}
+
+/// This CPU's locks; the caller is pinned.
+fn this_cpu() -> &'static HeldList {
+    // SAFETY: as in `for_each_held`.
+    unsafe { &*HELD.this_ptr() }
+}
+
+/// The locks of the thread that this CPU runs. They are the caller's own, also after it has moved to another CPU.
+fn this_thread() -> Option<&'static ThreadLocks> {
+    // SAFETY: null, or of a thread, which lives for ever.
+    unsafe { THREAD.get().as_ref() }
 }
 
 /// Reports a lock that is spun for too long.
@@ -354,7 +329,7 @@ impl core::fmt::Display for Shown {
 
 #[cold]
 #[inline(never)]
-fn fail(report: core::fmt::Arguments<'_>) -> ! {
+pub(super) fn fail(report: core::fmt::Arguments<'_>) -> ! {
     switch_off();
     panic!("{report}");
 }

@@ -298,7 +298,7 @@ ktest! {
     #[budget_ms(60_000)]
     fn a_mutex_lets_one_thread_in_at_a_time(t: &mut Test) {
         const TURNS: u64 = 2_000;
-        let mutex = Arc::new(Mutex::new(0_u64));
+        let mutex = Arc::new(Mutex::new(0_u64, sync::lock_class!("test.counter")));
         let inside = Arc::new(AtomicU32::new(0));
         let mut threads = Vec::new();
         let count = 2 * cpu::online_count().min(8) as u64;
@@ -327,8 +327,8 @@ ktest! {
 
     /// The most urgent waiter is next, whoever came first.
     fn a_mutex_goes_to_the_most_urgent_waiter(t: &mut Test) {
-        let order = Arc::new(Mutex::new(Vec::new()));
-        let gate = Arc::new(Mutex::new(()));
+        let order = Arc::new(Mutex::new(Vec::new(), sync::lock_class!("test.order")));
+        let gate = Arc::new(Mutex::new((), sync::lock_class!("test.gate")));
         let held = gate.lock(t.cx);
         let mut threads = Vec::new();
         for prio in [Prio::BACKGROUND, Prio::NORMAL, Prio::HIGH] {

@@ -1,6 +1,6 @@
 //! A hosted machine with a scheduler, for the tests of this storey and of `rcu`, which includes this file by its path.
 
-use arch::hosted::{self, HostAlloc};
+use arch::hosted::{self, HostAlloc, Stopped};
 use arch::{CpuId, PhysAddr, smp};
 use sync::MaySleep;
 
@@ -18,7 +18,21 @@ pub(crate) fn machine_with(
     before_others: impl FnOnce(&mut MaySleep) + Send,
     body: impl FnOnce(&mut MaySleep) + Send,
 ) {
-    let outcome = hosted::boot_cold(cpus, 1, MEM, || {
+    if let Err(stopped) = try_machine_with(cpus, before_others, body) {
+        panic!("{stopped:?}");
+    }
+}
+
+/// [`machine_with`], for bodies that may end in a panic.
+///
+/// # Errors
+/// How the machine stopped.
+pub(crate) fn try_machine_with(
+    cpus: usize,
+    before_others: impl FnOnce(&mut MaySleep) + Send,
+    body: impl FnOnce(&mut MaySleep) + Send,
+) -> Result<(), Stopped> {
+    hosted::boot_cold(cpus, 1, MEM, || {
         sync::init();
         let regions: Vec<_> = arch::topology::memory_ranges()
             .iter()
@@ -37,10 +51,7 @@ pub(crate) fn machine_with(
         let missing = smp::start_all(|cpu| sched::start_secondary(cpu), &mut stack);
         assert!(missing.is_empty(), "CPUs {missing} did not come up");
         body(&mut cx);
-    });
-    if let Err(stopped) = outcome {
-        panic!("{stopped:?}");
-    }
+    })
 }
 
 /// A thread of normal priority, perhaps bound to a CPU.
