@@ -15,6 +15,22 @@ pub const SOFTIRQ_MAX_NS: u64 = 2_000_000;
 /// Dead threads whose stacks are kept for the next `spawn`; more are unmapped when a new thread is made.
 pub const STACKS_KEPT: usize = 32;
 
+/// Items of each of the system's work queues that may have begun and not ended, for each CPU or node. Linux allows 256 (later
+/// 1024); a worker here has a stack of at least 16 KiB.
+pub const SYSTEM_MAX_ACTIVE: u32 = 64;
+
+/// Workers of a pool that idle for ever; the further ones end. One is there for the next item, one for when that sleeps.
+pub const SPARE_WORKERS: usize = 2;
+
+/// Nanoseconds after which a worker that nobody needs ends. Linux waits for 300 s; making a thread is cheap here.
+pub const WORKER_IDLE_NS: u64 = 1_000_000_000;
+
+/// Nanoseconds that items without a worker wait for one to be made before the rescuer takes them. Linux: 10 ms.
+pub const RESCUE_AFTER_NS: u64 = 10_000_000;
+
+/// Nanoseconds until the next attempt to make a worker, when there was no memory for one.
+pub const WORKER_RETRY_NS: u64 = 100_000_000;
+
 param! {
     /// Ticks a second on a CPU that is busy.
     pub static HZ: u32 = "grange.hz", default 250, in 1..=10000, unit "ticks a second";

@@ -7,7 +7,7 @@
 //!
 //! Linux: `sched_init`, `init_idle` in `kernel/sched/core.c`, `cpu_startup_entry` in `kernel/sched/idle.c`.
 
-use core::fmt::Write;
+use core::fmt::{Display, Write};
 use core::ptr;
 use core::sync::atomic::{AtomicBool, Ordering};
 
@@ -70,8 +70,8 @@ pub unsafe fn init() -> Result<MaySleep, SpawnError> {
             name_idle(idle, cpu);
         }
         softirq::start_daemon(&mut cx, cpu)?;
-        work::start_worker(&mut cx, cpu)?;
     }
+    work::init(&mut cx)?;
     Ok(cx)
 }
 
@@ -119,10 +119,10 @@ pub(crate) struct NumberedName {
 }
 
 impl NumberedName {
-    pub(crate) fn new(what: &str, cpu: CpuId) -> NumberedName {
+    pub(crate) fn new(what: &str, number: impl Display) -> NumberedName {
         let mut name = NumberedName { bytes: [0; NAME_BYTES], len: 0 };
         // A name that is too long is cut, as every thread's name is.
-        let _ = write!(name, "{what}{cpu}");
+        let _ = write!(name, "{what}{number}");
         name
     }
 

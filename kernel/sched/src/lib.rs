@@ -8,8 +8,8 @@
 //! | [`state`], [`wake`](mod@wake) | the wake-up protocol and why no wake-up is lost |
 //! | `rq`, `switch`, [`idle`] | run queues, giving the CPU to another thread, what a CPU does without one |
 //! | [`tick`], [`timer`] | the tick of busy CPUs, timers of any CPU |
-//! | [`wait`], [`mutex`] | wait queues, completions, sleeping; the mutex |
-//! | [`work`], [`softirq`] | deferred work in threads and at interrupt exit |
+//! | [`wait`], [`mutex`], [`semaphore`] | wait queues, completions, sleeping; the mutex; counting semaphores |
+//! | [`work`], [`softirq`] | work queues; deferred work at interrupt exit |
 //! | [`hotplug`] | CPUs that go and come, and who is told |
 //! | [`hooks`] | where RCU plugs in |
 //!
@@ -25,8 +25,9 @@
 //!
 //! | lock | class | protects |
 //! |---|---|---|
-//! | work pool | `sched.work` | a CPU's queued items |
+//! | work pool | `sched.work` | the queued items of a CPU or node, its workers, and the lanes of queues that use it |
 //! | mutex | `sched.mutex` | a mutex's waiters |
+//! | semaphore | `sched.semaphore` | a semaphore's count and waiters |
 //! | wait queue, completion | `sched.wait` | the waiters |
 //! | timer base | `sched.timer` | a CPU's timers and its clock event |
 //! | run queue | `sched.rq` | a CPU's queued threads, and the scheduling part of each thread that belongs to it |
@@ -67,6 +68,8 @@ mod notifier;
 #[cfg(not(loom))]
 mod rq;
 #[cfg(not(loom))]
+pub mod semaphore;
+#[cfg(not(loom))]
 pub mod softirq;
 #[cfg(not(loom))]
 pub mod spawn;
@@ -94,6 +97,7 @@ pub use self::{
     init::{init, start_secondary},
     mutex::{Mutex, MutexGuard},
     rq::{prio_of, set_prio},
+    semaphore::Semaphore,
     softirq::Softirq,
     spawn::{JoinHandle, SpawnError, spawn},
     state::State,
@@ -102,5 +106,5 @@ pub use self::{
     timer::Timer,
     wait::{Completion, WaitQueue, sleep_ns, sleep_until},
     wake::wake,
-    work::{DelayedWork, WorkItem, queue_work, queue_work_on},
+    work::{DelayedWork, WorkItem, WorkQueue, queue_work, queue_work_on, queue_work_unbound},
 };

@@ -137,7 +137,7 @@ pub(crate) fn make() -> Result<&'static Thread, SpawnError> {
 }
 
 /// `Box::new` for which no memory is a value.
-fn try_box<T>(value: T) -> Result<Box<T>, SpawnError> {
+pub(crate) fn try_box<T>(value: T) -> Result<Box<T>, SpawnError> {
     let layout = Layout::new::<T>();
     if layout.size() == 0 {
         return Ok(Box::new(value));

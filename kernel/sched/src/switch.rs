@@ -34,6 +34,7 @@ use crate::rq::RunQueue;
 use crate::spawn;
 use crate::state::State;
 use crate::thread::{CURRENT, Thread, current};
+use crate::work;
 
 arch::per_cpu! {
     /// The thread that this CPU is leaving, from step 3 to step 4.
@@ -128,7 +129,12 @@ pub(crate) fn finish_switch() {
 ///
 /// Context: task, preemption and interrupts on; that is what the caller's token stands for.
 pub(crate) fn schedule() {
+    let thread = current();
+    if thread.state() == State::Sleeping {
+        work::about_to_sleep(thread);
+    }
     give_up(Pass::Voluntary);
+    work::runs_again(thread);
 }
 
 fn give_up(why: Pass) {

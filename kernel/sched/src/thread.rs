@@ -34,6 +34,7 @@ use crate::rq::RqEntry;
 use crate::spawn::Body;
 use crate::state::{State, StateWord};
 use crate::timer::Timer;
+use crate::work::Worker;
 
 /// Bytes of a thread's name; longer names are cut.
 pub const NAME_BYTES: usize = 24;
@@ -159,6 +160,8 @@ pub struct Thread {
     pub(crate) stack: UnsafeCell<Option<Stack>>,
     /// What to run; taken by the thread when it first runs.
     pub(crate) body: UnsafeCell<Option<Body>>,
+    /// What a worker of a work queue knows of itself, on its stack, or null. Written and read by the thread itself.
+    pub(crate) worker: AtomicPtr<Worker>,
     /// Link in the pool of dead threads. Guarded by the pool's lock.
     pub(crate) pool_next: AtomicPtr<Thread>,
     /// Link in the list of all threads. Written once, before the thread is published.
@@ -193,6 +196,7 @@ impl Thread {
             keeps_cpus: AtomicU32::new(0),
             stack: UnsafeCell::new(None),
             body: UnsafeCell::new(None),
+            worker: AtomicPtr::new(ptr::null_mut()),
             pool_next: AtomicPtr::new(ptr::null_mut()),
             all_next: AtomicPtr::new(ptr::null_mut()),
         }

@@ -401,13 +401,13 @@ impl Completed {
 }
 
 /// The running thread's alarm clock, set for the life of the value.
-struct Alarm {
+pub(crate) struct Alarm {
     thread: &'static Thread,
 }
 
 impl Alarm {
     /// `thread` is the running one.
-    fn set(thread: &'static Thread, at_ns: u64) -> Alarm {
+    pub(crate) fn set(thread: &'static Thread, at_ns: u64) -> Alarm {
         // The timer is not armed and its function does not run: the last Alarm saw to it.
         thread.alarm_rang.store(false, Ordering::Relaxed);
         thread.alarm.arm_at(at_ns);
@@ -415,7 +415,7 @@ impl Alarm {
     }
 
     /// Has it gone off?
-    fn rang(&self) -> bool {
+    pub(crate) fn rang(&self) -> bool {
         self.thread.alarm_rang.load(Ordering::Relaxed)
     }
 }
