@@ -14,7 +14,7 @@ use core::panic::PanicInfo;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use arch::bare::report;
-use arch::exit::{Verdict, debug_exit};
+use arch::exit::{Verdict, announce_death, debug_exit};
 use arch::trap::{Exception, TrapFrame};
 use arch::{AtomicCpuMask, CpuId, clock, cpu, ipi, irq};
 use sync::nmi::NmiHandler;
@@ -132,6 +132,8 @@ fn claim() -> bool {
 
 /// The speaker's part.
 fn speak(verdict: Verdict, say: &mut dyn FnMut(&mut dyn Write) -> fmt::Result) -> ! {
+    // First of all, while the others are still where they were when this happened.
+    announce_death();
     sync::log::emergency();
     // Nothing to be done about an error of what is printed.
     let _ = say(&mut Raw);

@@ -114,6 +114,9 @@ pub struct MachineArgs {
     /// Kernel command line, as `key=value key=value`
     #[arg(long, value_name = "LINE", default_value = "", allow_hyphen_values = true)]
     pub append: String,
+    /// Save no memory of a machine that dies
+    #[arg(long)]
+    pub no_core: bool,
     /// Print the QEMU line as a runnable script and stop
     #[arg(long)]
     pub print_qemu: bool,

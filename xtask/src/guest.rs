@@ -13,6 +13,7 @@ use anyhow::Context as _;
 
 use crate::artifact::Artifacts;
 use crate::frames::{Frame, FrameReader};
+use crate::post_mortem::{Attendant, keep_line};
 use crate::process::{Owned, POLL, interrupted, tied_to_us};
 use crate::pulse::{Limits, Pulse};
 use crate::qemu::{Machine, Wiring, script};
@@ -53,6 +54,8 @@ pub struct Left {
     pub cpus: String,
     /// What QEMU itself said.
     pub stderr: String,
+    /// Why there is no core in its folder, if there is none.
+    pub why_no_core: String,
     /// From QEMU's start to its end.
     pub took: Duration,
 }
@@ -80,6 +83,7 @@ impl Boot<'_> {
         let without_socket = Wiring { qmp: None, ..wiring.clone() };
         let to_keep = self.machine.command(self.artifacts, self.kernel_line, self.seed, &without_socket);
         write_script(&self.file("qemu-cmd"), &script(&to_keep))?;
+        keep_line(&to_keep, self.dir)?;
         for name in ["console.log", "com2.log"] {
             write(&self.file(name), "")?;
         }
@@ -89,6 +93,7 @@ impl Boot<'_> {
         let mut child = Owned::start(&mut command)?;
         let mut tail = Tail::open(&self.file("com2.log"))?;
         let mut pulse = Pulse::new(self.limits, started);
+        let mut attendant = Attendant::new(self.machine, self.dir);
         let (mut cpus, mut qmp) = (String::new(), None);
         let ending = loop {
             // QEMU makes its socket a moment after it starts.
@@ -105,11 +110,14 @@ impl Boot<'_> {
             if interrupted() {
                 break Ending::Interrupted;
             }
+            if let Some(qmp) = &mut qmp {
+                attendant.look(qmp, || false);
+            }
             if qmp.as_mut().is_some_and(Qmp::internal_error) {
                 break Ending::Stuck;
             }
             if let Some(why) = pulse.hang(Instant::now()) {
-                cpus = self.last_words(&mut child, qmp);
+                cpus = qmp.map_or_else(String::new, |qmp| self.last_words(&mut child, qmp, &mut attendant));
                 break Ending::Hung(why);
             }
             std::thread::sleep(POLL);
@@ -118,18 +126,20 @@ impl Boot<'_> {
         tail.read(on_frame)?;
         let stderr = std::fs::read_to_string(self.file("qemu-stderr.log")).unwrap_or_default();
         let console = std::fs::read(self.file("console.log")).unwrap_or_default();
-        Ok(Left { stream: tail.finish(), ending, console, cpus, stderr, took: started.elapsed() })
+        let why_no_core = attendant.why_none();
+        Ok(Left { stream: tail.finish(), ending, console, cpus, stderr, why_no_core, took: started.elapsed() })
     }
 
     /// The guest hangs. QEMU is asked where each CPU is; an NMI to all of them makes a kernel that still can say more.
-    fn last_words(&self, child: &mut Owned, qmp: Option<Qmp>) -> String {
-        let Some(mut qmp) = qmp else { return String::new() };
+    fn last_words(&self, child: &mut Owned, mut qmp: Qmp, attendant: &mut Attendant<'_>) -> String {
         let registers = qmp.monitor("info registers -a", LAST_WORDS).unwrap_or_default();
         // A file that cannot be written is missing afterwards; the verdict is the same.
         let _ = write(&self.file("registers.txt"), &registers.replace('\r', ""));
+        // Before the NMI: it moves every CPU from where it hangs.
+        attendant.take(&mut qmp);
         if qmp.inject_nmi().is_some() {
             // Whether it ends by itself or not, it hung.
-            let _ = child.wait_for(Some(LAST_WORDS));
+            attendant.see_off(child, &mut qmp, LAST_WORDS);
         }
         where_cpus_are(&registers)
     }

@@ -7,7 +7,7 @@
 //! | [`shape`], [`kernel_args`], [`qemu`], [`qmp`] | a machine's shape and the QEMU line that gives it |
 //! | [`frames`], [`ktap`], [`verdict`] | what a guest said on COM2, and whether that is a pass: pure functions |
 //! | [`kernel_tests`], [`symbols`], [`console`] | what is read from the kernel's ELF, and its addresses made readable |
-//! | [`guest`], [`pulse`], [`rundir`] | one boot under watch, and the folder that keeps what it left |
+//! | [`guest`], [`pulse`], [`rundir`], [`post_mortem`] | one boot under watch, and the folder that keeps what it left |
 //! | [`run`] with [`typist`], [`test`], [`mod@bench`], [`smp`], [`lint`], [`models`], [`ci`], [`doctor`] | the commands |
 //!
 //! It is a library so that the tests in `tests/` can use the parsers and the writer of frames.
@@ -26,6 +26,7 @@ pub mod kernel_tests;
 pub mod ktap;
 pub mod lint;
 pub mod models;
+pub mod post_mortem;
 pub mod process;
 pub mod pulse;
 pub mod qemu;

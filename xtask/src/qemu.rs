@@ -98,6 +98,8 @@ pub struct Machine {
     pub append: String,
     /// The user's part of the QEMU line.
     pub extra: Vec<String>,
+    /// Whether it leaves a core when it dies under watch.
+    pub cores: bool,
 }
 
 impl Machine {
@@ -115,7 +117,7 @@ impl Machine {
         let engine = Engine::choose(args.accel, args.thread, args.deterministic, shape.cpus())?;
         crate::kernel_args::KernelLine::new(&args.append).finish()?;
         let program = emulator::ensure(workspace, &args.qemu)?;
-        Ok(Machine { program, shape, engine, append: args.append.clone(), extra: extra.to_vec() })
+        Ok(Machine { program, shape, engine, append: args.append.clone(), extra: extra.to_vec(), cores: !args.no_core })
     }
 
     /// The words the kernel needs because of the engine: in deterministic runs no CPU may halt.
@@ -129,7 +131,10 @@ impl Machine {
     pub fn command(&self, artifacts: &Artifacts, kernel_line: &str, seed: u64, wiring: &Wiring) -> Command {
         let mut command = Command::new(&self.program);
         command.args(["-nodefaults", "-machine", "q35", "-cpu", "max", "-display", "none"]);
-        command.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4"]);
+        command.args(["-device", "isa-debug-exit,iobase=0xf4,iosize=4", "-device", "pvpanic"]);
+        // Somebody who listens may have a machine that dies held, to look at it; else it runs on to its own end.
+        let held = self.cores && wiring.qmp.is_some();
+        command.args(["-action", if held { "panic=pause,shutdown=pause" } else { "panic=none" }]);
         match self.engine {
             Engine::Kvm => command.args(["-accel", "kvm"]),
             Engine::Multi => command.args(["-accel", "tcg,thread=multi"]),
@@ -255,7 +260,14 @@ mod tests {
     use crate::process::shell_line;
 
     fn machine(shape: Shape, engine: Engine) -> Machine {
-        Machine { program: "qemu".into(), shape, engine, append: String::new(), extra: vec!["-d".into(), "int".into()] }
+        Machine {
+            program: "qemu".into(),
+            shape,
+            engine,
+            append: String::new(),
+            extra: vec!["-d".into(), "int".into()],
+            cores: true,
+        }
     }
 
     fn artifacts() -> Artifacts {
@@ -316,6 +328,17 @@ mod tests {
         let line =
             shell_line(&machine(Shape::even(1, 1).unwrap(), Engine::Multi).command(&artifacts(), "", 0, &wiring(true)));
         assert!(line.contains("stdio,id=com1,mux=on,signal=off,logfile=/r/a,,b/console.log"), "{line}");
+    }
+
+    #[test]
+    fn a_machine_that_dies_is_held_only_where_somebody_listens_and_wants_a_core() {
+        let mut machine = machine(Shape::even(1, 1).unwrap(), Engine::Multi);
+        let line = |machine: &Machine, wiring: &Wiring| shell_line(&machine.command(&artifacts(), "", 0, wiring));
+        assert!(line(&machine, &wiring(false)).contains("-action panic=pause,shutdown=pause"));
+        let alone = Wiring { qmp: None, ..wiring(false) };
+        assert!(line(&machine, &alone).contains("-device pvpanic -action panic=none"));
+        machine.cores = false;
+        assert!(line(&machine, &wiring(false)).contains("-action panic=none"));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! QEMU's machine protocol, as much as is needed: send an NMI to every CPU, and hear why the machine stopped.
+//! QEMU's machine protocol, as much as is needed: send an NMI to every CPU, hear why the machine stopped, save its memory.
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
@@ -19,6 +19,8 @@ pub struct Qmp {
     shutdown: Option<String>,
     /// QEMU cannot run the machine on.
     internal_error: bool,
+    /// The kernel has announced its death, and QEMU holds the machine.
+    held: bool,
 }
 
 impl Qmp {
@@ -29,8 +31,10 @@ impl Qmp {
         loop {
             if let Ok(stream) = UnixStream::connect(socket) {
                 stream.set_nonblocking(true).ok()?;
-                let mut qmp = Qmp { stream, partial: Vec::new(), shutdown: None, internal_error: false };
+                let mut qmp = Qmp { stream, partial: Vec::new(), shutdown: None, internal_error: false, held: false };
                 qmp.send("qmp_capabilities")?;
+                // What happened before anybody listened was told to nobody.
+                qmp.ask_for_the_state();
                 return Some(qmp);
             }
             if Instant::now() >= end {
@@ -54,20 +58,55 @@ impl Qmp {
     /// What a command of the human monitor prints; `None` when no answer comes within `patience`.
     #[must_use]
     pub fn monitor(&mut self, line: &str, patience: Duration) -> Option<String> {
-        let ask = json!({
-            "execute": "human-monitor-command", "arguments": { "command-line": line }, "id": "monitor"
-        });
+        let answer = self.ask("human-monitor-command", &json!({ "command-line": line }), patience)?;
+        answer.ok()?.as_str().map(str::to_owned)
+    }
+
+    /// Writes the machine's memory and registers into `file` as an ELF core, with the addresses that the kernel uses.
+    ///
+    /// # Errors
+    /// What QEMU says, or that it does not answer within `patience`.
+    pub fn dump(&mut self, file: &Path, patience: Duration) -> Result<(), String> {
+        let how = json!({ "paging": true, "protocol": format!("file:{}", file.display()) });
+        match self.ask("dump-guest-memory", &how, patience) {
+            Some(answer) => answer.map(drop),
+            None => Err(format!("QEMU does not answer within {} s", patience.as_secs())),
+        }
+    }
+
+    /// What a command answers: its value, or the description of an error. `None` when nothing comes within `patience`.
+    fn ask(&mut self, command: &str, arguments: &Value, patience: Duration) -> Option<Result<Value, String>> {
+        let ask = json!({ "execute": command, "arguments": arguments, "id": command });
         self.stream.write_all(format!("{ask}\n").as_bytes()).ok()?;
         let end = Instant::now() + patience;
         while Instant::now() < end {
-            for message in self.messages() {
-                if message["id"] == "monitor" {
-                    return message["return"].as_str().map(str::to_owned);
+            for mut message in self.messages() {
+                if message["id"] == command {
+                    let error = message["error"]["desc"].as_str().map(str::to_owned);
+                    return Some(error.map_or_else(|| Ok(message["return"].take()), Err));
                 }
             }
             std::thread::sleep(POLL);
         }
         None
+    }
+
+    /// The answer comes as a message with the id `status`. A QEMU that cannot be asked is gone.
+    fn ask_for_the_state(&mut self) {
+        let ask = json!({ "execute": "query-status", "id": "status" });
+        let _ = self.stream.write_all(format!("{ask}\n").as_bytes());
+    }
+
+    /// Whether QEMU holds the machine because the kernel has announced that it dies. [`Qmp::let_go`] ends that.
+    pub fn is_held(&mut self) -> bool {
+        self.messages();
+        self.held
+    }
+
+    /// Lets a machine that is held go on.
+    pub fn let_go(&mut self) {
+        self.held = false;
+        self.send("cont");
     }
 
     /// Why the machine stopped: `guest-shutdown`, `guest-reset`, `host-signal`, … `None` while it runs.
@@ -94,14 +133,22 @@ impl Qmp {
             let line: Vec<u8> = self.partial.drain(..=end).collect();
             let Ok(message) = serde_json::from_slice::<Value>(&line) else { continue };
             if message["event"] == "SHUTDOWN" {
-                self.shutdown = Some(message["data"]["reason"].as_str().unwrap_or("unknown").to_owned());
+                // The first one counts: a machine that is held after its end is told to end once more.
+                let reason = message["data"]["reason"].as_str().unwrap_or("unknown");
+                self.shutdown.get_or_insert_with(|| reason.to_owned());
             }
             if message["event"] == "STOP" {
-                // The user may have stopped it; only the state tells. One that cannot be asked is gone.
-                let ask = json!({ "execute": "query-status", "id": "status" });
-                let _ = self.stream.write_all(format!("{ask}\n").as_bytes());
+                // The user may have stopped it; only the state tells.
+                self.ask_for_the_state();
             }
-            self.internal_error |= message["id"] == "status" && message["return"]["status"] == "internal-error";
+            if message["id"] == "status" {
+                match message["return"]["status"].as_str() {
+                    Some("internal-error") => self.internal_error = true,
+                    Some("guest-panicked") => self.held = true,
+                    Some("shutdown") => _ = self.shutdown.get_or_insert_with(|| "unknown".to_owned()),
+                    _ => {}
+                }
+            }
             messages.push(message);
         }
         messages
@@ -122,27 +169,37 @@ mod tests {
         let server = std::thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
             let mut lines = std::io::BufReader::new(stream.try_clone().unwrap()).lines();
-            let heard: Vec<String> = (0..2).map(|_| lines.next().unwrap().unwrap()).collect();
+            let heard: Vec<String> = (0..3).map(|_| lines.next().unwrap().unwrap()).collect();
             stream.write_all(b"{\"QMP\":{}}\n{\"return\":{}}\n{\"event\":\"SHUT").unwrap();
             stream.write_all(b"DOWN\",\"data\":{\"guest\":true,\"reason\":\"guest-reset\"}}\n").unwrap();
             heard
         });
         let mut qmp = Qmp::connect(&socket, Duration::from_secs(5)).unwrap();
         qmp.inject_nmi().unwrap();
-        assert_eq!(server.join().unwrap(), [r#"{"execute":"qmp_capabilities"}"#, r#"{"execute":"inject-nmi"}"#]);
+        let heard = server.join().unwrap();
+        assert_eq!(heard[0], r#"{"execute":"qmp_capabilities"}"#);
+        assert!(heard[1].contains("query-status"), "what happened before is asked for: {heard:?}");
+        assert_eq!(heard[2], r#"{"execute":"inject-nmi"}"#);
         assert_eq!(qmp.shutdown_reason(), Some("guest-reset"));
     }
 
     #[test]
-    fn a_machine_that_stops_is_asked_why_and_only_an_internal_error_is_one() {
+    fn a_machine_that_stops_is_asked_why() {
         let dir = tempfile::tempdir().unwrap();
-        for (state, error) in [("paused", false), ("internal-error", true)] {
+        for (state, found) in [
+            ("paused", (false, false, false)),
+            ("internal-error", (true, false, false)),
+            ("guest-panicked", (false, true, false)),
+            ("shutdown", (false, false, true)),
+        ] {
             let socket = dir.path().join(state);
             let listener = UnixListener::bind(&socket).unwrap();
             let server = std::thread::spawn(move || {
                 let (mut stream, _) = listener.accept().unwrap();
                 let mut lines = std::io::BufReader::new(stream.try_clone().unwrap()).lines();
-                lines.next().unwrap().unwrap();
+                for _ in 0..2 {
+                    lines.next().unwrap().unwrap();
+                }
                 stream.write_all(b"{\"event\":\"STOP\"}\n").unwrap();
                 assert!(lines.next().unwrap().unwrap().contains("query-status"));
                 let answer = format!("{{\"id\":\"status\",\"return\":{{\"status\":\"{state}\"}}}}\n");
@@ -154,7 +211,7 @@ mod tests {
                 qmp.internal_error();
             }
             server.join().unwrap();
-            assert_eq!(qmp.internal_error(), error, "{state}");
+            assert_eq!((qmp.internal_error(), qmp.is_held(), qmp.shutdown_reason().is_some()), found, "{state}");
         }
     }
 

@@ -10,6 +10,7 @@ use crate::artifact::{self, Artifacts};
 use crate::cli::{Profile, RunArgs};
 use crate::exit::{Exit, stop};
 use crate::kernel_args::KernelLine;
+use crate::post_mortem::{self, Attendant, keep_line};
 use crate::process::{Owned, interrupted, tied_to_us};
 use crate::qemu::{Machine, Wiring, script};
 use crate::qmp::Qmp;
@@ -77,10 +78,10 @@ pub fn run(workspace: &Workspace, args: &RunArgs) -> anyhow::Result<Exit> {
         piped: !terminal && args.exec.is_none(),
     };
     let end = args.timeout.map(|time| Instant::now() + time);
+    let mut attendant = Attendant::new(&machine, dir.path());
     let ended = loop {
-        let ended = session.boot(end)?;
-        let asked_to =
-            console::read(&dir.path().join("console.log")).lines().rev().take(3).any(|line| line.contains(REBOOT_MARK));
+        let ended = session.boot(end, &mut attendant)?;
+        let asked_to = session.reset_was_asked_for();
         match ended {
             // A person who typed `reboot` wants to see it boot; what came through a pipe is gone with the old boot.
             Ended::Reset if asked_to && terminal && args.exec.is_none() => {}
@@ -94,6 +95,10 @@ pub fn run(workspace: &Workspace, args: &RunArgs) -> anyhow::Result<Exit> {
         eprintln!("\ngrange: {word}");
     }
     session.afterwards(workspace, &ended, exit)?;
+    if matches!(exit, Exit::Panicked | Exit::Hung) && console::refusal(&log).is_none() {
+        post_mortem::keep_build(workspace, &artifacts, dir.path())?;
+        eprintln!("grange: {}", post_mortem::word(workspace, dir.path(), &attendant.why_none()));
+    }
     Ok(exit)
 }
 
@@ -167,8 +172,14 @@ struct Session<'a> {
 }
 
 impl Session<'_> {
+    /// Whether the kernel said that it resets the machine because the user wants it.
+    fn reset_was_asked_for(&self) -> bool {
+        let log = console::read(&self.dir.path().join("console.log"));
+        log.lines().rev().take(3).any(|line| line.contains(REBOOT_MARK))
+    }
+
     /// Boots once and waits for the end.
-    fn boot(&self, end: Option<Instant>) -> anyhow::Result<Ended> {
+    fn boot(&self, end: Option<Instant>, attendant: &mut Attendant<'_>) -> anyhow::Result<Ended> {
         let sockets = tempfile::tempdir()?;
         let wiring = Wiring {
             terminal: true,
@@ -180,6 +191,7 @@ impl Session<'_> {
         let to_keep = Wiring { qmp: None, ..wiring.clone() };
         let kept = self.machine.command(self.artifacts, self.line, 0, &to_keep);
         write_script(&self.dir.path().join("qemu-cmd"), &script(&kept))?;
+        keep_line(&kept, self.dir.path())?;
         let mut command = tied_to_us(self.machine.command(self.artifacts, self.line, 0, &wiring));
         if self.piped {
             command.stdin(Stdio::piped());
@@ -197,6 +209,9 @@ impl Session<'_> {
             qmp = qmp.or_else(|| Qmp::connect(&sockets.path().join("qmp"), Duration::ZERO));
             let status = child.0.try_wait()?;
             reason = qmp.as_mut().and_then(|qmp| qmp.shutdown_reason().map(str::to_owned)).or(reason);
+            if let Some(qmp) = &mut qmp {
+                attendant.look(qmp, || self.reset_was_asked_for());
+            }
             match status {
                 Some(status) if status.code() == Some(0) => {
                     return Ok(match reason.as_deref() {
@@ -215,9 +230,13 @@ impl Session<'_> {
             let over = end.is_some_and(|end| Instant::now() >= end);
             if over || interrupted() {
                 let log = std::fs::metadata(&console).map_or(0, |meta| meta.len() as usize);
-                if over && qmp.as_mut().is_some_and(|qmp| qmp.inject_nmi().is_some()) {
-                    // Whether it ends by itself or not, its time is over.
-                    let _ = child.wait_for(Some(LAST_WORDS));
+                if let Some(qmp) = qmp.as_mut().filter(|_| over) {
+                    // Before the NMI: it moves every CPU from where it is.
+                    attendant.take(qmp);
+                    if qmp.inject_nmi().is_some() {
+                        // Whether it ends by itself or not, its time is over.
+                        attendant.see_off(&mut child, qmp, LAST_WORDS);
+                    }
                 }
                 self.end(&mut child, qmp);
                 return Ok(if over { Ended::TimeOut(log) } else { Ended::Interrupted });

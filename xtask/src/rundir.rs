@@ -146,13 +146,7 @@ mod tests {
     #[test]
     fn two_runs_in_one_second_get_two_folders_and_latest_is_the_second() {
         let target = tempfile::tempdir().unwrap();
-        let workspace = Workspace {
-            root: target.path().to_path_buf(),
-            target: target.path().to_path_buf(),
-            no_install: true,
-            core: crate::cli::CoreRoute::Auto,
-            verbose: false,
-        };
+        let workspace = Workspace::for_tests(target.path());
         let first = RunDir::create(&workspace, "test").unwrap();
         let second = RunDir::create(&workspace, "test").unwrap();
         assert_ne!(first.path(), second.path());

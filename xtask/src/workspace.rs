@@ -50,6 +50,12 @@ impl Workspace {
         self.target.join("grange/runs")
     }
 
+    /// The folder that holds one folder a build that some run failed with.
+    #[must_use]
+    pub fn kernels(&self) -> PathBuf {
+        self.target.join("grange/kernels")
+    }
+
     /// `path` as seen from the root, for messages.
     #[must_use]
     pub fn short<'a>(&self, path: &'a Path) -> &'a Path {
@@ -64,5 +70,19 @@ impl Workspace {
         // What cargo told this tool about itself is not meant for the crates that it builds now.
         command.env_remove("CARGO_MANIFEST_DIR").env_remove("CARGO_PKG_NAME").env("CARGO_TARGET_DIR", &self.target);
         command
+    }
+}
+
+#[cfg(test)]
+impl Workspace {
+    /// One whose target directory is `target`, and which installs nothing.
+    pub(crate) fn for_tests(target: &Path) -> Workspace {
+        Workspace {
+            root: target.to_path_buf(),
+            target: target.to_path_buf(),
+            no_install: true,
+            core: CoreRoute::Auto,
+            verbose: false,
+        }
     }
 }

@@ -35,6 +35,7 @@ const _: () = {
 
     let _: fn(Verdict) -> ! = exit::debug_exit;
     let _: [fn() -> !; 2] = [exit::power_off, exit::reboot];
+    let _: fn() = exit::announce_death;
 
     let _: [fn(&[u8]); 2] = [console::write_com1, console::write_com2];
     let _: fn() -> Option<u8> = console::read_com1;

@@ -93,7 +93,7 @@ pub mod step {
 
 /// The end of the machine.
 pub mod exit {
-    pub use crate::imp::exit::{debug_exit, power_off, reboot};
+    pub use crate::imp::exit::{announce_death, debug_exit, power_off, reboot};
 
     /// How a run ended, as the debug-exit device tells QEMU (its status is `2 * value + 1`).
     #[derive(Copy, Clone, Eq, PartialEq, Debug)]

@@ -206,7 +206,7 @@ mod tests {
 
     fn machine() -> Machine {
         let (shape, engine) = (Shape::even(2, 1).unwrap(), Engine::Counted);
-        Machine { program: "qemu".into(), shape, engine, append: String::new(), extra: Vec::new() }
+        Machine { program: "qemu".into(), shape, engine, append: String::new(), extra: Vec::new(), cores: false }
     }
 
     #[test]

@@ -18,6 +18,7 @@ use crate::guest::{Boot, Left};
 use crate::kernel_args::KernelLine;
 use crate::kernel_tests::{KernelTest, filter_glob};
 use crate::ktap::{Outcome, Parser, TestLine};
+use crate::post_mortem;
 use crate::process::interrupted;
 use crate::pulse::Limits;
 use crate::rundir::write;
@@ -142,6 +143,9 @@ impl Campaign<'_> {
         let ktap = left.stream.frames.iter().filter(|frame| frame.kind == Kind::Ktap);
         let ktap: String = ktap.map(|frame| format!("{}\n", frame.payload)).collect();
         write(&dir.join("results.ktap"), &ktap)?;
+        if !matches!(verdict.exit, Exit::Passed | Exit::Interrupted) {
+            post_mortem::keep_build(self.session.workspace, self.artifacts, dir)?;
+        }
         let log = String::from_utf8_lossy(&left.console).replace('\r', "");
         write(&dir.join("console.sym.log"), &console::symbolized(&log, self.symbols))?;
         let told = json!({
@@ -176,6 +180,7 @@ impl Campaign<'_> {
         reasons.extend(console::crash_line(&log).map(str::to_owned));
         reasons.extend(left.stderr.lines().take(3).map(|line| format!("QEMU: {line}")));
         reasons.push(format!("see {}", self.session.workspace.short(dir).display()));
+        reasons.push(post_mortem::word(self.session.workspace, dir, &left.why_no_core));
         let without: Vec<&TestId> =
             due.iter().filter(|id| !records.iter().any(|record| record.id() == id.to_string())).collect();
         let culprit = verdict.unfinished.as_ref().filter(|id| without.contains(id));

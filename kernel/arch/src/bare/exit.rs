@@ -11,6 +11,9 @@ use crate::exit::Verdict;
 
 /// Port of QEMU's `isa-debug-exit` device.
 const DEBUG_EXIT: u16 = 0xf4;
+/// Port of QEMU's `pvpanic` device, and its bit for "the kernel has panicked": read it says that the device is there.
+const PVPANIC: u16 = 0x505;
+const PANICKED: u8 = 1;
 /// Port of the reset control register.
 const RESET_CONTROL: u16 = 0xcf9;
 /// Ports of PM1a_CNT to try where no FADT names one: `q35`, then `pc`.
@@ -31,6 +34,18 @@ pub fn debug_exit(verdict: Verdict) -> ! {
     // SAFETY: the device ends the machine; where it is absent the port is not connected.
     unsafe { Port::new(DEBUG_EXIT).write(u32::from(verdict as u8)) };
     power_off()
+}
+
+/// Tells whoever runs the machine that the kernel is dying, while all is still as it was: under `xtask` QEMU then holds
+/// every CPU until the memory has been saved, and lets them go on. Nothing happens where nobody listens.
+pub fn announce_death() {
+    let mut port = Port::<u8>::new(PVPANIC);
+    // SAFETY: reading it says which events the device knows; where it is absent all bits are set.
+    let known = unsafe { port.read() };
+    if known & PANICKED != 0 && known != u8::MAX {
+        // SAFETY: the device tells QEMU, and does nothing to the machine's memory.
+        unsafe { port.write(PANICKED) };
+    }
 }
 
 /// Switches the machine off (ACPI S5). Halts if that does not work.
