@@ -25,6 +25,8 @@
 //!
 //! | lock | class | protects |
 //! |---|---|---|
+//! | flush of a queue | `sched.work.flush` | a mutex: one flush or drain of a work queue at a time |
+//! | all queues | `sched.work.all` | a mutex: the list of all work queues |
 //! | work pool | `sched.work` | the queued items of a CPU or node, its workers, and the lanes of queues that use it |
 //! | mutex | `sched.mutex` | a mutex's waiters |
 //! | semaphore | `sched.semaphore` | a semaphore's count and waiters |
@@ -35,7 +37,7 @@
 //! | notifiers | `sched.notifiers` | the list of notifiers; nests in nothing, and nothing in it |
 //! | thread pool | `sched.pool` | dead threads; nests in nothing, and nothing in it |
 //!
-//! All of them are taken with interrupts off. Two locks of one class are never held together: a thread or a timer that
+//! All but the mutexes are taken with interrupts off. Two locks of one class are never held together: a thread or a timer that
 //! moves belongs to nobody in between.
 //!
 //! # Order of bring-up

@@ -164,7 +164,7 @@ fn max_active_is_kept_and_made_use_of() {
 
 #[test]
 fn an_ordered_queue_keeps_the_order() {
-    static ORDER: sched::Mutex<Vec<usize>> = sched::Mutex::new(Vec::new());
+    static ORDER: sched::Mutex<Vec<usize>> = sched::Mutex::new(Vec::new(), sync::lock_class!("test.order"));
     static ITEMS: [WorkItem; 16] = [const {
         WorkItem::new(|item, cx| {
             let at = (std::ptr::from_ref(item).addr() - ITEMS.as_ptr().addr()) / size_of::<WorkItem>();
@@ -239,9 +239,12 @@ fn queued_flushed_and_cancelled_from_all_cpus_it_runs_once_for_each_time_and_nev
 }
 
 static AGAIN: WorkItem = WorkItem::new(|_, cx| {
-    RUNS.fetch_add(1, Ordering::Relaxed);
-    sched::queue_work_on(CpuId::new(RUNS.load(Ordering::Relaxed) as usize % CPUS), &AGAIN);
-    if RUNS.load(Ordering::Relaxed).is_multiple_of(16) {
+    let run = RUNS.fetch_add(1, Ordering::Relaxed);
+    if run % 8 == 3 {
+        sched::sleep_ns(cx, MS / 20);
+    }
+    sched::queue_work_on(CpuId::new(run as usize % CPUS), &AGAIN);
+    if run % 8 == 7 {
         sched::sleep_ns(cx, MS / 20);
     }
 });
@@ -563,7 +566,7 @@ fn a_semaphore_serves_those_who_came_first_and_an_up_from_an_interrupt_wakes() {
             let begin = clock::now_ns();
             assert!(!SEMAPHORE.down_timeout(cx, 2 * MS));
             assert!(clock::now_ns() - begin >= 2 * MS);
-            let order = Arc::new(sched::Mutex::new(Vec::with_capacity(4)));
+            let order = Arc::new(sched::Mutex::new(Vec::with_capacity(4), sync::lock_class!("test.order")));
             let mut threads = Vec::new();
             for me in 0..4 {
                 let order = order.clone();

@@ -17,7 +17,7 @@
 //! Contexts: creating, flushing, draining and destroying sleep. Queueing: task, softirq, hardirq, with interrupts on or off, not
 //! NMI, not under a run-queue lock; it never allocates.
 //!
-//! Locks: a queue's flush mutex, then the list of all queues; a lane's fields are guarded by its pool's lock.
+//! Locks: a queue's flush mutex, and the mutex of the list of all; a lane's fields are guarded by its pool's lock.
 //!
 //! Linux: `struct workqueue_struct`, `struct pool_workqueue`, `__flush_workqueue`, `drain_workqueue` in
 //! `kernel/workqueue.c` (6.12). There a flush has sixteen colours, so that flushes overlap, and items that run may queue to
@@ -31,7 +31,7 @@ use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use arch::{CpuId, cpu};
 use mm::AllocError;
-use sync::{ATOMIC, IrqGuard, MaySleep};
+use sync::{ATOMIC, IrqGuard, LockClass, MaySleep};
 
 use super::delayed::DelayedWork;
 use super::item::{Claim, WorkItem};
@@ -105,8 +105,12 @@ pub(super) struct All(*const Queue);
 // SAFETY: queues are on the list until they are destroyed, under the mutex around it.
 unsafe impl Send for All {}
 
+/// Held while a queue is flushed or drained. Inside it: work pool.
+static FLUSH_CLASS: LockClass = LockClass::new("sched.work.flush");
+/// Protects the list of all queues. Inside it: work pool.
+static ALL_CLASS: LockClass = LockClass::new("sched.work.all");
 /// All queues.
-static ALL: Mutex<All> = Mutex::new(All(ptr::null()));
+static ALL: Mutex<All> = Mutex::new(All(ptr::null()), &ALL_CLASS);
 
 impl Lane {
     /// The queue.
@@ -242,7 +246,7 @@ impl WorkQueue {
             refuses: AtomicBool::new(false),
             delayed: AtomicUsize::new(0),
             quiet: WaitQueue::new(),
-            flushing: Mutex::new(()),
+            flushing: Mutex::new((), &FLUSH_CLASS),
             next: Cell::new(ptr::null()),
         };
         let queue = NonNull::from(Box::leak(try_box(queue).map_err(|_| AllocError)?));
