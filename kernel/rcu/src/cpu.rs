@@ -20,6 +20,22 @@ pub(crate) trait IrqsOff {}
 impl IrqsOff for IrqGuard<'_> {}
 impl<T: ?Sized> IrqsOff for SpinIrqGuard<'_, T> {}
 
+/// The proof of a hook that is called with interrupts off.
+pub(crate) struct ByContract(());
+impl IrqsOff for ByContract {}
+
+impl ByContract {
+    /// Vouches for it.
+    ///
+    /// # Safety
+    /// Interrupts are off for as long as the value lives.
+    #[inline]
+    pub(crate) unsafe fn irqs_off() -> Self {
+        debug_assert!(!arch::irq::enabled(), "RCU: a hook that wants interrupts off was called with them on");
+        Self(())
+    }
+}
+
 /// State of one CPU that only this CPU uses, with interrupts off (CPU-1).
 pub(crate) struct Own {
     /// The grace period this CPU knows of; its leaf's number when they last met.

@@ -44,7 +44,7 @@ use sched::Thread;
 use sync::{ATOMIC, Cx, IrqGuard, IrqWork, context};
 
 use crate::blkd::Blocks;
-use crate::cpu::own;
+use crate::cpu::{ByContract, own};
 use crate::eqs;
 use crate::exp;
 use crate::qs;
@@ -189,12 +189,29 @@ pub(crate) fn ask_special(_irqs: &IrqGuard<'_>) -> bool {
 ///
 /// Afterwards this CPU has passed a quiescent state: a reader that is switched out holds the grace period up as a
 /// blocked reader from here on, not as this CPU.
+///
+/// Nearly always there is no reader and nobody waits for this CPU in a hurry. That way keeps nothing across a call, so it
+/// saves no register: whatever calls something is in [`context_switch_slow`].
 pub(crate) fn context_switch(prev: &'static Thread, next: &'static Thread, preempted: bool) {
+    // SAFETY: the hook is called with interrupts off, and leaves them so.
+    let irqs = unsafe { ByContract::irqs_off() };
+    let me = own(&irqs);
+    if READER.get() != NOTHING_SPECIAL || me.owes_exp.get() {
+        return context_switch_slow(prev, next, preempted);
+    }
+    me.qs_passed.set(true);
+    me.report_at_unlock.set(false);
+    change_words(NOTHING_SPECIAL, prev, next);
+}
+
+/// [`context_switch`] out of a reader, or with an expedited grace period waiting.
+#[cold]
+#[inline(never)]
+fn context_switch_slow(prev: &'static Thread, next: &'static Thread, preempted: bool) {
     let irqs = IrqGuard::new(ATOMIC);
-    let stays = ptr::eq(prev, next);
     let mut word = READER.get();
     if word & !NOTHING_SPECIAL != 0 {
-        if stays {
+        if ptr::eq(prev, next) {
             return; // the reader goes on, nothing is quiescent
         }
         debug_assert!(preempted, "RCU: {prev:?} sleeps inside a reader");
@@ -213,7 +230,13 @@ pub(crate) fn context_switch(prev: &'static Thread, next: &'static Thread, preem
     if me.owes_exp.take() {
         exp::report_this_cpu(&irqs);
     }
-    if !stays {
+    change_words(word, prev, next);
+}
+
+/// Puts the word of `prev` by and takes up that of `next`.
+#[inline(always)]
+fn change_words(word: u32, prev: &Thread, next: &Thread) {
+    if !ptr::eq(prev, next) {
         // Kept with the special bit inverted, so that a fresh thread's zero means "nothing".
         // Relaxed: the scheduler orders a thread's stay on one CPU before its stay on the next (SCHED-5).
         prev.rcu.nesting.store(word ^ NOTHING_SPECIAL, Ordering::Relaxed);

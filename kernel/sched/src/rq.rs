@@ -71,8 +71,6 @@ pub(crate) struct Inner {
     /// Bit `n`: `lists[n]` has threads (`SCHED-7`).
     levels: u32,
     lists: [List; Prio::LEVELS],
-    /// Threads in all lists.
-    queued: usize,
     /// The thread this CPU runs; null until the CPU has entered the scheduler.
     current: *const Thread,
     /// The CPU takes part: a queued thread deserves an IPI.
@@ -84,7 +82,7 @@ pub(crate) struct Inner {
 /// A CPU's run queue.
 pub(crate) struct RunQueue {
     inner: SpinLock<Inner>,
-    /// Length as a hint for CPUs that look for work or for a place to put some; written under the lock.
+    /// Threads in all lists; written under the lock, read without it by CPUs that look for work or for a place to put some.
     queued: AtomicUsize,
 }
 
@@ -104,7 +102,6 @@ impl RunQueue {
                 Inner {
                     levels: 0,
                     lists: [List { first: ptr::null(), last: ptr::null() }; Prio::LEVELS],
-                    queued: 0,
                     current: ptr::null(),
                     online: false,
                     cpu: 0,
@@ -140,9 +137,9 @@ impl RunQueue {
         self.queued.load(Ordering::Relaxed)
     }
 
-    /// Publishes the length; called with the lock held.
-    fn publish_len(&self, inner: &Inner) {
-        self.queued.store(inner.queued, Ordering::Relaxed);
+    /// Counts a thread that has been linked in (1) or unlinked (-1); called with the lock held.
+    fn count(&self, change: isize) {
+        self.queued.store(self.queued().wrapping_add_signed(change), Ordering::Relaxed);
     }
 }
 
@@ -193,8 +190,7 @@ impl Inner {
         self.set_next(prev, level, this);
         self.set_prev(next, level, this);
         self.levels |= 1 << level;
-        self.queued += 1;
-        rq.publish_len(self);
+        rq.count(1);
     }
 
     /// Unlinks a `Queued` thread and leaves it `Off`.
@@ -209,8 +205,31 @@ impl Inner {
         if self.lists[level].first.is_null() {
             self.levels &= !(1 << level);
         }
-        self.queued -= 1;
-        rq.publish_len(self);
+        rq.count(-1);
+    }
+
+    /// The current thread goes to the back of its level's list, which is not empty, and the first of that list comes off:
+    /// [`Inner::put_current`], [`Inner::enqueue`] and [`Inner::pop_best`] in one, where that leaves the level's bit and the
+    /// length as they are.
+    pub(crate) fn rotate(&mut self, current: &'static Thread) -> &'static Thread {
+        let level = self.prio(current).level();
+        let List { first, last } = self.lists[level];
+        debug_assert!(!first.is_null(), "SCHED-7: level {level} has no thread to change with");
+        // SAFETY: the list has threads, says the caller, and those are type-stable (SCHED-3).
+        let (first, last): (&'static Thread, &'static Thread) = unsafe { (&*first, &*last) };
+        let entry = self.entry(current);
+        entry.place = Place::Queued;
+        entry.prev = last;
+        entry.next = ptr::null();
+        // In this order: there is a second one when the first comes off, whether it was the last or not.
+        self.entry(last).next = current;
+        let entry = self.entry(first);
+        entry.place = Place::Off;
+        let second = entry.next;
+        // SAFETY: on the list, so type-stable (SCHED-3).
+        self.entry(unsafe { &*second }).prev = ptr::null();
+        self.lists[level] = List { first: second, last: current };
+        first
     }
 
     /// What follows `at` (the head of the list when null) becomes `next`.

@@ -73,6 +73,8 @@ impl Pool {
 }
 
 /// Takes a dead thread whose stack is no longer in use into the pool.
+#[cold]
+#[inline(never)]
 pub(crate) fn bury(thread: &'static Thread) {
     thread.clear_identity();
     let mut pool = POOL.lock_irqsave(ATOMIC);

@@ -58,7 +58,33 @@ pub(crate) enum Pass {
 }
 
 /// Steps 1 to 4. Interrupts are off, the preemption count is 1.
+#[inline(always)]
 pub(crate) fn pass(why: Pass) {
+    // One copy of the steps for each reason, without the questions that it answers.
+    match why {
+        Pass::Voluntary => pass_voluntary(),
+        Pass::Yield => pass_yield(),
+        Pass::Preempted => pass_preempted(),
+    }
+}
+
+#[inline(never)]
+fn pass_voluntary() {
+    steps(Pass::Voluntary);
+}
+
+#[inline(never)]
+fn pass_yield() {
+    steps(Pass::Yield);
+}
+
+#[inline(never)]
+fn pass_preempted() {
+    steps(Pass::Preempted);
+}
+
+#[inline(always)]
+fn steps(why: Pass) {
     debug_assert!(!irq::enabled());
     context::assert_may_switch();
     let prev = current();
@@ -85,6 +111,7 @@ pub(crate) fn pass(why: Pass) {
 }
 
 /// Step 1.
+#[inline(always)]
 fn choose(prev: &'static Thread, why: Pass) -> &'static Thread {
     let rq = RunQueue::this();
     let mut inner = rq.lock();
@@ -95,11 +122,18 @@ fn choose(prev: &'static Thread, why: Pass) -> &'static Thread {
     } else if stays {
         let over = why == Pass::Yield || inner.slice_is_over(prev);
         let level = inner.prio(prev).level();
-        if inner.best_level().is_none_or(|best| best < level || (best == level && !over)) {
-            return prev;
+        match inner.best_level() {
+            Some(best) if best > level => {
+                inner.put_current(prev);
+                inner.enqueue(rq, prev, !over);
+            }
+            Some(best) if best == level && over => {
+                let next = inner.rotate(prev);
+                inner.set_current(next);
+                return next;
+            }
+            _ => return prev,
         }
-        inner.put_current(prev);
-        inner.enqueue(rq, prev, !over);
     } else {
         inner.end_slice(prev);
         inner.put_current(prev);
@@ -113,6 +147,7 @@ fn choose(prev: &'static Thread, why: Pass) -> &'static Thread {
 }
 
 /// Step 4: lets go of the thread that this CPU has left. Also the first thing a new thread does.
+#[inline(always)]
 pub(crate) fn finish_switch() {
     // SAFETY: `pass` set it on this CPU just before the switch; type-stable (SCHED-3).
     let prev: &'static Thread = unsafe { &*LEAVING.xchg(ptr::null_mut()) };
@@ -137,20 +172,22 @@ pub(crate) fn schedule() {
     work::runs_again(thread);
 }
 
+#[inline(always)]
 fn give_up(why: Pass) {
-    let mut why = why;
-    loop {
-        context::count_add(PREEMPT_OFFSET);
-        // Interrupts are on, as the caller's token says.
-        irq::disable();
-        pass(why);
-        irq::enable();
-        context::count_sub(PREEMPT_OFFSET);
-        if !context::need_resched() {
-            return;
-        }
-        why = Pass::Voluntary;
+    give_up_once(why);
+    while context::need_resched() {
+        give_up_once(Pass::Voluntary);
     }
+}
+
+#[inline(always)]
+fn give_up_once(why: Pass) {
+    context::count_add(PREEMPT_OFFSET);
+    // Interrupts are on, as the caller's token says.
+    irq::disable();
+    pass(why);
+    irq::enable();
+    context::count_sub(PREEMPT_OFFSET);
 }
 
 /// The running thread gives up its CPU for good. It must not be preempted once it is dead: whoever switches away from

@@ -63,7 +63,9 @@ impl Prio {
 
     /// The level of this priority; 0 is the least urgent.
     pub const fn level(self) -> usize {
-        self.0 as usize
+        // The mask changes nothing, and tells the compiler that an array of LEVELS holds the level.
+        const _: () = assert!(Prio::LEVELS.is_power_of_two());
+        self.0 as usize & (Prio::LEVELS - 1)
     }
 
     /// The priority of a level.
