@@ -23,6 +23,17 @@ pub struct Artifacts {
     pub profile: &'static str,
 }
 
+impl Artifacts {
+    /// What the linker signed the kernel with: equal for equal kernels. `None` for a file without such a note.
+    #[must_use]
+    pub fn build_id(&self) -> Option<String> {
+        use object::Object as _;
+        let bytes = std::fs::read(&self.kernel).ok()?;
+        let elf = object::File::parse(&*bytes).ok()?;
+        Some(elf.build_id().ok()??.iter().map(|byte| format!("{byte:02x}")).collect())
+    }
+}
+
 impl Profile {
     /// Cargo's name of it.
     #[must_use]
@@ -48,11 +59,11 @@ pub fn make(workspace: &Workspace, args: &KernelArgs, default: Profile) -> anyho
     let profile = args.profile_or(default);
     let core = if args.kernel.is_some() && args.loader.is_some() { None } else { Some(core::ensure(workspace)?) };
     let loader = match (&args.loader, core) {
-        (None, Some(core)) => build(workspace, core, "grange-boot", Profile::Release)?,
+        (None, Some(core)) => build(workspace, core, "grange-boot", Profile::Release, &[])?,
         (given, _) => given.clone().unwrap_or_default(),
     };
     let kernel = match (&args.kernel, core) {
-        (None, Some(core)) => build(workspace, core, "grange", profile)?,
+        (None, Some(core)) => build(workspace, core, "grange", profile, args.features)?,
         (given, _) => given.clone().unwrap_or_default(),
     };
     let profile = if args.kernel.is_some() { "given" } else { profile.name() };
@@ -60,9 +71,18 @@ pub fn make(workspace: &Workspace, args: &KernelArgs, default: Profile) -> anyho
 }
 
 /// `cargo build` of one bare-metal package; returns the executable that cargo names.
-fn build(workspace: &Workspace, core: Core, package: &str, profile: Profile) -> anyhow::Result<PathBuf> {
+fn build(
+    workspace: &Workspace,
+    core: Core,
+    package: &str,
+    profile: Profile,
+    features: &[&str],
+) -> anyhow::Result<PathBuf> {
     let mut cargo = workspace.cargo();
     cargo.args(["build", "--package", package, "--target", TARGET, "--profile", profile.name()]);
+    if !features.is_empty() {
+        cargo.args(["--features", &features.join(",")]);
+    }
     core.apply(&mut cargo);
     cargo.arg("--message-format=json-render-diagnostics");
     if !workspace.verbose {

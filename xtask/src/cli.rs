@@ -108,6 +108,9 @@ pub struct MachineArgs {
     /// Bit-for-bit repeatable runs: one host thread, instruction counting, CPUs that never halt
     #[arg(long)]
     pub deterministic: bool,
+    /// In deterministic runs an instruction takes 2^N ns of the guest's time; another N is another schedule
+    #[arg(long, value_name = "N", requires = "deterministic", value_parser = clap::value_parser!(u8).range(0..=10))]
+    pub shift: Option<u8>,
     /// The QEMU program
     #[arg(long, value_name = "PATH", default_value = "qemu-system-x86_64")]
     pub qemu: PathBuf,
@@ -187,6 +190,9 @@ pub struct KernelArgs {
     /// Boot with this loader ELF instead of building one
     #[arg(long, value_name = "ELF")]
     pub loader: Option<PathBuf>,
+    /// Features to build the kernel with; the commands choose them.
+    #[arg(skip)]
+    pub features: &'static [&'static str],
 }
 
 impl KernelArgs {
@@ -217,6 +223,9 @@ pub struct RunArgs {
     /// Run these shell commands, separated by `;`, and leave with their status
     #[arg(long, value_name = "CMD; CMD")]
     pub exec: Option<String>,
+    /// Seed of the kernel's random numbers: 24301, 0x5eed
+    #[arg(long, value_name = "S", value_parser = number)]
+    pub seed: Option<u64>,
     /// Give up after this time: 30, 30s, 5m
     #[arg(long, value_name = "TIME", value_parser = seconds)]
     pub timeout: Option<Duration>,
@@ -233,7 +242,11 @@ Examples:
   cargo xtask test --kernel-only --repeat 100 --until-fail --seed 0x5eed
 
 A filter is a glob over `suite.test`; one without a dot means a whole suite or a test of any suite. Host tests are
-chosen by the same words, with `::` for the dot. Without filters everything runs.")]
+chosen by the same words, with `::` for the dot. Without filters everything runs.
+
+With --deterministic the in-kernel tests run on 4 CPUs on 2 nodes, unless a shape is given; every repetition has the same
+seed and must leave the same bytes on both serial lines. The first that does not is a failure (status 1), told with the
+first event that differs.")]
 pub struct TestArgs {
     /// Tests to run: globs over `suite.test`
     #[arg(value_name = "FILTER")]
@@ -247,9 +260,22 @@ pub struct TestArgs {
     /// The kernel.
     #[command(flatten)]
     pub kernel: KernelArgs,
-    /// Go through the in-kernel tests so many times, each time with the next seed
+    /// Go through the in-kernel tests so many times, each time with the next seed; with --deterministic always with the
+    /// same, and compare
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub repeat: u32,
+    /// Go through the in-kernel tests once with each of these seeds: 1..100, 1..=100
+    #[arg(long, value_name = "A..B", value_parser = seed_range, conflicts_with_all = ["seed", "repeat", "until_fail"])]
+    pub seeds: Option<SeedRange>,
+    /// Pause at random places of lock and list code, which the seed chooses: another seed, another schedule
+    #[arg(long, requires = "deterministic", conflicts_with = "kernel")]
+    pub explore: bool,
+    /// Keep so many busy loops running on the host meanwhile
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub load: u32,
+    /// Add a row about this run to a ledger such as docs/soak.csv
+    #[arg(long, value_name = "FILE")]
+    pub ledger: Option<PathBuf>,
     /// Stop after the first repetition with a failure; without --repeat, repeat until there is one
     #[arg(long)]
     pub until_fail: bool,
@@ -460,6 +486,27 @@ fn seconds(text: &str) -> Result<Duration, String> {
     parsed.or_else(|| humantime::parse_duration(text).ok()).ok_or_else(|| "a time such as 30, 30s or 5m".to_owned())
 }
 
+/// Seeds that follow each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SeedRange {
+    /// The first.
+    pub first: u64,
+    /// The last, not before the first.
+    pub last: u64,
+}
+
+/// Seeds as Rust writes a range.
+fn seed_range(text: &str) -> Result<SeedRange, String> {
+    let what = || "seeds such as 1..100 (without the 100) or 1..=100, at least one".to_owned();
+    let (first, end) = text.split_once("..").ok_or_else(what)?;
+    let first = number(first)?;
+    let last = match end.strip_prefix('=') {
+        Some(last) => number(last)?,
+        None => number(end)?.checked_sub(1).ok_or_else(what)?,
+    };
+    if first <= last { Ok(SeedRange { first, last }) } else { Err(what()) }
+}
+
 /// A number, decimal or with 0x.
 fn number(text: &str) -> Result<u64, String> {
     let parsed = match text.strip_prefix("0x") {
@@ -495,6 +542,11 @@ mod tests {
         assert!(seconds("-1").is_err());
         assert_eq!(number("0x5eed"), Ok(0x5eed));
         assert!(number("seed").is_err());
+        assert_eq!(seed_range("1..100"), Ok(SeedRange { first: 1, last: 99 }));
+        assert_eq!(seed_range("0x10..=16"), Ok(SeedRange { first: 16, last: 16 }));
+        for bad in ["7", "5..5", "1..0", "0..0", "a..3", "2..=1", "1...3"] {
+            assert!(seed_range(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -13,6 +13,10 @@ use crate::shape::{Defaults, Shape};
 use crate::toolchain::emulator;
 use crate::workspace::Workspace;
 
+/// Nanoseconds of an instruction in a deterministic run, as a power of two: 16. Of 3 to 8 the one at which a guest's second
+/// takes about a second of the host's; with slower guests tests run into their time limits, and with faster ones they wait.
+pub const DEFAULT_SHIFT: u8 = 4;
+
 /// How the emulator is to run the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Engine {
@@ -23,22 +27,25 @@ pub enum Engine {
     /// TCG with one host thread for all CPUs.
     Single,
     /// One host thread, and instructions counted: repeatable bit for bit.
-    Deterministic,
+    Deterministic {
+        /// An instruction takes 2^shift nanoseconds of the guest's time.
+        shift: u8,
+    },
     /// The same with a clock that goes on by a nanosecond an instruction, for figures.
     Counted,
 }
 
 impl Engine {
-    /// What the options mean for so many CPUs on this host.
+    /// What the options mean for so many CPUs on this host. `shift` is that of a deterministic run.
     ///
     /// # Errors
     /// `Usage` for options that exclude each other, and for a KVM that is not there.
-    pub fn choose(accel: Accel, thread: Thread, deterministic: bool, cpus: u32) -> anyhow::Result<Engine> {
-        if deterministic {
+    pub fn choose(accel: Accel, thread: Thread, shift: Option<u8>, cpus: u32) -> anyhow::Result<Engine> {
+        if let Some(shift) = shift {
             return match (accel, thread) {
                 (Accel::Kvm, _) => Err(usage("--deterministic with --accel kvm: only the emulator is repeatable")),
                 (_, Thread::Multi) => Err(usage("--deterministic with --thread multi: it needs one host thread")),
-                _ => Ok(Engine::Deterministic),
+                _ => Ok(Engine::Deterministic { shift }),
             };
         }
         match accel {
@@ -67,21 +74,28 @@ impl Engine {
             Engine::Kvm => "kvm",
             Engine::Multi => "tcg,thread=multi",
             Engine::Single => "tcg,thread=single",
-            Engine::Deterministic => "tcg,deterministic",
+            Engine::Deterministic { .. } => "tcg,deterministic",
             Engine::Counted => "tcg,counted",
         }
     }
 
     /// The options that give this engine again.
     #[must_use]
-    pub fn options(self) -> &'static str {
+    pub fn options(self) -> String {
         match self {
-            Engine::Kvm => "--accel kvm",
-            Engine::Multi => "--thread multi",
-            Engine::Single => "--thread single",
-            Engine::Deterministic => "--deterministic",
-            Engine::Counted => "--count",
+            Engine::Kvm => "--accel kvm".to_owned(),
+            Engine::Multi => "--thread multi".to_owned(),
+            Engine::Single => "--thread single".to_owned(),
+            Engine::Deterministic { shift: DEFAULT_SHIFT } => "--deterministic".to_owned(),
+            Engine::Deterministic { shift } => format!("--deterministic --shift {shift}"),
+            Engine::Counted => "--count".to_owned(),
         }
+    }
+
+    /// Whether two runs have to be alike.
+    #[must_use]
+    pub fn is_deterministic(self) -> bool {
+        matches!(self, Engine::Deterministic { .. })
     }
 }
 
@@ -114,16 +128,30 @@ impl Machine {
         defaults: Defaults,
     ) -> anyhow::Result<Machine> {
         let shape = Shape::from_args(args, defaults)?;
-        let engine = Engine::choose(args.accel, args.thread, args.deterministic, shape.cpus())?;
+        let shift = args.deterministic.then(|| args.shift.unwrap_or(DEFAULT_SHIFT));
+        let engine = Engine::choose(args.accel, args.thread, shift, shape.cpus())?;
+        if engine.is_deterministic() {
+            refuse_contradictions(&args.append, extra)?;
+        }
         crate::kernel_args::KernelLine::new(&args.append).finish()?;
         let program = emulator::ensure(workspace, &args.qemu)?;
         Ok(Machine { program, shape, engine, append: args.append.clone(), extra: extra.to_vec(), cores: !args.no_core })
     }
 
+    /// What a person has to add to a line for this machine: shape, engine, and the user's own words.
+    #[must_use]
+    pub fn options(&self) -> String {
+        let mut line = format!("{} {}", self.shape.options(), self.engine.options());
+        if !self.append.trim().is_empty() {
+            line.push_str(&format!(" --append {}", quoted(self.append.trim().as_ref())));
+        }
+        line
+    }
+
     /// The words the kernel needs because of the engine: in deterministic runs no CPU may halt.
     #[must_use]
     pub fn kernel_words(&self) -> Option<(&'static str, &'static str)> {
-        (self.engine == Engine::Deterministic).then_some(("idle", "poll"))
+        self.engine.is_deterministic().then_some(("idle", "poll"))
     }
 
     /// The QEMU line.
@@ -143,8 +171,8 @@ impl Machine {
                 command.args(["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off"]);
                 command.args(["-rtc", "base=2026-01-01,clock=vm"])
             }
-            Engine::Deterministic => {
-                command.args(["-accel", "tcg,thread=single", "-icount", "shift=4,sleep=off"]);
+            Engine::Deterministic { shift } => {
+                command.args(["-accel", "tcg,thread=single", "-icount", &format!("shift={shift},sleep=off")]);
                 command.args(["-rtc", "base=2026-01-01,clock=vm", "-seed", &(seed as u32).to_string()])
             }
         };
@@ -188,6 +216,19 @@ impl Machine {
             }
         }
     }
+}
+
+/// What in the user's own words would make a deterministic run another one each time.
+fn refuse_contradictions(append: &str, extra: &[String]) -> anyhow::Result<()> {
+    let word = append.split_whitespace().find(|word| word.starts_with("idle=") || word.starts_with("grange.seed="));
+    if let Some(word) = word {
+        return Err(usage(format!("--deterministic with --append {word}: it sets idle= and grange.seed= itself")));
+    }
+    let ours = ["-accel", "-icount", "-rtc", "-seed", "-smp"];
+    if let Some(option) = extra.iter().find(|option| ours.contains(&option.as_str())) {
+        return Err(usage(format!("--deterministic with {option} for QEMU: it sets {} itself", ours.join(", "))));
+    }
+    Ok(())
 }
 
 /// Where the two serial lines and the control socket go.
@@ -324,6 +365,28 @@ mod tests {
     }
 
     #[test]
+    fn a_deterministic_machine_counts_instructions_and_takes_its_clock_and_its_numbers_from_the_guest() {
+        let engine = Engine::Deterministic { shift: 6 };
+        let machine = machine(Shape::even(4, 2).unwrap(), engine);
+        let line = shell_line(&machine.command(&artifacts(), "", 7, &wiring(false)));
+        let part = "-accel tcg,thread=single -icount shift=6,sleep=off -rtc base=2026-01-01,clock=vm -seed 7 ";
+        assert!(line.contains(part), "{line}");
+        assert_eq!(machine.kernel_words(), Some(("idle", "poll")));
+    }
+
+    #[test]
+    fn words_that_would_undo_a_deterministic_run_are_refused() {
+        let refused = |append: &str, extra: &[&str]| {
+            let extra: Vec<String> = extra.iter().map(|&word| word.to_owned()).collect();
+            refuse_contradictions(append, &extra).map_err(|error| error.to_string())
+        };
+        assert_eq!(refused("grange.hz=1000", &["-d", "int"]), Ok(()));
+        assert!(refused("a=1 idle=halt", &[]).unwrap_err().contains("idle=halt"));
+        assert!(refused("grange.seed=3", &[]).unwrap_err().contains("grange.seed=3"));
+        assert!(refused("", &["-icount", "shift=auto"]).unwrap_err().contains("-icount for QEMU"));
+    }
+
+    #[test]
     fn commas_in_paths_are_doubled() {
         let line =
             shell_line(&machine(Shape::even(1, 1).unwrap(), Engine::Multi).command(&artifacts(), "", 0, &wiring(true)));
@@ -343,13 +406,15 @@ mod tests {
 
     #[test]
     fn the_engine_follows_the_options_and_the_hosts_cores() {
-        let choose = |thread, cpus| Engine::choose(Accel::Tcg, thread, false, cpus).unwrap();
+        let choose = |thread, cpus| Engine::choose(Accel::Tcg, thread, None, cpus).unwrap();
         assert_eq!(choose(Thread::Auto, 1), Engine::Multi);
         assert_eq!(choose(Thread::Auto, 255), Engine::Single);
         assert_eq!(choose(Thread::Multi, 255), Engine::Multi);
-        assert_eq!(Engine::choose(Accel::Auto, Thread::Auto, true, 4).unwrap(), Engine::Deterministic);
-        assert!(Engine::choose(Accel::Auto, Thread::Multi, true, 4).is_err());
-        assert!(Engine::choose(Accel::Kvm, Thread::Auto, true, 4).is_err());
+        let deterministic = Engine::Deterministic { shift: 5 };
+        assert_eq!(Engine::choose(Accel::Auto, Thread::Auto, Some(5), 4).unwrap(), deterministic);
+        assert_eq!(deterministic.options(), "--deterministic --shift 5");
+        assert!(Engine::choose(Accel::Auto, Thread::Multi, Some(4), 4).is_err());
+        assert!(Engine::choose(Accel::Kvm, Thread::Auto, Some(4), 4).is_err());
     }
 
     #[test]

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::artifact::{self, Artifacts};
 use crate::cli::{Profile, RunArgs};
-use crate::exit::{Exit, stop};
+use crate::exit::{Exit, stop, usage};
 use crate::kernel_args::KernelLine;
 use crate::post_mortem::{self, Attendant, keep_line};
 use crate::process::{Owned, interrupted, tied_to_us};
@@ -48,6 +48,15 @@ pub fn run(workspace: &Workspace, args: &RunArgs) -> anyhow::Result<Exit> {
         line.set("grange.exec", commands)?;
     }
     let machine = Machine::from_args(workspace, &args.machine, &args.qemu_args, DEFAULTS)?;
+    if machine.engine.is_deterministic() && args.exec.is_none() {
+        return Err(usage(
+            "--deterministic without --exec: what one types comes when it comes; give the commands to it",
+        ));
+    }
+    let seed = args.seed.unwrap_or(0);
+    if args.seed.is_some() {
+        line.set("grange.seed", &seed.to_string())?;
+    }
     if let Some((key, value)) = machine.kernel_words() {
         line.set(key, value)?;
     }
@@ -55,12 +64,20 @@ pub fn run(workspace: &Workspace, args: &RunArgs) -> anyhow::Result<Exit> {
     let artifacts = artifact::make(workspace, &args.kernel, Profile::Release)?;
     if args.machine.print_qemu {
         let frames = workspace.target.join("grange/com2.log");
-        let wiring = Wiring { terminal: true, console: None, frames, qmp: None, reboots: false };
-        print!("{}", script(&machine.command(&artifacts, &line, 0, &wiring)));
+        let terminal = !machine.engine.is_deterministic();
+        let wiring = Wiring { terminal, console: None, frames, qmp: None, reboots: false };
+        print!("{}", script(&machine.command(&artifacts, &line, seed, &wiring)));
         return Ok(Exit::Passed);
     }
     let dir = RunDir::create(workspace, "run")?;
-    dir.describe(workspace, "run", &json!({ "machine": machine.shape.options(), "engine": machine.engine.name() }))?;
+    dir.describe(
+        workspace,
+        "run",
+        &json!({
+            "machine": machine.shape.options(), "engine": machine.engine.name(), "seed": seed,
+            "build_id": artifacts.build_id(),
+        }),
+    )?;
     let terminal = std::io::stdin().is_terminal();
     eprintln!(
         "grange: {} ({}), {} kernel; {}logs in {}",
@@ -74,6 +91,7 @@ pub fn run(workspace: &Workspace, args: &RunArgs) -> anyhow::Result<Exit> {
         machine: &machine,
         artifacts: &artifacts,
         line: &line,
+        seed,
         dir: &dir,
         piped: !terminal && args.exec.is_none(),
     };
@@ -166,6 +184,7 @@ struct Session<'a> {
     machine: &'a Machine,
     artifacts: &'a Artifacts,
     line: &'a str,
+    seed: u64,
     dir: &'a RunDir,
     /// The shell's input comes through a pipe.
     piped: bool,
@@ -182,17 +201,18 @@ impl Session<'_> {
     fn boot(&self, end: Option<Instant>, attendant: &mut Attendant<'_>) -> anyhow::Result<Ended> {
         let sockets = tempfile::tempdir()?;
         let wiring = Wiring {
-            terminal: true,
+            // Nothing from outside may reach a guest that has to be the same each time, not even a full pipe's delay.
+            terminal: !self.machine.engine.is_deterministic(),
             console: Some(self.dir.path().join("console.log")),
             frames: self.dir.path().join("com2.log"),
             qmp: Some(sockets.path().join("qmp")),
             reboots: false,
         };
         let to_keep = Wiring { qmp: None, ..wiring.clone() };
-        let kept = self.machine.command(self.artifacts, self.line, 0, &to_keep);
+        let kept = self.machine.command(self.artifacts, self.line, self.seed, &to_keep);
         write_script(&self.dir.path().join("qemu-cmd"), &script(&kept))?;
         keep_line(&kept, self.dir.path())?;
-        let mut command = tied_to_us(self.machine.command(self.artifacts, self.line, 0, &wiring));
+        let mut command = tied_to_us(self.machine.command(self.artifacts, self.line, self.seed, &wiring));
         if self.piped {
             command.stdin(Stdio::piped());
         }
@@ -202,8 +222,8 @@ impl Session<'_> {
         if let Some(stdin) = child.0.stdin.take() {
             typist::start(std::io::stdin(), stdin, &console);
         }
-        let mut qmp = None;
-        let mut reason = None;
+        let mut shown = (!wiring.terminal).then(|| std::fs::File::open(&console)).transpose()?;
+        let (mut qmp, mut reason) = (None, None);
         loop {
             // QEMU makes its socket a moment after it starts.
             qmp = qmp.or_else(|| Qmp::connect(&sockets.path().join("qmp"), Duration::ZERO));
@@ -211,6 +231,9 @@ impl Session<'_> {
             reason = qmp.as_mut().and_then(|qmp| qmp.shutdown_reason().map(str::to_owned)).or(reason);
             if let Some(qmp) = &mut qmp {
                 attendant.look(qmp, || self.reset_was_asked_for());
+            }
+            if let Some(log) = &mut shown {
+                std::io::copy(log, &mut std::io::stdout())?;
             }
             match status {
                 Some(status) if status.code() == Some(0) => {

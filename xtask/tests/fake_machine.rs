@@ -6,6 +6,7 @@ mod support;
 
 use support::machine::Machine;
 use support::{TESTS, Transcript};
+use xtask::frames::Kind;
 
 #[test]
 fn a_run_in_which_all_tests_pass_passes_and_leaves_its_files() {
@@ -239,6 +240,12 @@ fn bad_shapes_are_refused_in_one_line_before_qemu_starts() {
         (&["test", "--kernel-only", "--cpus", "0"], "0 CPUs"),
         (&["run", "--append", &"x".repeat(3001)], "at most 3000"),
         (&["run", "--exec", "say \"hi\""], "no double quote"),
+        (&["run", "--deterministic"], "--deterministic without --exec"),
+        (&["test", "--deterministic", "--accel", "kvm"], "--accel kvm: only the emulator is repeatable"),
+        (&["test", "--deterministic", "--thread", "multi"], "needs one host thread"),
+        (&["test", "--deterministic", "--host-only"], "only the tests in the kernel"),
+        (&["test", "--deterministic", "--append", "idle=halt"], "idle=halt"),
+        (&["test", "--deterministic", "--", "-icount", "shift=auto"], "-icount for QEMU"),
     ] {
         let run = machine.xtask(words);
         assert_eq!(run.code(), 2, "{words:?}: {}", run.out());
@@ -284,4 +291,74 @@ fn a_command_line_that_the_kernel_refuses_is_the_users_mistake() {
     assert_eq!(run.code(), 2, "{}", run.out());
     assert!(run.out().contains("unknown parameter"), "{}", run.out());
     assert!(run.out().trim_end().ends_with("the boot was refused"), "{}", run.out());
+}
+
+/// A passing run with points of the rolling hash in it, of which the last is `last`.
+fn with_points(last: &str) -> String {
+    let mut run = Transcript::run(7, (4, 2), &TESTS, &[], None);
+    let points = format!(r#"{{"first":64,"period":64,"points":"00000001s0 {last}"}}"#);
+    run.frames.insert(5, (Kind::Events, points));
+    let frames = run.frames.len();
+    run.replace(&format!(r#""frames":{}"#, frames - 2), &format!(r#""frames":{}"#, frames - 1));
+    run.encode()
+}
+
+#[test]
+fn deterministic_rounds_have_one_seed_and_are_compared_byte_by_byte() {
+    let machine = Machine::new();
+    machine.prepare("first", "fine\n", &with_points("00000002i1"), "33");
+    let run = machine.test(&["--deterministic", "--repeat", "3", "--load", "1"]);
+    assert_eq!((run.code(), run.last_line().as_str()), (0, "14 passed, 0 failed, 0 skipped"), "{}", run.out());
+    let equal = "3 of 3 runs on 4 CPUs on 2 nodes (tcg,deterministic) are equal: 5 bytes on COM1, ";
+    assert!(run.out().contains(equal) && run.out().contains(", 128 events with hash 00000002"), "{}", run.out());
+    for boot in machine.boots() {
+        let part = "-icount shift=4,sleep=off -rtc base=2026-01-01,clock=vm -seed 7 ";
+        assert!(boot.contains(part) && boot.contains("grange.seed=7 idle=poll"), "{boot}");
+    }
+}
+
+#[test]
+fn a_round_that_is_not_as_the_first_fails_and_the_first_event_that_differs_is_named() {
+    let machine = Machine::new();
+    machine.prepare("first", "fine\n", &with_points("00000002i1"), "33");
+    machine.prepare_boot(3, &with_points("000000ffs2"));
+    let run = machine.test(&["--deterministic", "--repeat", "4"]);
+    assert_eq!((run.code(), run.last_line().as_str()), (1, "18 passed, 1 failed, 0 skipped"), "{}", run.out());
+    assert_eq!(run.tests("failed"), ["deterministic.round_3_repeats_round_1"]);
+    for part in [
+        "diverged at event 65 .. 128 (interrupt on CPU 1 before, context switch on CPU 2 now)",
+        "com2.log: line 6 was ",
+        "3 of 4 runs on 4 CPUs on 2 nodes (tcg,deterministic) are equal",
+        "again: cargo xtask test --kernel-only --cpus 4 --nodes 2 --deterministic --seed 0x7 --repeat 3",
+    ] {
+        assert!(run.out().contains(part), "{}\nlacks {part}", run.out());
+    }
+}
+
+#[test]
+fn each_seed_of_a_range_gets_its_round_and_those_that_fail_are_named() {
+    let machine = Machine::new();
+    machine.prepare_run(0, &["a_storm_loses_none"], None, "35");
+    let words = ["test", "--deterministic", "--shift", "5", "--seeds", "7..9"];
+    let run = machine.xtask(&words);
+    assert_eq!(run.code(), 5, "the second transcript has the wrong seed: {}", run.out());
+    let seeds: Vec<bool> =
+        machine.boots().iter().zip(7..).map(|(boot, seed)| boot.contains(&format!("grange.seed={seed} "))).collect();
+    assert_eq!(seeds, [true, true]);
+    assert!(run.out().contains("2 seeds, 2 failed: 0x7 0x8"), "{}", run.out());
+    // Alone the test would have another schedule.
+    let again = "again: cargo xtask test --kernel-only --cpus 4 --nodes 2 --deterministic --shift 5 --seed 0x7\n";
+    assert!(run.out().contains(again), "{}", run.out());
+}
+
+#[test]
+fn a_deterministic_run_shows_the_log_and_takes_nothing_from_the_terminal() {
+    let machine = Machine::new();
+    machine.prepare("first", "what the kernel logs\n", "", "33");
+    let run = machine.xtask(&["run", "--deterministic", "--seed", "9", "--exec", "cpus"]);
+    assert_eq!(run.code(), 0, "{}", run.out());
+    assert!(run.out().contains("what the kernel logs"), "{}", run.out());
+    let boot = &machine.boots()[0];
+    assert!(boot.contains("-chardev file,id=com1") && !boot.contains("stdio"), "{boot}");
+    assert!(boot.contains("-seed 9 ") && boot.contains("grange.seed=9 idle=poll"), "{boot}");
 }

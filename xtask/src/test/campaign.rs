@@ -19,7 +19,7 @@ use crate::kernel_args::KernelLine;
 use crate::kernel_tests::{KernelTest, filter_glob};
 use crate::ktap::{Outcome, Parser, TestLine};
 use crate::post_mortem;
-use crate::process::interrupted;
+use crate::process::{interrupted, quoted};
 use crate::pulse::Limits;
 use crate::rundir::write;
 use crate::symbols::Symbols;
@@ -77,6 +77,19 @@ pub fn kernel_line(
     Ok(line.finish()?.to_owned())
 }
 
+/// The name of the folder of a boot: the `boots`-th, from 0, of a leg in a round.
+#[must_use]
+pub fn folder(leg: &Leg, round: u32, boots: usize) -> String {
+    let mut name = leg.slug();
+    if round > 0 {
+        name = format!("{name}-round{}", round + 1);
+    }
+    if boots > 0 {
+        name = format!("{name}-again{boots}");
+    }
+    name
+}
+
 impl Campaign<'_> {
     /// Boots as often as it takes. Returns a record for each test and the worst end of all boots.
     ///
@@ -98,13 +111,7 @@ impl Campaign<'_> {
     }
 
     fn boot(&self, ids: &[TestId], first: usize, boots: usize) -> anyhow::Result<(Vec<Record>, Exit)> {
-        let mut name = self.leg.slug();
-        if self.round > 0 {
-            name = format!("{name}-round{}", self.round + 1);
-        }
-        if boots > 0 {
-            name = format!("{name}-again{boots}");
-        }
+        let name = folder(self.leg, self.round, boots);
         let dir = self.session.dir.sub(&name)?;
         let start = (first > 0).then(|| &ids[first]);
         let line = kernel_line(self.leg, self.all, ids, start, self.seed)?;
@@ -223,8 +230,6 @@ impl Campaign<'_> {
     }
 
     fn failure(&self, id: &TestId, exit: Exit, detail: Vec<String>, log: String) -> Record {
-        let machine = &self.leg.machine;
-        let filter = if id.suite.is_empty() { String::new() } else { format!(" {id}") };
         let record = Record {
             place: self.leg.place(),
             slug: self.leg.slug(),
@@ -235,12 +240,7 @@ impl Campaign<'_> {
             took: Duration::ZERO,
             detail,
             log,
-            rerun: format!(
-                "cargo xtask test --kernel-only{filter} {} {} --seed {:#x}",
-                machine.shape.options(),
-                machine.engine.options(),
-                self.seed
-            ),
+            rerun: again(self.session, self.leg, Some(id).filter(|id| !id.suite.is_empty()), self.seed),
         };
         if !matches!(exit, Exit::Passed | Exit::TestsFailed) {
             self.session.progress.test(&format!("{id}"), Outcome::Failed);
@@ -253,6 +253,18 @@ impl Campaign<'_> {
         let log = console::of_crash(&left.console, from, LOG_LINES, CRASH_LINES);
         console::symbolized(&(log + &left.cpus), self.symbols)
     }
+}
+
+/// The line that runs a test again, on the same machine with the same seed: alone where that is the same to it, else with
+/// all that ran.
+#[must_use]
+pub fn again(session: &Session<'_>, leg: &Leg, test: Option<&TestId>, seed: u64) -> String {
+    let filter = match test.filter(|_| !leg.machine.engine.is_deterministic()) {
+        Some(id) => format!(" {id}"),
+        None => session.args.filters.iter().map(|word| format!(" {}", quoted(word.as_ref()))).collect(),
+    };
+    let explore = if session.args.explore { " --explore" } else { "" };
+    format!("cargo xtask test --kernel-only{filter} {}{explore} --seed {seed:#x}", leg.machine.options())
 }
 
 /// Where a test's lines are in the console's log, by the guest's own count, and how long it took. By when a frame is read

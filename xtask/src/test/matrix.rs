@@ -2,7 +2,7 @@
 //!
 //! Without a shape from the user: one CPU; two on two nodes with real concurrency; four on two nodes; seven on three
 //! nodes of unequal size. Tests tagged `race` also run on four CPUs with a host thread each, because one host thread for
-//! all of them would hide what they look for.
+//! all of them would hide what they look for. Deterministic runs take the four CPUs on two nodes alone.
 
 use crate::cli::{MachineArgs, TestArgs, Thread};
 use crate::kernel_tests::{Filter, KernelTest};
@@ -57,7 +57,12 @@ impl Leg {
 /// `Usage` for a bad shape, `Host` when there is no QEMU.
 pub fn machines(workspace: &Workspace, args: &TestArgs) -> anyhow::Result<Vec<Place>> {
     let asked = &args.machine;
-    let one = asked.cpus.is_some() || asked.nodes.is_some() || asked.node_cpus.is_some() || asked.node_memory.is_some();
+    // What a deterministic run shows does not depend on real concurrency, and each machine costs its time.
+    let one = asked.deterministic
+        || asked.cpus.is_some()
+        || asked.nodes.is_some()
+        || asked.node_cpus.is_some()
+        || asked.node_memory.is_some();
     let make = |args_of: &MachineArgs, race_only| {
         let machine = Machine::from_args(workspace, args_of, &args.qemu_args, Defaults { cpus: 4, nodes: 2 })?;
         Ok::<_, anyhow::Error>(Place { machine, race_only })
@@ -67,7 +72,7 @@ pub fn machines(workspace: &Workspace, args: &TestArgs) -> anyhow::Result<Vec<Pl
     }
     let shape = |node_cpus: &[u32], thread: Thread| MachineArgs {
         node_cpus: Some(node_cpus.to_vec()),
-        thread: if asked.thread == Thread::Auto && !asked.deterministic { thread } else { asked.thread },
+        thread: if asked.thread == Thread::Auto { thread } else { asked.thread },
         ..asked.clone()
     };
     let mut places = vec![

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`host`] | `cargo nextest run` or `cargo test`, line by line |
 //! | [`matrix`] | which tests run on which machines |
+//! | [`rounds`] | how often, with which seeds, and whether repetitions were alike |
 //! | [`campaign`] | boots one machine until each of its tests has a result |
 //! | [`progress`] | what is shown meanwhile |
 //! | [`report`] | what is shown and written at the end |
@@ -13,6 +14,7 @@ pub mod host;
 pub mod matrix;
 pub mod progress;
 pub mod report;
+pub mod rounds;
 
 use std::hash::{BuildHasher as _, Hasher as _};
 use std::time::Duration;
@@ -20,17 +22,17 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::artifact::{self, Artifacts};
-use crate::cli::{Profile, TestArgs};
+use crate::cli::{KernelArgs, Profile, TestArgs};
 use crate::exit::{Exit, usage};
 use crate::kernel_tests::{self, Filter, KernelTest};
 use crate::ktap::Outcome;
+use crate::load::Load;
 use crate::process::interrupted;
 use crate::qemu::{Wiring, script};
 use crate::rundir::RunDir;
 use crate::symbols::Symbols;
 use crate::workspace::Workspace;
 
-use campaign::Campaign;
 use matrix::Leg;
 use progress::Progress;
 
@@ -92,6 +94,9 @@ pub fn test(workspace: &Workspace, args: &TestArgs) -> anyhow::Result<Exit> {
     if args.repeat == 0 {
         return Err(usage("--repeat 0: at least 1"));
     }
+    if args.machine.deterministic && args.host_only {
+        return Err(usage("--deterministic with --host-only: only the tests in the kernel can be repeatable"));
+    }
     // Everything that can be refused is refused before anything is built.
     let machines = if args.host_only { Vec::new() } else { matrix::machines(workspace, args)? };
     let kernel = if args.host_only && !args.list { None } else { Some(Kernel::make(workspace, args)?) };
@@ -102,29 +107,35 @@ pub fn test(workspace: &Workspace, args: &TestArgs) -> anyhow::Result<Exit> {
     if args.machine.print_qemu {
         return print_qemu(workspace, &legs, kernel.as_ref());
     }
-    if legs.is_empty() && !filter.is_all() && (args.kernel_only || host::finds_none(workspace, args)) {
+    let kernel_only = args.kernel_only || args.machine.deterministic;
+    if legs.is_empty() && !filter.is_all() && (kernel_only || host::finds_none(workspace, args)) {
         return Err(usage(format!(
             "no test matches {}; `cargo xtask test --list` names those in the kernel",
             args.filters.join(" ")
         )));
     }
-    let seed = args.seed.unwrap_or_else(random_seed);
+    let seed = args.seeds.map(|seeds| seeds.first).or(args.seed).unwrap_or_else(random_seed);
     let dir = RunDir::create(workspace, "test")?;
     dir.describe(
         workspace,
         "test",
-        &json!({ "seed": seed, "profile": kernel.as_ref().map(|kernel| kernel.artifacts.profile) }),
+        &json!({
+            "seed": seed,
+            "profile": kernel.as_ref().map(|kernel| kernel.artifacts.profile),
+            "build_id": kernel.as_ref().and_then(|kernel| kernel.artifacts.build_id()),
+        }),
     )?;
     println!("seed {seed:#x}; results in {}", workspace.short(dir.path()).display());
     let progress = Progress::new();
     let session = Session { workspace, args, dir: &dir, progress: &progress };
     let mut results = Results::default();
-    if !args.kernel_only {
+    let _load = Load::start(args.load);
+    if !kernel_only {
         let records = host::run(&session, &mut results.exit)?;
         results.records.extend(records);
     }
     if let Some(kernel) = &kernel {
-        session.kernel_rounds(kernel, &legs, seed, &mut results)?;
+        rounds::run(&session, kernel, &legs, seed, &mut results)?;
     }
     progress.finish();
     if results.records.is_empty() && !interrupted() && results.exit == Exit::Passed {
@@ -158,46 +169,16 @@ struct Kernel {
 
 impl Kernel {
     fn make(workspace: &Workspace, args: &TestArgs) -> anyhow::Result<Kernel> {
-        let artifacts = artifact::make(workspace, &args.kernel, Profile::Checking)?;
+        let features: &[&str] = match (args.machine.deterministic, args.explore) {
+            (_, true) => &["events", "explore"],
+            (true, _) => &["events"],
+            _ => &[],
+        };
+        let args = KernelArgs { features, ..args.kernel.clone() };
+        let artifacts = artifact::make(workspace, &args, Profile::Checking)?;
         let tests = kernel_tests::list(&artifacts.kernel)?;
         let symbols = Symbols::load(&artifacts.kernel, &workspace.root);
         Ok(Kernel { artifacts, tests, symbols })
-    }
-}
-
-impl Session<'_> {
-    fn kernel_rounds(&self, kernel: &Kernel, legs: &[Leg], seed: u64, results: &mut Results) -> anyhow::Result<()> {
-        let endless = self.args.until_fail && self.args.repeat == 1;
-        let mut round = 0;
-        while (endless || round < self.args.repeat) && !interrupted() && !legs.is_empty() {
-            let seed = seed.wrapping_add(u64::from(round));
-            if round > 0 || endless {
-                self.progress.close_place();
-                self.progress.line(&format!("round {}, seed {seed:#x}", round + 1));
-            }
-            for leg in legs {
-                if interrupted() {
-                    break;
-                }
-                let campaign = Campaign {
-                    session: self,
-                    artifacts: &kernel.artifacts,
-                    all: &kernel.tests,
-                    symbols: kernel.symbols.as_ref(),
-                    leg,
-                    seed,
-                    round,
-                };
-                let (records, exit) = campaign.run()?;
-                results.records.extend(records);
-                results.exit = results.exit.worst(exit);
-            }
-            if self.args.until_fail && results.exit != Exit::Passed {
-                break;
-            }
-            round += 1;
-        }
-        Ok(())
     }
 }
 

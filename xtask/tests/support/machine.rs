@@ -73,7 +73,9 @@ for word in $line; do
   case "$word" in grange.test_start=*) start=${word#grange.test_start=} ;; esac
 done
 tee "$com1" < "$here/$start.com1"
-cat "$here/$start.com2" > "$com2"
+frames="$here/$start.boot$(wc -l < "$here/arguments").com2"
+[ -f "$frames" ] || frames="$here/$start.com2"
+cat "$frames" > "$com2"
 for piece in "$here/$start".piece*.com1; do
   [ -f "$piece" ] || break
   sleep "$(cat "$here/$start.pause")"
@@ -111,6 +113,11 @@ impl Machine {
         for (kind, content) in [("com1", console), ("com2", frames), ("end", end)] {
             std::fs::write(self.path(&format!("{start}.{kind}")), content).unwrap();
         }
+    }
+
+    /// What boot number `boot`, from 1, says on COM2 instead of what is prepared for every boot.
+    pub(crate) fn prepare_boot(&self, boot: u32, frames: &str) {
+        std::fs::write(self.path(&format!("first.boot{boot}.com2")), frames).unwrap();
     }
 
     /// The same in pieces of both lines, one after the other with a pause of so many seconds.
