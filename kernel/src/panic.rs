@@ -143,6 +143,9 @@ fn speak(verdict: Verdict, say: &mut dyn FnMut(&mut dyn Write) -> fmt::Result) -
 
 /// Stops all other CPUs, and tells where each was or gives it the word.
 fn tell_of_the_others() {
+    for offline in (cpu::present() - cpu::online()).iter() {
+        let _ = writeln!(Raw, "cpu {offline} is offline");
+    }
     let mut others = cpu::online();
     others.remove(cpu::current());
     if others.is_empty() {

@@ -6,7 +6,7 @@
 //! Invariants:
 //!
 //! - `CPU-1` A CPU number is below [`MAX_CPUS`] and a node number below [`MAX_NODES`]: the constructors check.
-//! - `CPU-2` online ⊆ present; the present mask, nodes, APIC ids and distances are constant once the boot CPU has
+//! - `CPU-2` online ⊆ started ⊆ present; the present mask, nodes, APIC ids and distances are constant once the boot CPU has
 //!   finished discovery.
 //!
 //! Context: all reads are wait-free and allowed anywhere, NMI included.
@@ -294,6 +294,8 @@ impl AtomicCpuMask {
 static PRESENT: AtomicCpuMask = AtomicCpuMask::new();
 /// CPUs that run. Written by [`set_online`].
 static ONLINE: AtomicCpuMask = AtomicCpuMask::new();
+/// CPUs that have run at some time. Written by [`set_online`].
+static STARTED: AtomicCpuMask = AtomicCpuMask::new();
 /// Node of each CPU. Written by [`describe`] at boot (CPU-2), so Relaxed everywhere.
 static NODE_OF: [AtomicU8; MAX_CPUS] = [const { AtomicU8::new(0) }; MAX_CPUS];
 /// APIC id of each CPU. As `NODE_OF`.
@@ -324,6 +326,11 @@ pub fn is_online(cpu: CpuId) -> bool {
     ONLINE.test(cpu)
 }
 
+/// Whether `cpu` has ever run. One that has and does not now is parked: it answers NMIs, and an interrupt wakes it.
+pub fn has_started(cpu: CpuId) -> bool {
+    STARTED.test(cpu)
+}
+
 /// Number of CPUs that run.
 pub fn online_count() -> usize {
     online().count()
@@ -337,6 +344,7 @@ pub fn online_count() -> usize {
 pub fn set_online(cpu: CpuId, is_online: bool) {
     if is_online {
         assert!(PRESENT.test(cpu), "CPU-2: CPU {cpu} is not present and cannot be online");
+        STARTED.set(cpu);
         ONLINE.set(cpu);
     } else {
         ONLINE.clear(cpu);
@@ -397,6 +405,7 @@ pub fn set_distance(from: NodeId, to: NodeId, distance: u8) {
 pub(crate) fn forget() {
     for cpu in present().iter() {
         ONLINE.clear(cpu);
+        STARTED.clear(cpu);
         PRESENT.clear(cpu);
     }
     NODES.store(0, Ordering::Relaxed);

@@ -35,7 +35,7 @@ use crate::hooks::hooks;
 use crate::rq::{IDLE_CPUS, RunQueue};
 use crate::switch::{Pass, pass};
 use crate::thread::current;
-use crate::{softirq, tick, wake};
+use crate::{hotplug, softirq, tick, wake};
 
 /// The life of an idle thread. It comes here with interrupts off and preemption count 1.
 pub(crate) fn run() -> ! {
@@ -54,6 +54,10 @@ pub(crate) fn run() -> ! {
 
 /// Halts or polls once, unless there is something to do. Interrupts are off before and after.
 fn idle_once(here: CpuId, poll: bool) {
+    if hotplug::is_leaving() && RunQueue::this().queued() == 0 {
+        hotplug::be_parked(here, poll);
+        return;
+    }
     IDLE_CPUS.set(here);
     if RunQueue::this().queued() > 0 {
         context::set_need_resched();

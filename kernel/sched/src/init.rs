@@ -1,7 +1,8 @@
 //! How CPUs enter the scheduler.
 //!
 //! The boot CPU's flow becomes the first thread, `boot`, and gets an idle thread beside it. The flow of every other CPU
-//! becomes that CPU's idle thread, on the stack it came up with. The threads each CPU needs (`kworker/N`, `ksoftirqd/N`)
+//! becomes that CPU's idle thread, on the stack it came up with; a CPU that was offline comes back in the same place
+//! ([`join`]). The threads each CPU needs (`migration/N`, `kworker/N`, `ksoftirqd/N`)
 //! are made here for all present CPUs and wait in their queues until their CPU is up, so that a CPU on its way up
 //! allocates nothing.
 //!
@@ -11,17 +12,18 @@ use core::fmt::{Display, Write};
 use core::ptr;
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use arch::{CpuId, cpu, irq, vector};
+use arch::{CpuId, CpuMask, cpu, irq, vector};
 use sync::MaySleep;
 use sync::context::{self, PREEMPT_OFFSET};
 use sync::hooks::HOOKS;
 
+use crate::affinity::ACTIVE;
 use crate::hooks::hooks;
 use crate::rq::RunQueue;
 use crate::spawn::{self, SpawnError};
 use crate::switch::{self, IDLE_THREAD};
 use crate::thread::{self, BOOT_THREAD, CURRENT, NAME_BYTES, Thread, cpu_number};
-use crate::{idle, softirq, tick, work};
+use crate::{idle, softirq, stop, tick, work};
 
 /// Makes the boot flow the first thread and starts the boot CPU's tick. Returns that thread's token, with interrupts on.
 ///
@@ -56,7 +58,7 @@ pub unsafe fn init() -> Result<MaySleep, SpawnError> {
         RunQueue::of(cpu).lock().assign_cpu(cpu);
     }
     thread::publish(&BOOT_THREAD);
-    BOOT_THREAD.set_identity("boot", Some(here));
+    BOOT_THREAD.set_identity("boot", CpuMask::of(here), None);
     enter(here, &BOOT_THREAD);
     tick::start();
     irq::enable();
@@ -69,6 +71,7 @@ pub unsafe fn init() -> Result<MaySleep, SpawnError> {
             let idle = spawn::make()?;
             name_idle(idle, cpu);
         }
+        stop::start_stopper(&mut cx, cpu)?;
         softirq::start_daemon(&mut cx, cpu)?;
     }
     work::init(&mut cx)?;
@@ -85,19 +88,26 @@ pub fn start_secondary(here: CpuId) -> ! {
     // SAFETY: `init` made one for every present CPU, type-stable (SCHED-3).
     let idle: &'static Thread = unsafe { IDLE_THREAD.get().as_ref() }.expect("sched::init made an idle thread");
     CURRENT.set(ptr::from_ref(idle).cast_mut());
+    join(here, idle);
+    idle::run()
+}
+
+/// This CPU, which runs its idle thread, enters the scheduler: for the first time, or again. Interrupts are off.
+pub(crate) fn join(here: CpuId, idle: &'static Thread) {
     enter(here, idle);
     if let Some(hooks) = hooks() {
         (hooks.cpu_up)(here);
     }
-    idle::run()
 }
 
 /// The CPU's run queue opens, with `thread` running. Interrupts are off.
 fn enter(here: CpuId, thread: &'static Thread) {
     thread.cpu.store(cpu_number(here), Ordering::Relaxed);
     sync::lock_order::set_thread(&thread.locks);
+    stop::open();
     let mut inner = RunQueue::this().lock();
     inner.bring_online(here, thread);
+    ACTIVE.set(here);
     if inner.best_level().is_some() {
         context::set_need_resched();
     }
@@ -105,7 +115,8 @@ fn enter(here: CpuId, thread: &'static Thread) {
 
 /// Gives an idle thread its name and its CPU. It must not have run.
 pub(crate) fn name_idle(thread: &'static Thread, cpu: CpuId) {
-    thread.set_identity(NumberedName::new("idle/", cpu).as_str(), Some(cpu));
+    thread.set_identity(NumberedName::new("idle/", cpu).as_str(), CpuMask::of(cpu), Some(cpu));
+    thread.stays.store(1, Ordering::Relaxed);
     thread.is_idle.store(true, Ordering::Relaxed);
     thread.cpu.store(cpu_number(cpu), Ordering::Relaxed);
     // SAFETY: the CPU has no idle thread yet and looks at this only when it has nothing else to run; one aligned word.

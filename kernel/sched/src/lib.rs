@@ -10,6 +10,7 @@
 //! | [`tick`], [`timer`] | the tick of busy CPUs, timers of any CPU |
 //! | [`wait`], [`mutex`], [`semaphore`] | wait queues, completions, sleeping; the mutex; counting semaphores |
 //! | [`work`], [`softirq`] | work queues; deferred work at interrupt exit |
+//! | [`affinity`], [`stop`], [`park`] | where threads may run, stopping CPUs, parked threads |
 //! | [`hotplug`] | CPUs that go and come, and who is told |
 //! | [`hooks`] | where RCU plugs in |
 //!
@@ -33,6 +34,7 @@
 //! | wait queue, completion | `sched.wait` | the waiters |
 //! | timer base | `sched.timer` | a CPU's timers and its clock event |
 //! | run queue | `sched.rq` | a CPU's queued threads, and the scheduling part of each thread that belongs to it |
+//! | stopper | `sched.stop` | what a CPU's stopper has to run |
 //! | CPUs kept | `sched.hotplug` | who keeps the CPUs from going and coming, and who has them go and come |
 //! | notifiers | `sched.notifiers` | the list of notifiers; nests in nothing, and nothing in it |
 //! | thread pool | `sched.pool` | dead threads; nests in nothing, and nothing in it |
@@ -52,6 +54,8 @@ extern crate alloc;
 pub mod state;
 
 #[cfg(not(loom))]
+pub mod affinity;
+#[cfg(not(loom))]
 pub mod config;
 #[cfg(not(loom))]
 mod heap;
@@ -68,6 +72,8 @@ pub mod mutex;
 #[cfg(not(loom))]
 mod notifier;
 #[cfg(not(loom))]
+pub mod park;
+#[cfg(not(loom))]
 mod rq;
 #[cfg(not(loom))]
 pub mod semaphore;
@@ -75,6 +81,8 @@ pub mod semaphore;
 pub mod softirq;
 #[cfg(not(loom))]
 pub mod spawn;
+#[cfg(not(loom))]
+pub mod stop;
 #[cfg(not(loom))]
 mod switch;
 #[cfg(not(loom))]
@@ -94,8 +102,9 @@ pub mod work;
 use self::init::NumberedName;
 #[cfg(not(loom))]
 pub use self::{
+    affinity::{AffinityError, MigrateGuard, set_affinity},
     hooks::{Hooks, TickFrom, set_hooks},
-    hotplug::{CpusGuard, HotplugError, keep_cpus},
+    hotplug::{CpusGuard, HotplugError, cpu_off, cpu_on, keep_cpus},
     init::{init, start_secondary},
     mutex::{Mutex, MutexGuard},
     rq::{prio_of, set_prio},
@@ -103,6 +112,7 @@ pub use self::{
     softirq::Softirq,
     spawn::{JoinHandle, SpawnError, spawn},
     state::State,
+    stop::{stop_machine, stop_one_cpu},
     switch::{cond_resched, yield_now},
     thread::{Prio, Thread, ThreadRcu, current},
     timer::Timer,

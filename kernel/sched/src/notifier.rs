@@ -112,7 +112,6 @@ pub fn register(notifier: &'static Notifier) {
 }
 
 /// The notifiers as they are now.
-#[expect(dead_code, reason = "CPUs do not go and come yet")]
 pub(crate) fn chain() -> Chain {
     *CHAIN.lock_irqsave(sync::ATOMIC)
 }
@@ -123,7 +122,6 @@ pub(crate) struct Chain {
     list: [Option<&'static Notifier>; MAX_NOTIFIERS],
 }
 
-#[cfg_attr(not(test), expect(dead_code, reason = "CPUs do not go and come yet"))]
 impl Chain {
     const fn new() -> Chain {
         Chain { list: [None; MAX_NOTIFIERS] }

@@ -17,7 +17,7 @@
 use core::ptr;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
-use arch::{AtomicCpuMask, CpuId, cpu, ipi, irq, vector};
+use arch::{AtomicCpuMask, CpuId, CpuMask, cpu, ipi, irq, vector};
 use sync::{ATOMIC, IrqGuard, LockClass, PreemptGuard, SpinGuard, SpinLock, context};
 
 use crate::config;
@@ -51,11 +51,20 @@ pub(crate) struct RqEntry {
     pub(crate) prio: Prio,
     /// Ticks left until an equal gets its turn; 0 asks for a new slice and the back of the queue.
     pub(crate) slice: u32,
+    /// Where the thread may run.
+    allowed: CpuMask,
 }
 
 impl RqEntry {
     pub(crate) const fn new() -> RqEntry {
-        RqEntry { next: ptr::null(), prev: ptr::null(), place: Place::Off, prio: Prio::NORMAL, slice: 0 }
+        RqEntry {
+            next: ptr::null(),
+            prev: ptr::null(),
+            place: Place::Off,
+            prio: Prio::NORMAL,
+            slice: 0,
+            allowed: CpuMask::EMPTY,
+        }
     }
 }
 
@@ -74,7 +83,9 @@ pub(crate) struct Inner {
     /// The thread this CPU runs; null until the CPU has entered the scheduler.
     current: *const Thread,
     /// The CPU takes part: a queued thread deserves an IPI.
-    pub(crate) online: bool,
+    online: bool,
+    /// The CPU is on its way offline, or is: only threads that stay are queued here.
+    closed: bool,
     /// Where this run queue belongs.
     cpu: u16,
 }
@@ -104,6 +115,7 @@ impl RunQueue {
                     lists: [List { first: ptr::null(), last: ptr::null() }; Prio::LEVELS],
                     current: ptr::null(),
                     online: false,
+                    closed: false,
                     cpu: 0,
                 },
                 &RQ_CLASS,
@@ -173,6 +185,38 @@ impl Inner {
     /// The thread's level.
     pub(crate) fn prio(&mut self, thread: &Thread) -> Prio {
         self.entry(thread).prio
+    }
+
+    /// May `thread`, which belongs here, be queued here (`SCHED-23`)?
+    #[inline]
+    pub(crate) fn suits(&mut self, thread: &Thread) -> bool {
+        (!self.closed && thread.is_free_on(self.cpu)) || self.suits_all_the_same(thread)
+    }
+
+    #[inline(never)]
+    fn suits_all_the_same(&mut self, thread: &Thread) -> bool {
+        thread.stays() || (!self.closed && self.allowed(thread).contains(CpuId::new(usize::from(self.cpu))))
+    }
+
+    /// Where `thread`, which belongs here, may run.
+    pub(crate) fn allowed(&mut self, thread: &Thread) -> CpuMask {
+        self.entry(thread).allowed
+    }
+
+    /// Says where `thread`, which belongs here, may run.
+    pub(crate) fn set_allowed(&mut self, thread: &Thread, mask: CpuMask) {
+        self.entry(thread).allowed = mask;
+        thread.note_affinity(&mask);
+    }
+
+    /// The CPU takes no threads any more, or does again.
+    pub(crate) fn set_closed(&mut self, closed: bool) {
+        self.closed = closed;
+    }
+
+    /// A thread that is queued here and may not be.
+    pub(crate) fn first_misplaced(&mut self) -> Option<&'static Thread> {
+        self.find(|inner, thread| !inner.suits(thread))
     }
 
     /// Links an `Off` thread in, at the back of its level or at the front.
@@ -339,15 +383,22 @@ impl Inner {
         }
     }
 
-    /// A queued thread that may leave for `to`: not bound, and its stack free (`SCHED-5`). The most urgent level
-    /// first. Takes time in the number of queued threads; only idle CPUs ask.
-    pub(crate) fn find_movable(&mut self) -> Option<&'static Thread> {
+    /// A queued thread that may leave for `to`: it does not stay, may run there, and its stack is free (`SCHED-5`). The
+    /// most urgent level first. Takes time in the number of queued threads; only idle CPUs ask.
+    pub(crate) fn find_movable(&mut self, to: CpuId) -> Option<&'static Thread> {
+        self.find(|inner, thread| {
+            // Acquire: pairs with the Release in `finish_switch`; its saved context is complete.
+            !thread.stays() && inner.allowed(thread).contains(to) && !thread.on_cpu.load(Ordering::Acquire)
+        })
+    }
+
+    /// The first queued thread, of the most urgent level first, that fits.
+    fn find(&mut self, fits: impl Fn(&mut Inner, &Thread) -> bool) -> Option<&'static Thread> {
         for level in (0..Prio::LEVELS).rev() {
             let mut at = self.lists[level].first;
             // SAFETY: null, or a thread on this queue (SCHED-6).
             while let Some(thread) = unsafe { at.as_ref::<'static>() } {
-                // Acquire: pairs with the Release in `finish_switch`; its saved context is complete.
-                if thread.affinity().is_none() && !thread.on_cpu.load(Ordering::Acquire) {
+                if fits(self, thread) {
                     return Some(thread);
                 }
                 at = self.entry(thread).next;
@@ -360,7 +411,13 @@ impl Inner {
     pub(crate) fn bring_online(&mut self, cpu: CpuId, thread: &'static Thread) {
         self.cpu = cpu_number(cpu);
         self.online = true;
+        self.closed = false;
         self.set_current(thread);
+    }
+
+    /// The CPU leaves the scheduler: nobody tells it of threads any more.
+    pub(crate) fn take_offline(&mut self) {
+        self.online = false;
     }
 
     /// Tells a run queue of a CPU that is not up yet where it belongs.

@@ -4,7 +4,7 @@
 //!
 //! Invariants:
 //!
-//! * `SCHED-14`: a raised softirq runs on the CPU that raised it, after the raise; raises before it runs are merged.
+//! * `SCHED-14`: a raised softirq runs on the CPU that raised it, after the raise (elsewhere if that CPU goes offline first); raises before it runs are merged.
 //! * `SCHED-15`: softirqs do not nest. They run with preemption off.
 //! * `SCHED-16`: an interrupt's exit runs at most [`SOFTIRQ_MAX_ROUNDS`] rounds and about [`SOFTIRQ_MAX_NS`]; the rest
 //!   is `ksoftirqd/N`'s, a thread of normal priority, so that a flood of them cannot starve threads.
@@ -20,9 +20,11 @@ use sync::hooks::Slot;
 use sync::{ATOMIC, MaySleep, PreemptGuard};
 
 use crate::config::{SOFTIRQ_MAX_NS, SOFTIRQ_MAX_ROUNDS};
-use crate::spawn::{SpawnError, spawn};
-use crate::switch::{cond_resched, schedule};
-use crate::thread::{Prio, Thread, current};
+use crate::park::{park_me, should_park};
+use crate::spawn::{self, SpawnError};
+use crate::switch::cond_resched;
+use crate::thread::{Prio, Thread};
+use crate::wait::sleep_until_woken;
 use crate::wake::wake;
 
 /// What can be raised; the order is the order in which they run.
@@ -129,15 +131,13 @@ fn serve() -> bool {
     pending()
 }
 
-/// The life of `ksoftirqd/N`.
+/// The life of `ksoftirqd/N`. It parks while its CPU is offline, so all it finds pending is that CPU's.
 fn daemon(cx: &mut MaySleep) {
-    DAEMON.set(core::ptr::from_ref(current()).cast_mut());
     loop {
-        current().state.announce_sleep();
-        if !pending() {
-            schedule();
+        sleep_until_woken(cx, || pending() || should_park());
+        if should_park() {
+            park_me(cx);
         }
-        current().state.set_running();
         context::count_add(PREEMPT_OFFSET);
         run_pending();
         context::preempt_enable();
@@ -148,8 +148,30 @@ fn daemon(cx: &mut MaySleep) {
 /// Makes the `ksoftirqd` of a CPU.
 pub(crate) fn start_daemon(cx: &mut MaySleep, cpu: CpuId) -> Result<(), SpawnError> {
     let name = crate::NumberedName::new("ksoftirqd/", cpu);
-    spawn(cx, name.as_str(), Prio::NORMAL, Some(cpu), daemon)?.detach();
+    let thread = spawn::per_cpu(cx, name.as_str(), Prio::NORMAL, cpu, daemon)?;
+    // SAFETY: areas of present CPUs live for ever; one aligned word, read by its CPU as null or as this.
+    unsafe { DAEMON.ptr_on(cpu).write_volatile(core::ptr::from_ref(thread).cast_mut()) };
     Ok(())
+}
+
+/// The `ksoftirqd` of a CPU.
+pub(crate) fn daemon_of(cpu: CpuId) -> &'static Thread {
+    // SAFETY: written at boot; a type-stable thread (SCHED-3).
+    unsafe { &*DAEMON.ptr_on(cpu).read_volatile() }
+}
+
+/// Raises here what was pending on `from`, which is parked and has not got round to it.
+///
+/// Context: task.
+pub(crate) fn adopt(from: CpuId) {
+    let _pin = PreemptGuard::new(ATOMIC);
+    // SAFETY: areas of present CPUs live for ever; the owner is parked. What an NMI raises there now is served when the
+    // CPU is back.
+    let bits = unsafe { PENDING.ptr_on(from).replace(0) };
+    if bits != 0 {
+        PENDING.or(bits);
+        ipi::send_self(vector::IRQ_WORK);
+    }
 }
 
 /// For reports: the bits that are pending on `cpu`.

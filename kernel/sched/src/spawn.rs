@@ -17,9 +17,10 @@ use core::cell::UnsafeCell;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicU32, Ordering, fence};
 
-use arch::{CpuId, irq, task};
+use arch::{CpuId, CpuMask, irq, task};
 use sync::{ATOMIC, LockClass, MaySleep, SpinLock, context};
 
+use crate::affinity;
 use crate::config::STACKS_KEPT;
 use crate::hooks::hooks;
 use crate::idle;
@@ -228,7 +229,7 @@ impl<T> JoinHandle<T> {
 /// Starts a thread that runs `f`, on `affinity` alone if given, else wherever there is room.
 ///
 /// The thread may run, and end, before this returns. CPUs that are not up yet keep threads bound to them in
-/// their queue until they are.
+/// their queue until they are; one bound to a CPU that has gone offline runs anywhere, which is logged.
 ///
 /// Context: task; allocates and may sleep.
 ///
@@ -240,6 +241,34 @@ pub fn spawn<T, F>(
     name: &str,
     prio: Prio,
     affinity: Option<CpuId>,
+    f: F,
+) -> Result<JoinHandle<T>, SpawnError>
+where
+    F: FnOnce(&mut MaySleep) -> T + Send + 'static,
+    T: Send + 'static,
+{
+    let on = affinity.map_or_else(affinity::anywhere, CpuMask::of);
+    spawn_as(cx, name, prio, (on, None), f)
+}
+
+/// Starts a thread that belongs to `cpu`: it runs there alone, elsewhere while that CPU is offline, and there again when
+/// it comes back, unless it parks.
+pub(crate) fn per_cpu(
+    cx: &mut MaySleep,
+    name: &str,
+    prio: Prio,
+    cpu: CpuId,
+    f: impl FnOnce(&mut MaySleep) + Send + 'static,
+) -> Result<&'static Thread, SpawnError> {
+    spawn_as(cx, name, prio, (CpuMask::of(cpu), Some(cpu)), f).map(|handle| handle.thread())
+}
+
+/// [`spawn`] with all that a thread can be: where it may run, and the CPU it belongs to.
+fn spawn_as<T, F>(
+    cx: &mut MaySleep,
+    name: &str,
+    prio: Prio,
+    (on, home): (CpuMask, Option<CpuId>),
     f: F,
 ) -> Result<JoinHandle<T>, SpawnError>
 where
@@ -258,7 +287,7 @@ where
         theirs.get().done.complete_all();
     })?;
     let thread = obtain(cx)?;
-    thread.set_identity(name, affinity);
+    thread.set_identity(name, on, home);
     start(thread, prio, body);
     Ok(JoinHandle { packet: ours, thread })
 }

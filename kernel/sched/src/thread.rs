@@ -8,7 +8,7 @@
 //!   pool ([`crate::spawn`]) and becomes another thread later. So `&'static Thread` is always sound, and a wake-up that
 //!   comes too late is at worst a spurious wake-up of the next tenant, which every sleeper tolerates. [`Thread::tid`]
 //!   tells tenants apart.
-//! * `SCHED-4`: `cpu` names the run queue whose lock guards `rq` (links, place, priority, slice). It changes only
+//! * `SCHED-4`: `cpu` names the run queue whose lock guards `rq` (links, place, priority, slice, set of CPUs). It changes only
 //!   under that lock, while the thread is off every queue and not on a CPU.
 //! * `SCHED-5`: a thread's stack and register context belong to the CPU that runs it from the moment that
 //!   `on_cpu` is set until the *next* thread on that CPU has cleared it in `finish_switch`. Nobody runs it on another
@@ -25,11 +25,12 @@ use core::ptr;
 
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 
-use arch::CpuId;
 use arch::task::Context;
+use arch::{CpuId, CpuMask, MAX_CPUS, cpu};
 use mm::stack::Stack;
 use sync::lock_order::{HeldLock, ThreadLocks};
 
+use crate::affinity;
 use crate::rq::RqEntry;
 use crate::spawn::Body;
 use crate::state::{State, StateWord};
@@ -39,8 +40,12 @@ use crate::work::Worker;
 /// Bytes of a thread's name; longer names are cut.
 pub const NAME_BYTES: usize = 24;
 
-/// `Thread::affinity` of a thread that may run anywhere.
+/// `Thread::reach` of a thread that may run anywhere.
 const ANY_CPU: u16 = u16::MAX;
+/// `Thread::reach` of a thread that may run on some CPUs: the set says on which.
+const SOME_CPUS: u16 = u16::MAX - 1;
+/// `Thread::home` of a thread that belongs to no CPU.
+const NO_CPU: u16 = u16::MAX;
 
 /// How urgent a thread is. A runnable thread of a higher level always runs before one of a lower level; equals take
 /// turns.
@@ -139,8 +144,16 @@ pub struct Thread {
     pub(crate) is_idle: AtomicBool,
     /// `SCHED-4`.
     pub(crate) cpu: AtomicU16,
-    /// The one CPU the thread may run on, or [`ANY_CPU`]. Written before the thread first runs.
-    affinity: AtomicU16,
+    /// The set of CPUs in short: the one CPU, [`ANY_CPU`] or [`SOME_CPUS`]. Written with the set, under the lock of run queue
+    /// `cpu`; read without it as a hint.
+    reach: AtomicU16,
+    /// The CPU that the thread belongs to, for which it was made; [`NO_CPU`] for most. Written by `spawn`.
+    home: AtomicU16,
+    /// How many [`MigrateGuard`](crate::MigrateGuard)s the thread holds; idle threads and stoppers stay for ever. Written by
+    /// the thread; read under the lock of run queue `cpu`.
+    pub(crate) stays: AtomicU32,
+    /// Whether the thread shall park, and has; [`crate::park`].
+    pub(crate) parking: AtomicU8,
     /// Guarded by the lock of run queue `cpu`.
     pub(crate) rq: UnsafeCell<RqEntry>,
     /// Bytes of the name, zero-padded. Written by `spawn` while nobody runs the thread; a report that reads it at
@@ -187,7 +200,10 @@ impl Thread {
             on_cpu: AtomicBool::new(false),
             is_idle: AtomicBool::new(false),
             cpu: AtomicU16::new(0),
-            affinity: AtomicU16::new(ANY_CPU),
+            reach: AtomicU16::new(ANY_CPU),
+            home: AtomicU16::new(NO_CPU),
+            stays: AtomicU32::new(0),
+            parking: AtomicU8::new(0),
             rq: UnsafeCell::new(RqEntry::new()),
             name: [const { AtomicU8::new(0) }; NAME_BYTES],
             tid: AtomicU64::new(0),
@@ -214,12 +230,42 @@ impl Thread {
         CpuId::new(usize::from(self.cpu.load(Ordering::Relaxed)))
     }
 
-    /// The one CPU it may run on, if it is bound.
-    pub fn affinity(&self) -> Option<CpuId> {
-        match self.affinity.load(Ordering::Relaxed) {
-            ANY_CPU => None,
-            cpu => Some(CpuId::new(usize::from(cpu))),
-        }
+    /// May it run anywhere?
+    pub(crate) fn is_unbound(&self) -> bool {
+        self.reach.load(Ordering::Relaxed) == ANY_CPU
+    }
+
+    /// Is it plain that it may run on the CPU of this number? If not, its set may still have it.
+    pub(crate) fn is_free_on(&self, cpu: u16) -> bool {
+        let reach = self.reach.load(Ordering::Relaxed);
+        reach == ANY_CPU || reach == cpu
+    }
+
+    /// The one CPU that it may run on, if it is only one.
+    pub(crate) fn bound_to(&self) -> Option<CpuId> {
+        let reach = usize::from(self.reach.load(Ordering::Relaxed));
+        (reach < MAX_CPUS).then(|| CpuId::new(reach))
+    }
+
+    /// Writes the set of CPUs down in short.
+    pub(crate) fn note_affinity(&self, mask: &CpuMask) {
+        let reach = match mask.first() {
+            _ if (cpu::present() - *mask).is_empty() => ANY_CPU,
+            Some(only) if *mask == CpuMask::of(only) => cpu_number(only),
+            _ => SOME_CPUS,
+        };
+        self.reach.store(reach, Ordering::Relaxed);
+    }
+
+    /// The CPU that the thread was made for and belongs to, if any.
+    pub(crate) fn home(&self) -> Option<CpuId> {
+        let home = usize::from(self.home.load(Ordering::Relaxed));
+        (home < MAX_CPUS).then(|| CpuId::new(home))
+    }
+
+    /// Must it come back to the CPU where it was?
+    pub(crate) fn stays(&self) -> bool {
+        self.stays.load(Ordering::Relaxed) != 0
     }
 
     /// Its state, which may be another by the time the caller looks at it.
@@ -264,7 +310,7 @@ impl Thread {
     }
 
     /// Gives a thread that nobody runs its identity.
-    pub(crate) fn set_identity(&self, name: &str, affinity: Option<CpuId>) {
+    pub(crate) fn set_identity(&'static self, name: &str, on: CpuMask, home: Option<CpuId>) {
         static NEXT_TID: AtomicU64 = AtomicU64::new(1);
         let mut end = name.len().min(NAME_BYTES);
         while !name.is_char_boundary(end) {
@@ -274,8 +320,10 @@ impl Thread {
         for (to, byte) in self.name.iter().zip(bytes) {
             to.store(byte, Ordering::Relaxed);
         }
-        let affinity = affinity.map_or(ANY_CPU, cpu_number);
-        self.affinity.store(affinity, Ordering::Relaxed);
+        affinity::assign(self, on);
+        self.home.store(home.map_or(NO_CPU, cpu_number), Ordering::Relaxed);
+        self.stays.store(0, Ordering::Relaxed);
+        self.parking.store(0, Ordering::Relaxed);
         self.tid.store(NEXT_TID.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
         self.voluntary.store(0, Ordering::Relaxed);
         self.involuntary.store(0, Ordering::Relaxed);
@@ -319,8 +367,8 @@ impl fmt::Debug for Name {
 
 /// The number of a CPU as the thread's small fields store it.
 pub(crate) fn cpu_number(cpu: CpuId) -> u16 {
-    // MAX_CPUS is far below u16::MAX, which ANY_CPU needs.
-    const _: () = assert!(arch::MAX_CPUS < ANY_CPU as usize);
+    // MAX_CPUS is far below u16::MAX, which ANY_CPU and its like need.
+    const _: () = assert!(MAX_CPUS < SOME_CPUS as usize);
     cpu.index() as u16
 }
 

@@ -83,11 +83,11 @@ pub fn count_on(cpu: CpuId) -> u64 {
     unsafe { TICKS.ptr_on(cpu).read_volatile() }
 }
 
-/// Ticks that all CPUs have taken.
+/// Ticks that all CPUs have taken, those that are offline now included.
 ///
 /// Context: any.
 pub fn count() -> u64 {
-    cpu::online().iter().map(count_on).sum()
+    cpu::present().iter().map(count_on).sum()
 }
 
 /// Does a CPU's tick run? For reports and tests; it may change at once.

@@ -1,4 +1,5 @@
-//! Timers: a function called at a time, on the CPU that armed it, out of the timer interrupt.
+//! Timers: a function called at a time, on the CPU that armed it (another if that one goes offline), out of the timer
+//! interrupt.
 //!
 //! Key types: [`Timer`], and per CPU a base: a heap threaded through the timers themselves, and the one-shot clock
 //! event that it shares with the tick ([`crate::tick`]). Arming takes constant time, expiry and cancelling logarithmic
@@ -274,6 +275,39 @@ pub(crate) fn set_tick(at_ns: u64) {
     base.tick_at = at_ns;
     if base.programmed != base.next_event() {
         base.program();
+    }
+}
+
+/// Stops this CPU's clock event, whatever is armed here: the CPU goes offline. Interrupts are off.
+pub(crate) fn stop_event() {
+    let mut base = this_base().lock_irqsave(ATOMIC);
+    base.programmed = NEVER;
+    event::stop();
+}
+
+/// Takes over all timers that are armed on `from`, which is parked.
+///
+/// Context: task. What is due already expires at once.
+pub(crate) fn adopt(from: CpuId) {
+    loop {
+        // One at a time, so that whoever wants one does not wait for all.
+        let _irqs = IrqGuard::new(ATOMIC);
+        let mut base = base_of(cpu_number(from)).lock_irqsave(ATOMIC);
+        let Some((node, key)) = base.heap.first() else {
+            return;
+        };
+        base.heap.pop();
+        // SAFETY: a timer that is armed stays in place, also while it is MOVING, which whoever cancels it waits for; the
+        // node is its first field.
+        let timer: &Timer = unsafe { &*node.cast() };
+        // Relaxed: as in `arm_at_raw`.
+        timer.base.store(MOVING, Ordering::Relaxed);
+        drop(base);
+        let mut base = this_base().lock_irqsave(ATOMIC);
+        timer.base.store(cpu_number(cpu::current()), Ordering::Relaxed);
+        // SAFETY: not queued, under its base's lock, and in place.
+        unsafe { base.heap.push(node, key) };
+        base.program_if_earlier();
     }
 }
 

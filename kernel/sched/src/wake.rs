@@ -13,7 +13,9 @@ use core::sync::atomic::Ordering;
 use arch::{CpuId, cpu};
 use sync::{ATOMIC, IrqGuard, PreemptGuard, SpinGuard, context, events, explore};
 
+use crate::affinity::{ACTIVE, place_elsewhere};
 use crate::rq::{IDLE_CPUS, Inner, Place, RunQueue, kick, lock_of};
+use crate::stop;
 use crate::thread::{Thread, cpu_number};
 
 /// Wakes `thread` if it sleeps or is about to. True if this call did it.
@@ -46,10 +48,25 @@ fn wake_sleeping(thread: &'static Thread) -> bool {
         // It has not got round to giving up its CPU, or was preempted on the way: it finds itself `Running`.
         return true;
     }
-    let home = thread.cpu();
     // Acquire: pairs with the Release in `finish_switch` (SCHED-5). While its last CPU is still leaving its stack,
     // the thread stays there.
-    let target = if thread.on_cpu.load(Ordering::Acquire) { home } else { select_cpu(thread) };
+    if thread.on_cpu.load(Ordering::Acquire) {
+        let misplaced = !inner.suits(thread);
+        let home = thread.cpu();
+        queue_on(rq, inner, thread, home);
+        if misplaced {
+            stop::ask_for_push(home);
+        }
+    } else {
+        place(rq, inner, thread);
+    }
+    true
+}
+
+/// Queues an `Off`, runnable thread that belongs to `rq` where it should run next.
+fn place(rq: &'static RunQueue, mut inner: SpinGuard<'static, Inner>, thread: &'static Thread) {
+    let home = thread.cpu();
+    let target = select_cpu(&mut inner, thread);
     if target == home {
         place_on(rq, inner, thread, home);
     } else {
@@ -59,11 +76,21 @@ fn wake_sleeping(thread: &'static Thread) -> bool {
         let rq = RunQueue::of(target);
         place_on(rq, rq.lock(), thread, target);
     }
-    true
+}
+
+/// Queues an `Off`, runnable thread that belongs to `rq` there, if it may run there, else elsewhere (`SCHED-23`).
+#[inline]
+fn place_on(rq: &'static RunQueue, mut inner: SpinGuard<'static, Inner>, thread: &'static Thread, cpu: CpuId) {
+    if inner.suits(thread) {
+        queue_on(rq, inner, thread, cpu);
+    } else {
+        place_elsewhere(inner, thread);
+    }
 }
 
 /// Queues an `Off` thread that belongs to `rq` and has the CPU look at it if it is more urgent.
-fn place_on(rq: &'static RunQueue, mut inner: SpinGuard<'_, Inner>, thread: &'static Thread, cpu: CpuId) {
+#[inline]
+pub(crate) fn queue_on(rq: &'static RunQueue, mut inner: SpinGuard<'_, Inner>, thread: &'static Thread, cpu: CpuId) {
     inner.enqueue(rq, thread, false);
     if inner.should_preempt(thread) {
         kick(&inner, cpu);
@@ -75,20 +102,28 @@ pub(crate) fn place_new(thread: &'static Thread) {
     // In this order: the reschedule that `kick` may ask for is looked at when interrupts are on again.
     let _pin = PreemptGuard::new(ATOMIC);
     let _irqs = IrqGuard::new(ATOMIC);
-    let target = select_cpu(thread);
-    thread.cpu.store(cpu_number(target), Ordering::Relaxed);
-    let rq = RunQueue::of(target);
-    place_on(rq, rq.lock(), thread, target);
+    let (rq, inner) = lock_of(thread);
+    place(rq, inner, thread);
 }
 
-/// Where a thread should run next: where it is bound; where it was, if that CPU idles; an idle CPU, one of the same
-/// node first; else where it was.
-fn select_cpu(thread: &Thread) -> CpuId {
-    if let Some(bound) = thread.affinity() {
+/// Where a thread should run next: where it must stay or is bound; where it was, if that CPU idles; an idle CPU, one of
+/// the same node first; else where it was, or on the first CPU where it may.
+fn select_cpu(inner: &mut Inner, thread: &Thread) -> CpuId {
+    let home = thread.cpu();
+    if thread.stays() {
+        return home;
+    }
+    if let Some(bound) = thread.bound_to() {
         return bound;
     }
-    let home = thread.cpu();
-    let idle = IDLE_CPUS.load();
+    let mut idle = IDLE_CPUS.load();
+    if !thread.is_unbound() {
+        let allowed = inner.allowed(thread);
+        idle = idle & allowed;
+        if idle.is_empty() && !allowed.contains(home) {
+            return (allowed & ACTIVE.load()).first().unwrap_or(home);
+        }
+    }
     if idle.contains(home) {
         return home;
     }
@@ -107,13 +142,16 @@ fn select_cpu(thread: &Thread) -> CpuId {
 ///
 /// Context: idle thread, interrupts off.
 pub(crate) fn pull_to_idle(here: CpuId) -> bool {
+    if !ACTIVE.test(here) {
+        return false;
+    }
     let busiest = cpu::online().iter().filter(|cpu| *cpu != here).max_by_key(|cpu| RunQueue::of(*cpu).queued());
     let Some(from) = busiest.map(RunQueue::of).filter(|rq| rq.queued() > 0) else {
         return false;
     };
     let thread = {
         let mut inner = from.lock();
-        let Some(thread) = inner.find_movable() else {
+        let Some(thread) = inner.find_movable(here) else {
             return false;
         };
         inner.dequeue(from, thread);

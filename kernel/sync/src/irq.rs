@@ -16,6 +16,7 @@
 //! - `IQ-1` A vector has at most one handler, for good. Enforced by [`register`].
 //! - `IQ-2` A handler leaves the `preempt_count` as it found it (`PC-3`), and interrupts off.
 //!   Checked after each handler in checking builds, with the vector in the report.
+//! - `IQ-3` Between [`close`] and [`open`] a CPU handles no interrupt. Nobody asks anything of it meanwhile (`CF-4`, `IW-4`).
 //!
 //! Linux 6.12: kernel/softirq.c (`irq_enter`, `irq_exit`), arch/x86/kernel/irq.c.
 
@@ -53,6 +54,8 @@ static EXCEPTION_HANDLERS: [Slot<ExceptionHandler>; MAX_EXCEPTION_HANDLERS] =
 arch::per_cpu! {
     /// Interrupts taken by this CPU; written in hard interrupts on this CPU only.
     static COUNTS: [u64; VECTORS] = [0; VECTORS];
+    /// This CPU takes interrupts to be woken by them and handles none (`IQ-3`). Written by it with interrupts off.
+    static DEAF: bool = false;
 }
 
 static MACHINE_HANDLERS: trap::Handlers = trap::Handlers { irq: on_irq, nmi: nmi::on_nmi, exception: on_exception };
@@ -133,7 +136,30 @@ pub fn irq_exit(irqs_were_on: bool) {
     }
 }
 
+/// This CPU goes offline: handles what others have asked of it so far, calls and `irq_work`, and from then on no
+/// interrupt any more; one that comes only ends the `hlt` it finds the CPU in.
+///
+/// Context: idle thread, interrupts off; the CPU is not in [`cpu::online`] and nobody is in the middle of asking it.
+pub fn close() {
+    debug_assert!(!cpu::is_online(cpu::current()), "IQ-3: an online CPU handles interrupts");
+    irq_enter();
+    smp::answer();
+    irq_work::run_raised();
+    irq_exit(false);
+    DEAF.set(true);
+}
+
+/// This CPU comes back: handles interrupts again.
+///
+/// Context: as [`close`].
+pub fn open() {
+    DEAF.set(false);
+}
+
 fn on_irq(vector: u8, frame: &mut TrapFrame) {
+    if DEAF.get() {
+        return;
+    }
     irq_enter();
     events::event(events::Kind::Interrupt, vector.into());
     let at_entry = context::preempt_count();

@@ -12,6 +12,10 @@
 //!   an empty `pending` is free, and a caller that sees it empty sees what the functions wrote.
 //! - `CF-3` Who waits has interrupts on and so answers the others' calls meanwhile: two CPUs that
 //!   call each other do not deadlock. Enforced by the check in [`call_mask`].
+//! - `CF-4` A CPU that is offline is not called: it is left out, and who calls it alone finds that nobody was called
+//!   ([`run_on`] says so). A call that has begun is answered: the caller is pinned, and a CPU leaves `cpu::online()`
+//!   only while no thread runs on any; what has not been waited for is answered before the CPU parks
+//!   ([`crate::irq::close`]).
 //!
 //! From interrupts, or with interrupts off, use [`IrqWork::queue_on`](crate::IrqWork::queue_on).
 //!
@@ -56,7 +60,8 @@ arch::per_cpu! {
     static INBOX: AtomicCpuMask = AtomicCpuMask::new();
 }
 
-/// Calls `func(arg)` on `cpu`, which may be this one; with `wait`, returns after it has run.
+/// Calls `func(arg)` on `cpu`, which may be this one; with `wait`, returns after it has run. Nothing is called if `cpu` is
+/// offline (`CF-4`).
 ///
 /// Context and panics: as [`call_mask`].
 #[track_caller]

@@ -3,6 +3,7 @@
 mod boot;
 mod calls;
 mod explore;
+mod hotplug;
 mod kfree_rcu;
 mod mm;
 mod nmi;

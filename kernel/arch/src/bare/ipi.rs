@@ -1,7 +1,8 @@
 //! Interrupts and NMIs from CPU to CPU.
 //!
-//! - IPI-1: nothing is sent to a CPU that is not online. The broadcast to all others is used only
-//!   while every CPU of the machine is online, since it reaches parked and unknown CPUs as well.
+//! - IPI-1: nothing is sent to a CPU that has not started. One that has and is parked takes what is sent to it by name: an
+//!   interrupt to be woken, an NMI to be looked at. The broadcast to all others is for those that are online, and is
+//!   used only while every CPU of the machine is, since it reaches parked and unknown CPUs as well.
 //!
 //! Context of everything here: any, NMI included. Answers to `arch/x86/kernel/apic/ipi.c` of Linux.
 
@@ -43,7 +44,7 @@ pub fn send_nmi_all_but_self() {
 }
 
 fn to(cpu: CpuId, delivery: Delivery) {
-    if cpu::is_online(cpu) {
+    if cpu::has_started(cpu) {
         apic::send(delivery, Target::Apic(cpu::apic_id(cpu)));
     }
 }

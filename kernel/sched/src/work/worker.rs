@@ -18,7 +18,6 @@ use core::cell::Cell;
 use core::ptr;
 use core::sync::atomic::Ordering;
 
-use arch::CpuId;
 use sync::MaySleep;
 
 use super::item::{Func, WorkItem};
@@ -27,7 +26,7 @@ use super::pool::{self, Pool, home_of, pool_of};
 use super::queue::Lane;
 use crate::NumberedName;
 use crate::config::{RESCUE_AFTER_NS, SPARE_WORKERS, WORKER_IDLE_NS, WORKER_RETRY_NS};
-use crate::spawn::{SpawnError, spawn};
+use crate::spawn::{self, JoinHandle, SpawnError};
 use crate::switch::cond_resched;
 use crate::thread::{Prio, Thread, current};
 use crate::wait::{WaitQueue, sleep_ns};
@@ -307,8 +306,7 @@ fn make_worker(cx: &mut MaySleep, number: u16) -> Result<(), SpawnError> {
         Ok(cpu) => NumberedName::new("kworker/", format_args!("{cpu}:{serial}")),
         Err(node) => NumberedName::new("kworker/u", format_args!("{node}:{serial}")),
     };
-    spawn(cx, name.as_str(), Prio::NORMAL, cpu_of(number), move |cx| worker(cx, number))?.detach();
-    Ok(())
+    start_thread(cx, name.as_str(), number, worker)
 }
 
 /// The first worker and the rescuer of pool `number`. At boot.
@@ -318,16 +316,20 @@ pub(super) fn start(cx: &mut MaySleep, number: u16) -> Result<(), SpawnError> {
         Ok(cpu) => NumberedName::new("krescue/", cpu),
         Err(node) => NumberedName::new("krescue/u", node),
     };
-    spawn(cx, name.as_str(), Prio::NORMAL, cpu_of(number), move |cx| rescuer(cx, number))?.detach();
-    Ok(())
+    start_thread(cx, name.as_str(), number, rescuer)
+}
+
+/// Starts a thread of pool `number`: one that belongs to the CPU, or one that runs anywhere.
+fn start_thread(cx: &mut MaySleep, name: &str, number: u16, f: fn(&mut MaySleep, u16)) -> Result<(), SpawnError> {
+    let body = move |cx: &mut MaySleep| f(cx, number);
+    match home_of(number) {
+        Ok(cpu) => spawn::per_cpu(cx, name, Prio::NORMAL, cpu, body).map(|_| ()),
+        Err(_) => spawn::spawn(cx, name, Prio::NORMAL, None, body).map(JoinHandle::detach),
+    }
 }
 
 /// Starts `kworkerd`. At boot.
 pub(super) fn start_maker(cx: &mut MaySleep) -> Result<(), SpawnError> {
-    spawn(cx, "kworkerd", Prio::HIGH, None, make_workers)?.detach();
+    spawn::spawn(cx, "kworkerd", Prio::HIGH, None, make_workers)?.detach();
     Ok(())
-}
-
-fn cpu_of(number: u16) -> Option<CpuId> {
-    home_of(number).ok()
 }

@@ -1,5 +1,6 @@
 //! Threads: `ps`.
 
+use alloc::format;
 use alloc::vec::Vec;
 
 use ::sched::{State, Thread, thread};
@@ -7,13 +8,13 @@ use grange_kernel::table::{Table, Value};
 
 use crate::shell::{Complaint, Session, command};
 
-command!(ps, "[--json]", "threads: state, CPU, priority, switches", ps);
+command!(ps, "[--json]", "threads: state, CPU, where they may run, priority, switches", ps);
 
 fn ps(session: &mut Session<'_>, _: &[&str]) -> Result<(), Complaint> {
     let mut threads: Vec<&'static Thread> = Vec::new();
     thread::for_each(|thread| threads.push(thread));
     threads.sort_unstable_by_key(|thread| thread.tid());
-    let columns = ["tid", "name", "state", "cpu", "bound", "prio", "voluntary", "involuntary"];
+    let columns = ["tid", "name", "state", "cpu", "affinity", "prio", "voluntary", "involuntary"];
     let mut table = Table::new("ps", &columns);
     for thread in threads {
         let state = match (thread.state(), thread.on_cpu()) {
@@ -27,7 +28,7 @@ fn ps(session: &mut Session<'_>, _: &[&str]) -> Result<(), Complaint> {
             thread.name().as_str().into(),
             state.into(),
             thread.cpu().index().into(),
-            thread.affinity().is_some().into(),
+            format!("{}", thread.affinity()).into(),
             ::sched::prio_of(thread).level().into(),
             thread.voluntary_switches().into(),
             thread.involuntary_switches().into(),
