@@ -31,6 +31,11 @@ param! {
 }
 
 param! {
+    /// Which of those by their speed: all, or only those that are not tagged `slow`.
+    pub(crate) static SPEED: choice = "kunit.filter", default "", one of ["", "speed>slow"];
+}
+
+param! {
     /// The test to begin with, as suite.name; those before it are left out.
     pub(crate) static TEST_START: str = "grange.test_start", default "";
 }

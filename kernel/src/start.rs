@@ -191,6 +191,7 @@ fn run_suites(cx: &mut MaySleep, which: Suites) -> ! {
 
     let plan = Plan {
         filter: Filter::new(cmdline::FILTER.get()),
+        slow: cmdline::SPEED.get().is_empty(),
         start_at: Some(cmdline::TEST_START.get()).filter(|id| !id.is_empty()),
         seed: cmdline::SEED.get(),
     };

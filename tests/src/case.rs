@@ -5,7 +5,7 @@ use crate::run::Test;
 
 /// Tag: needs CPUs that really run at the same time; also run with `thread=multi` on 4 CPUs.
 pub const TAG_RACE: u32 = 1 << 0;
-/// Tag: takes seconds.
+/// Tag: takes minutes; runs only where it is asked for (`cargo xtask test --slow`).
 pub const TAG_SLOW: u32 = 1 << 1;
 
 /// How long a test may take if it does not say, in milliseconds of guest time.

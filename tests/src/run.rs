@@ -9,7 +9,7 @@ use core::fmt;
 
 use sync::{MaySleep, Rng};
 
-use crate::case::TestCase;
+use crate::case::{TAG_SLOW, TestCase};
 use crate::com2;
 use crate::filter::Filter;
 use crate::outcome::Failure;
@@ -43,6 +43,8 @@ impl Test<'_> {
 pub struct Plan<'a> {
     /// Which tests.
     pub filter: Filter<'a>,
+    /// Those tagged `slow`, too.
+    pub slow: bool,
     /// `suite.name` of the test to begin with; those before it are left out.
     pub start_at: Option<&'a str>,
     /// Seed of the random numbers.
@@ -98,7 +100,9 @@ const BUILD: &str = if cfg!(debug_assertions) {
 
 /// The tests to run, in their order.
 pub fn select(cases: impl Iterator<Item = &'static TestCase>, plan: &Plan<'_>) -> Vec<&'static TestCase> {
-    let mut chosen: Vec<_> = cases.filter(|case| plan.filter.matches(case.suite, case.name)).collect();
+    let wanted =
+        |case: &&TestCase| (plan.slow || case.tags & TAG_SLOW == 0) && plan.filter.matches(case.suite, case.name);
+    let mut chosen: Vec<_> = cases.filter(wanted).collect();
     chosen.sort_unstable_by_key(|case| (case.suite, case.name));
     if let Some((suite, name)) = plan.start_at.and_then(|id| id.split_once('.')) {
         chosen.retain(|case| (case.suite, case.name) >= (suite, name));
@@ -171,7 +175,7 @@ mod tests {
         select(CASES.iter(), plan).iter().map(|c| format!("{}.{}", c.suite, c.name)).collect()
     }
 
-    const ALL: Plan<'static> = Plan { filter: Filter::ALL, start_at: None, seed: 7 };
+    const ALL: Plan<'static> = Plan { filter: Filter::ALL, slow: false, start_at: None, seed: 7 };
 
     #[test]
     fn tests_are_ordered_by_suite_and_name() {
@@ -182,6 +186,13 @@ mod tests {
     fn a_run_can_be_taken_up_at_a_test() {
         assert_eq!(ids(&Plan { start_at: Some("alpha.z"), ..ALL }), ["alpha.z", "zeta.a", "zeta.b"]);
         assert_eq!(ids(&Plan { start_at: Some("zeta.c"), ..ALL }), [] as [&str; 0]);
+    }
+
+    #[test]
+    fn a_slow_test_runs_only_where_it_is_asked_for() {
+        static CASES: [TestCase; 2] = [case("a", "fast", pass), TestCase { tags: TAG_SLOW, ..case("a", "slow", pass) }];
+        let count = |slow| select(CASES.iter(), &Plan { slow, ..ALL }).len();
+        assert_eq!((count(false), count(true)), (1, 2));
     }
 
     #[test]

@@ -251,6 +251,9 @@ pub struct TestArgs {
     /// Tests to run: globs over `suite.test`
     #[arg(value_name = "FILTER")]
     pub filters: Vec<String>,
+    /// Run the tests tagged `slow`, too: they take minutes
+    #[arg(long)]
+    pub slow: bool,
     /// List the in-kernel tests, read from the kernel's ELF, and stop
     #[arg(long)]
     pub list: bool,

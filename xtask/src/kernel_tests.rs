@@ -50,6 +50,12 @@ impl KernelTest {
         self.tags & 1 != 0
     }
 
+    /// Whether the test is tagged `slow`: it takes minutes, and runs only where it is asked for.
+    #[must_use]
+    pub fn is_slow(&self) -> bool {
+        self.tags & 2 != 0
+    }
+
     /// The line of the test itself. All tests of one `ktest!` know the line of that, and the line table gives the macro's
     /// for where they begin; so the source is asked, if it is there.
     #[must_use]

@@ -155,28 +155,28 @@ fn wait_by_polling(cx: &mut MaySleep) {
 
 ktest! {
     /// `synchronize_rcu`.
-    #[tags(race, slow)]
+    #[tags(race)]
     #[budget_ms(60_000)]
     fn no_reader_outlasts_a_grace_period(t: &mut Test) {
         torture(t, "synchronize_rcu", synchronize_rcu)
     }
 
     /// `synchronize_rcu_expedited`.
-    #[tags(race, slow)]
+    #[tags(race)]
     #[budget_ms(60_000)]
     fn no_reader_outlasts_an_expedited_grace_period(t: &mut Test) {
         torture(t, "synchronize_rcu_expedited", synchronize_rcu_expedited)
     }
 
     /// `call_rcu`.
-    #[tags(race, slow)]
+    #[tags(race)]
     #[budget_ms(60_000)]
     fn no_reader_outlasts_a_callback(t: &mut Test) {
         torture(t, "call_rcu", wait_by_callback)
     }
 
     /// `start_poll` and `poll`.
-    #[tags(race, slow)]
+    #[tags(race)]
     #[budget_ms(60_000)]
     fn no_reader_outlasts_a_polled_grace_period(t: &mut Test) {
         torture(t, "start_poll", wait_by_polling)

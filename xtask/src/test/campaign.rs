@@ -64,7 +64,13 @@ pub fn kernel_line(
 ) -> anyhow::Result<String> {
     let mut line = KernelLine::new(&leg.machine.append);
     line.set("grange.run", "test")?;
-    if let Some(glob) = filter_glob(all, tests) {
+    // Without slow ones among them the kernel leaves those out by itself, so that whole suites can still be named short.
+    let slow = all.iter().any(|test| test.is_slow() && tests.contains(&test.id));
+    let pool: Vec<KernelTest> = all.iter().filter(|test| slow || !test.is_slow()).cloned().collect();
+    if pool.len() < all.len() {
+        line.set("kunit.filter", "speed>slow")?;
+    }
+    if let Some(glob) = filter_glob(&pool, tests) {
         line.set("kunit.filter_glob", &glob)?;
     }
     line.set("grange.seed", &seed.to_string())?;
@@ -263,8 +269,9 @@ pub fn again(session: &Session<'_>, leg: &Leg, test: Option<&TestId>, seed: u64)
         Some(id) => format!(" {id}"),
         None => session.args.filters.iter().map(|word| format!(" {}", quoted(word.as_ref()))).collect(),
     };
+    let slow = if session.args.slow { " --slow" } else { "" };
     let explore = if session.args.explore { " --explore" } else { "" };
-    format!("cargo xtask test --kernel-only{filter} {}{explore} --seed {seed:#x}", leg.machine.options())
+    format!("cargo xtask test --kernel-only{filter}{slow} {}{explore} --seed {seed:#x}", leg.machine.options())
 }
 
 /// Where a test's lines are in the console's log, by the guest's own count, and how long it took. By when a frame is read

@@ -91,9 +91,10 @@ pub fn machines(workspace: &Workspace, args: &TestArgs) -> anyhow::Result<Vec<Pl
 
 /// Deals the wanted tests out to the machines; machines without a test are left out.
 #[must_use]
-pub fn legs(places: Vec<Place>, tests: &[KernelTest], filter: &Filter) -> Vec<Leg> {
+pub fn legs(places: Vec<Place>, tests: &[KernelTest], filter: &Filter, slow: bool) -> Vec<Leg> {
     let wanted = |race_only: bool| -> Vec<KernelTest> {
-        tests.iter().filter(|test| filter.wants(&test.id) && (!race_only || test.is_race())).cloned().collect()
+        let tests = tests.iter().filter(|test| filter.wants(&test.id) && (slow || !test.is_slow()));
+        tests.filter(|test| !race_only || test.is_race()).cloned().collect()
     };
     let legs =
         places.into_iter().map(|Place { machine, race_only }| Leg { machine, tests: wanted(race_only), race_only });

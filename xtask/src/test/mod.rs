@@ -103,14 +103,15 @@ pub fn test(workspace: &Workspace, args: &TestArgs) -> anyhow::Result<Exit> {
     if let Some(kernel) = kernel.as_ref().filter(|_| args.list) {
         return list(workspace, &kernel.tests, &filter);
     }
-    let legs = kernel.as_ref().map_or_else(Vec::new, |kernel| matrix::legs(machines, &kernel.tests, &filter));
+    let legs =
+        kernel.as_ref().map_or_else(Vec::new, |kernel| matrix::legs(machines, &kernel.tests, &filter, args.slow));
     if args.machine.print_qemu {
         return print_qemu(workspace, &legs, kernel.as_ref());
     }
     let kernel_only = args.kernel_only || args.machine.deterministic;
     if legs.is_empty() && !filter.is_all() && (kernel_only || host::finds_none(workspace, args)) {
         return Err(usage(format!(
-            "no test matches {}; `cargo xtask test --list` names those in the kernel",
+            "no test matches {}; `cargo xtask test --list` names those in the kernel, of which [slow] ones need --slow",
             args.filters.join(" ")
         )));
     }

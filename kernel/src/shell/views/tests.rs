@@ -9,13 +9,18 @@ use grange_kernel::table::{Table, Value};
 use crate::cmdline;
 use crate::shell::{Complaint, Session, command};
 
-command!(test, "[GLOB,GLOB…] [--list] [--json]", "runs the tests whose suite.name matches, or all; lists them", test);
+command!(
+    test,
+    "[GLOB,GLOB…] [--slow] [--list] [--json]",
+    "runs the tests whose suite.name matches, or all; lists them",
+    test
+);
 
 fn test(session: &mut Session<'_>, arguments: &[&str]) -> Result<(), Complaint> {
     let list = arguments.contains(&"--list");
-    let globs = arguments.iter().find(|&&argument| argument != "--list");
+    let globs = arguments.iter().find(|argument| !argument.starts_with("--"));
     let filter = Filter::new(globs.copied().unwrap_or_default());
-    let plan = Plan { filter, start_at: None, seed: cmdline::SEED.get() };
+    let plan = Plan { filter, slow: list || arguments.contains(&"--slow"), start_at: None, seed: cmdline::SEED.get() };
     if list || session.json {
         let mut table = Table::new("tests", &["suite", "name", "file", "line", "budget ms"]);
         for case in ::tests::run::select(::tests::TESTS.iter(), &plan) {
