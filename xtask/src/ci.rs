@@ -4,7 +4,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use crate::cli::{CiArgs, CiStep};
-use crate::exit::{Exit, stop};
+use crate::exit::{self, Exit, stop};
 use crate::process::interrupted;
 use crate::toolchain::{core, emulator};
 use crate::workspace::Workspace;
@@ -54,34 +54,5 @@ fn step(workspace: &Workspace, words: &[&str]) -> anyhow::Result<Exit> {
     }
     eprintln!("$ cargo xtask {}", words[0]);
     let status = command.status().map_err(|error| stop(Exit::Host, format!("{}: {error}", this.display())))?;
-    Ok(exit_of(status.code()))
-}
-
-/// The end that a status of this tool stands for.
-fn exit_of(code: Option<i32>) -> Exit {
-    const ALL: [Exit; 8] = [
-        Exit::Passed,
-        Exit::TestsFailed,
-        Exit::Usage,
-        Exit::Panicked,
-        Exit::Hung,
-        Exit::Incomplete,
-        Exit::Build,
-        Exit::Interrupted,
-    ];
-    ALL.into_iter().find(|exit| code == Some(exit.code().into())).unwrap_or(Exit::Host)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_steps_status_is_read_back_and_a_strange_one_is_the_hosts_trouble() {
-        assert_eq!(exit_of(Some(0)), Exit::Passed);
-        assert_eq!(exit_of(Some(4)), Exit::Hung);
-        assert_eq!(exit_of(Some(130)), Exit::Interrupted);
-        assert_eq!(exit_of(Some(101)), Exit::Host);
-        assert_eq!(exit_of(None), Exit::Host);
-    }
+    Ok(exit::from_code(status.code()))
 }

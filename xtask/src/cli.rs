@@ -62,6 +62,8 @@ pub enum Command {
     Run(RunArgs),
     /// Run the tests: on the host, then in the kernel on a matrix of machines
     Test(TestArgs),
+    /// Run an earlier `test` or `run` again, and tell what is different now
+    Rerun(RerunArgs),
     /// Measure what operations of the kernel cost, in instructions or in time
     Bench(BenchArgs),
     /// Measure how fast machines of many shapes bring their CPUs online
@@ -306,6 +308,24 @@ pub struct TestArgs {
     /// More arguments for QEMU, as they are
     #[arg(last = true, value_name = "QEMU ARGS")]
     pub qemu_args: Vec<String>,
+}
+
+/// Arguments of `rerun`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  cargo xtask rerun latest
+  cargo xtask rerun 4db5 --only-failed
+
+The command line of the run is taken from its run.json, with the seed that it had. The status is that of the new run; it is
+1 as well where a deterministic run of the same build left other logs.")]
+pub struct RerunArgs {
+    /// The run: `latest`, the folder, or how its name or the id at its end begins
+    #[arg(value_name = "RUN")]
+    pub run: String,
+    /// Only the tests that failed then
+    #[arg(long)]
+    pub only_failed: bool,
 }
 
 /// Arguments of `bench`.

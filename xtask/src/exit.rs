@@ -87,6 +87,12 @@ impl Exit {
     }
 }
 
+/// The end that a status of this tool stands for; one that is none of ours is the host's trouble.
+#[must_use]
+pub fn from_code(code: Option<i32>) -> Exit {
+    BY_RANK.into_iter().find(|exit| code == Some(exit.code().into())).unwrap_or(Exit::Host)
+}
+
 /// An error with the status that it ends the command with, told in one line.
 #[derive(Debug)]
 pub struct Stop {
@@ -137,6 +143,15 @@ mod tests {
         codes.sort_unstable();
         assert_eq!(codes, [0, 1, 2, 3, 4, 5, 6, 7, 130]);
         assert_eq!(Exit::Passed.code(), 0);
+    }
+
+    #[test]
+    fn a_status_is_read_back_and_a_strange_one_is_the_hosts_trouble() {
+        for exit in BY_RANK {
+            assert_eq!(from_code(Some(exit.code().into())), exit);
+        }
+        assert_eq!(from_code(Some(101)), Exit::Host);
+        assert_eq!(from_code(None), Exit::Host);
     }
 
     #[test]

@@ -9,7 +9,7 @@
 //! | [`kernel_tests`], [`symbols`], [`console`] | what is read from the kernel's ELF, and its addresses made readable |
 //! | [`guest`], [`pulse`], [`rundir`], [`post_mortem`] | one boot under watch, and the folder that keeps what it left |
 //! | [`replay`], [`load`] | whether two boots were one, also on a busy host |
-//! | [`run`] with [`typist`], [`test`], [`mod@bench`], [`smp`], [`lint`], [`models`], [`ci`], [`doctor`] | the commands |
+//! | [`run`] with [`typist`], [`test`], [`rerun`], [`mod@bench`], [`smp`], [`lint`], [`models`], [`ci`], [`doctor`] | the commands |
 //!
 //! It is a library so that the tests in `tests/` can use the parsers and the writer of frames.
 
@@ -34,6 +34,7 @@ pub mod pulse;
 pub mod qemu;
 pub mod qmp;
 pub mod replay;
+pub mod rerun;
 pub mod run;
 pub mod rundir;
 pub mod shape;
@@ -75,6 +76,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
     match cli.command {
         Command::Run(args) => run::run(&workspace, &args),
         Command::Test(args) => test::test(&workspace, &args),
+        Command::Rerun(args) => rerun::rerun(&workspace, &args),
         Command::Bench(args) => bench::bench(&workspace, &args),
         Command::Smp(args) => smp::smp(&workspace, &args),
         Command::Lint(args) => lint::lint(&workspace, &args),

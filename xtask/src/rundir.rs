@@ -9,8 +9,12 @@ use std::time::{Instant, SystemTime};
 use anyhow::Context as _;
 use serde_json::{Value, json};
 
+use crate::exit::usage;
 use crate::process::output_of;
 use crate::workspace::Workspace;
+
+/// How many runs are named where a beginning stands for several.
+const SHOWN: usize = 5;
 
 /// One run's folder.
 #[derive(Debug)]
@@ -80,6 +84,8 @@ impl RunDir {
             "v": 1,
             "command": command,
             "argv": std::env::args().collect::<Vec<_>>(),
+            "cwd": std::env::current_dir().ok(),
+            "pid": std::process::id(),
             "utc": humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
             "commit": git(&["rev-parse", "HEAD"]),
             "changed": git(&["status", "--porcelain", "--untracked-files=no"]).map(|text| !text.is_empty()),
@@ -101,6 +107,41 @@ impl RunDir {
         }
         if let Ok(mut file) = self.events.lock() {
             let _ = writeln!(file, "{event}");
+        }
+    }
+}
+
+/// The folder of a run that the user names: `latest`, a path, or how the folder's name or its id begins.
+///
+/// # Errors
+/// `Usage`, in one line, when there is none or more than one.
+pub fn find(workspace: &Workspace, text: &str) -> anyhow::Result<PathBuf> {
+    let runs = workspace.runs();
+    for path in [runs.join(text), PathBuf::from(text)] {
+        if !text.is_empty() && path.join("run.json").is_file() {
+            return fs::canonicalize(&path).with_context(|| path.display().to_string());
+        }
+    }
+    let entries = fs::read_dir(&runs).into_iter().flatten().flatten();
+    let mut names: Vec<String> = entries
+        .filter(|entry| entry.path().join("run.json").is_file())
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|name| name != "latest")
+        .collect();
+    names.sort_unstable();
+    let id = |name: &str| name.rsplit('-').next().unwrap_or_default().to_owned();
+    let chosen: Vec<&String> =
+        names.iter().filter(|name| name.starts_with(text) || id(name).starts_with(text)).collect();
+    match chosen[..] {
+        [one] => Ok(runs.join(one)),
+        [] => {
+            let short = workspace.short(&runs).display();
+            Err(usage(format!("no run {text:?}: `latest`, a folder of {short}, or the beginning of its name or id")))
+        }
+        _ => {
+            let shown: Vec<&str> = chosen.iter().rev().take(SHOWN).map(|name| name.as_str()).collect();
+            let more = if chosen.len() > SHOWN { ", …" } else { "" };
+            Err(usage(format!("{text:?} is the beginning of {} runs: {}{more}", chosen.len(), shown.join(", "))))
         }
     }
 }
@@ -158,5 +199,31 @@ mod tests {
         let line = fs::read_to_string(second.path().join("events.jsonl")).unwrap();
         let event: Value = serde_json::from_str(&line).unwrap();
         assert_eq!((&event["event"], &event["cpus"]), (&json!("boot"), &json!(4)));
+    }
+    #[test]
+    fn a_run_is_found_by_latest_its_path_and_the_beginning_of_its_name_or_id() {
+        let target = tempfile::tempdir().unwrap();
+        let workspace = Workspace::for_tests(target.path());
+        let make = |name: &str| {
+            let path = workspace.runs().join(name);
+            fs::create_dir_all(&path).unwrap();
+            fs::write(path.join("run.json"), "{}").unwrap();
+            fs::canonicalize(path).unwrap()
+        };
+        let first = make("2026-11-21T122637Z-test-54cb");
+        let second = make("2026-11-21T122705Z-run-5a00");
+        std::os::unix::fs::symlink("2026-11-21T122705Z-run-5a00", workspace.runs().join("latest")).unwrap();
+        let found = |text: &str| find(&workspace, text).map(|path| fs::canonicalize(path).unwrap());
+        for (text, run) in
+            [("latest", &second), ("54", &first), ("2026-11-21T122637", &first), (first.to_str().unwrap(), &first)]
+        {
+            assert_eq!(&found(text).unwrap(), run, "{text}");
+        }
+        for (text, part) in [("77", "no run \"77\""), ("5", "2 runs: 2026-11-21T122705Z-run-5a00, 2026-11-21T122637Z-")]
+        {
+            let error = found(text).unwrap_err();
+            assert_eq!(crate::exit::of(&error), crate::exit::Exit::Usage);
+            assert!(error.to_string().contains(part), "{error}");
+        }
     }
 }

@@ -362,3 +362,62 @@ fn a_deterministic_run_shows_the_log_and_takes_nothing_from_the_terminal() {
     assert!(boot.contains("-chardev file,id=com1") && !boot.contains("stdio"), "{boot}");
     assert!(boot.contains("-seed 9 ") && boot.contains("grange.seed=9 idle=poll"), "{boot}");
 }
+
+#[test]
+fn a_run_is_run_again_with_its_seed_and_what_is_other_is_told() {
+    let machine = Machine::new();
+    machine.prepare_run(0, &["a_storm_loses_none"], None, "35");
+    assert_eq!(machine.test(&[]).code(), 1);
+    machine.prepare_run(0, &[], None, "33");
+    let run = machine.rerun(&["latest"]);
+    assert_eq!((run.code(), machine.boots().len()), (0, 2), "{}", run.out());
+    for part in [
+        "$ cargo xtask --no-install test --kernel-only --seed 7 --cpus 4 --nodes 2",
+        "was failed, now passed: ipi.a_storm_loses_none  [4 CPUs on 2 nodes",
+        "3 as before, 1 changed",
+    ] {
+        assert!(run.out().contains(part), "{}\nlacks {part}", run.out());
+    }
+}
+
+#[test]
+fn a_deterministic_run_that_is_run_again_has_to_leave_the_same_logs() {
+    let machine = Machine::new();
+    machine.prepare("first", "fine\n", &with_points("00000002i1"), "33");
+    assert_eq!(machine.test(&["--deterministic"]).code(), 0);
+    let run = machine.rerun(&["latest"]);
+    assert_eq!(run.code(), 0, "{}", run.out());
+    assert!(run.out().contains("logs are equal, byte by byte: 5 bytes on COM1"), "{}", run.out());
+    machine.prepare_boot(3, &with_points("000000ffs2"));
+    let run = machine.rerun(&["latest"]);
+    assert!(
+        run.out().contains("logs differ in 4c2n:") && run.out().contains("diverged at event 65 .. 128"),
+        "{}",
+        run.out()
+    );
+    // The pretended kernel has no build id, so it may have been another one.
+    assert_eq!(run.code(), 0, "{}", run.out());
+}
+
+#[test]
+fn only_the_tests_that_failed_are_run_again_if_that_is_wanted() {
+    let machine = Machine::new();
+    machine.prepare_run(0, &["arrives_with_interrupts_off"], None, "35");
+    assert_eq!(machine.test(&[]).code(), 1);
+    let alone = Transcript::run(7, (4, 2), &TESTS[2..3], &[], None);
+    machine.prepare("first", "", &alone.encode(), "33");
+    let run = machine.rerun(&["latest", "--only-failed"]);
+    assert_eq!(run.code(), 0, "{}", run.out());
+    assert!(machine.boots()[1].contains("kunit.filter_glob=nmi.* "), "{:?}", machine.boots());
+    assert!(run.out().contains("was failed, now passed: nmi.arrives_with_interrupts_off"), "{}", run.out());
+    let run = machine.rerun(&["latest", "--only-failed"]);
+    assert_eq!(run.code(), 2, "{}", run.out());
+    assert!(run.out().contains("no test failed in ") && run.out().lines().count() == 1, "{}", run.out());
+}
+
+#[test]
+fn a_run_that_is_not_there_is_refused_in_one_line() {
+    let run = Machine::new().rerun(&["7777"]);
+    assert_eq!(run.code(), 2, "{}", run.out());
+    assert!(run.out().contains("no run \"7777\"") && run.out().lines().count() == 1, "{}", run.out());
+}

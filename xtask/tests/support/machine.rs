@@ -150,14 +150,29 @@ impl Machine {
         self.xtask(&words)
     }
 
+    /// Runs `rerun`, which takes the rest from the run that it is given.
+    pub(crate) fn rerun(&self, words: &[&str]) -> Run {
+        self.run(self.command().arg("rerun").args(words))
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
+        command.arg("--no-install").env("CARGO_TARGET_DIR", self.path("target"));
+        command
+    }
+
+    fn run(&self, command: &mut Command) -> Run {
+        Run { output: command.output().unwrap(), latest: self.path("target/grange/runs/latest") }
+    }
+
     /// Runs this tool with the pretended kernel, loader and QEMU.
     pub(crate) fn xtask(&self, words: &[&str]) -> Run {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
-        command.args(words).arg("--no-install").env("CARGO_TARGET_DIR", self.path("target"));
+        let mut command = self.command();
+        command.args(words);
         for (option, file) in [("--qemu", "qemu"), ("--kernel", "kernel.elf"), ("--loader", "loader.elf")] {
             command.arg(option).arg(self.path(file));
         }
-        Run { output: command.output().unwrap(), latest: self.path("target/grange/runs/latest") }
+        self.run(&mut command)
     }
 
     /// How often the pretended QEMU was started, and with what.
