@@ -8,7 +8,7 @@
 //! 4. memory: the buddy allocator of each node;
 //! 5. per-CPU areas and stacks, each in memory of its CPU's own node; the boot CPU moves to its own;
 //! 6. interrupt handlers; then `slab`, `sched` (from here on this is a thread), `rcu` and `kfree_rcu`;
-//! 7. all other CPUs, at once;
+//! 7. all other CPUs, at once, and the watchdogs over them;
 //! 8. what `grange.run=` asks for.
 //!
 //! Linux: `start_kernel` in `init/main.c`.
@@ -61,6 +61,7 @@ fn start(info: &'static mut BootInfo) -> ! {
     kfree_rcu::init();
 
     start_other_cpus();
+    sched::watchdog::start(&mut cx).expect("memory for a thread");
     report();
     mm::inject::init(cmdline::SEED.get());
     run(&mut cx)

@@ -17,6 +17,8 @@
 
 use core::arch::{asm, naked_asm};
 
+use crate::{backtrace, probe};
+
 /// RFLAGS: trap after each instruction.
 const TRAP_FLAG: u64 = 1 << 8;
 
@@ -33,6 +35,17 @@ pub struct Context {
 impl Context {
     /// The context of a thread that is running now: [`switch`] fills it in.
     pub const RUNNING: Self = Self { rsp: 0 };
+
+    /// Calls `f` with the return addresses of the thread, innermost first, beginning with where it will go on.
+    ///
+    /// Context: any. Nonsense if the thread runs, but never a fault.
+    pub fn walk(&self, f: &mut dyn FnMut(u64)) {
+        // What `switch` left: five registers, rbp, the return address.
+        if let (Some(rbp), Some(ip)) = (probe::read(self.rsp + 5 * 8), probe::read(self.rsp + 6 * 8)) {
+            f(ip);
+            backtrace::walk(rbp, f);
+        }
+    }
 
     /// The saved stack pointer, for dumps; stale if the thread runs.
     pub fn stack_pointer(&self) -> u64 {

@@ -170,7 +170,9 @@ fn wake() {
 pub(crate) fn thread(cx: &mut MaySleep) {
     loop {
         Phase::Idle.enter();
+        let idling = sched::watchdog::idling();
         THREAD.wait_until(cx, || WANTED.load(Ordering::Relaxed));
+        drop(idling);
         Phase::SetUp.enter();
         let (gp, waiters) = start();
         set_up(cx, gp);

@@ -12,6 +12,7 @@
 //! | [`work`], [`softirq`] | work queues; deferred work at interrupt exit |
 //! | [`affinity`], [`stop`], [`park`] | where threads may run, stopping CPUs, parked threads |
 //! | [`hotplug`] | CPUs that go and come, and who is told |
+//! | [`watchdog`] | CPUs and threads that do not get on, found and reported |
 //! | [`hooks`] | where RCU plugs in |
 //!
 //! # Contexts
@@ -95,6 +96,8 @@ pub mod timer;
 pub mod wait;
 #[cfg(not(loom))]
 pub mod wake;
+#[cfg(not(loom))]
+pub mod watchdog;
 #[cfg(not(loom))]
 pub mod work;
 

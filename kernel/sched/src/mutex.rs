@@ -75,8 +75,15 @@ impl<T> Mutex<T> {
     }
 }
 
+/// The owner that a mutex's `word` names, if it is taken.
+pub(crate) fn owner_in(word: usize) -> Option<&'static Thread> {
+    let owner = ptr::with_exposed_provenance::<Thread>(word & !WAITERS);
+    // SAFETY: null, or a thread's address (SCHED-17), exposed by `me`; type-stable (SCHED-3).
+    unsafe { owner.as_ref() }
+}
+
 fn me() -> usize {
-    ptr::from_ref(current()).addr()
+    ptr::from_ref(current()).expose_provenance()
 }
 
 impl<T: ?Sized> Mutex<T> {
@@ -137,6 +144,7 @@ impl<T: ?Sized> Mutex<T> {
             unsafe { list.push(&me.waiter) };
         }
         let thread = me.waiter.thread;
+        thread.watch.set_waits_for(Some(&self.word));
         loop {
             thread.state.announce_sleep();
             // Acquire: pairs with the Release in `hand_over`: what the last owner did is seen, and the releaser is done
@@ -147,6 +155,7 @@ impl<T: ?Sized> Mutex<T> {
             schedule();
         }
         thread.state.set_running();
+        thread.watch.set_waits_for(None);
     }
 
     /// The mutex was free when the bit was set: it is ours, without waiters. The caller holds the list's lock.
@@ -183,7 +192,7 @@ impl<T: ?Sized> Mutex<T> {
         let thread = chosen.waiter.thread;
         let bit = if list.is_empty() { 0 } else { WAITERS };
         // Relaxed: `granted` below carries what we did to the next owner.
-        self.word.store(ptr::from_ref(thread).addr() | bit, Ordering::Relaxed);
+        self.word.store(ptr::from_ref(thread).expose_provenance() | bit, Ordering::Relaxed);
         // Release: pairs with the Acquire in `lock_slow`. `chosen` is not touched after it.
         chosen.granted.store(true, Ordering::Release);
         wake(thread);

@@ -17,7 +17,7 @@ use sync::MaySleep;
 
 use crate::thread::{Thread, current};
 use crate::wait::{self, WaitQueue};
-use crate::wake;
+use crate::{wake, watchdog};
 
 const NO: u8 = 0;
 const ASKED: u8 = 1;
@@ -42,6 +42,7 @@ pub fn park_me(cx: &mut MaySleep) {
     // Release: pairs with the Acquire in `park`: what the thread did before is seen. It fails if `unpark` came first.
     let _ = parking.compare_exchange(ASKED, PARKED, Ordering::Release, Ordering::Relaxed);
     ASKERS.wake_all();
+    let _idling = watchdog::idling();
     while parking.load(Ordering::Relaxed) == PARKED {
         wait::sleep_until_woken(cx, || parking.load(Ordering::Relaxed) != PARKED);
     }

@@ -26,6 +26,7 @@ use crate::switch::cond_resched;
 use crate::thread::{Prio, Thread};
 use crate::wait::sleep_until_woken;
 use crate::wake::wake;
+use crate::watchdog;
 
 /// What can be raised; the order is the order in which they run.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
@@ -134,7 +135,9 @@ fn serve() -> bool {
 /// The life of `ksoftirqd/N`. It parks while its CPU is offline, so all it finds pending is that CPU's.
 fn daemon(cx: &mut MaySleep) {
     loop {
+        let idling = watchdog::idling();
         sleep_until_woken(cx, || pending() || should_park());
+        drop(idling);
         if should_park() {
             park_me(cx);
         }

@@ -38,7 +38,7 @@ use crate::mutex::Mutex;
 use crate::spawn::{self, SpawnError};
 use crate::thread::{Prio, Thread, current};
 use crate::wait::{self, Completion};
-use crate::{NumberedName, affinity, wake};
+use crate::{NumberedName, affinity, wake, watchdog};
 
 /// Nothing is taken inside it. Protects [`Works`]. Taken with interrupts off.
 static STOP_CLASS: LockClass = LockClass::new("sched.stop");
@@ -155,6 +155,7 @@ fn stopper(cx: &mut MaySleep) {
     let me = Stopper::of(cpu::current());
     loop {
         me.serve(cx);
+        let _idling = watchdog::idling();
         wait::sleep_until_woken(cx, || me.has_work());
     }
 }

@@ -35,6 +35,7 @@ use crate::rq::RqEntry;
 use crate::spawn::Body;
 use crate::state::{State, StateWord};
 use crate::timer::Timer;
+use crate::watchdog::TaskWatch;
 use crate::work::Worker;
 
 /// Bytes of a thread's name; longer names are cut.
@@ -135,6 +136,8 @@ pub struct Thread {
     pub rcu: ThreadRcu,
     /// The mutexes it holds, in checking builds.
     pub(crate) locks: ThreadLocks,
+    /// What its watchdog needs.
+    pub(crate) watch: TaskWatch,
     /// The thread's will; [`crate::state`].
     pub(crate) state: StateWord,
     /// `SCHED-5`. Set under the run-queue lock by the CPU that picks the thread, cleared (Release) by
@@ -196,6 +199,7 @@ impl Thread {
             context: UnsafeCell::new(MaybeUninit::uninit()),
             rcu: ThreadRcu::new(),
             locks: ThreadLocks::new(),
+            watch: TaskWatch::new(),
             state: StateWord::new(),
             on_cpu: AtomicBool::new(false),
             is_idle: AtomicBool::new(false),

@@ -235,6 +235,15 @@ impl Base {
     }
 }
 
+/// What the clock event of `cpu` is programmed for, [`NEVER`] when it is stopped; for reports.
+///
+/// Context: any.
+pub(crate) fn programmed_on(cpu: CpuId) -> u64 {
+    let base = base_of(cpu_number(cpu)).as_ptr();
+    // SAFETY: the base lives for ever; one aligned word, which its CPU may be changing: then either value will do.
+    unsafe { (&raw const (*base).programmed).read_volatile() }
+}
+
 /// The timer interrupt: runs what is due. True if a tick is due too; `tick_ns` is the time from tick to tick.
 ///
 /// Context: hardirq, interrupts off.

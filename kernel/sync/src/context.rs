@@ -375,6 +375,13 @@ fn switched_in_atomic_context() -> ! {
     panic!("scheduling while atomic, or with a lock held: {state}");
 }
 
+/// What is switched off on this CPU now, and where; where and what locks only in checking builds.
+///
+/// Context: any.
+pub fn state() -> impl fmt::Display {
+    State::now()
+}
+
 /// Count and interrupts of a moment, and where what is off was switched off: for reports of checking builds.
 pub(crate) struct State {
     count: u32,

@@ -14,3 +14,4 @@ mod sched;
 mod slab;
 mod sync;
 mod threads;
+mod watchdog;

@@ -30,6 +30,7 @@ use crate::spawn::{self, JoinHandle, SpawnError};
 use crate::switch::cond_resched;
 use crate::thread::{Prio, Thread, current};
 use crate::wait::{WaitQueue, sleep_ns};
+use crate::watchdog;
 
 /// `kworkerd` sleeps here.
 pub(super) static MAKER: WaitQueue = WaitQueue::new();
@@ -171,7 +172,9 @@ impl Worker {
             !self.idle.get()
         };
         if !surplus {
+            let idling = watchdog::idling();
             self.wake.wait_until(cx, is_woken);
+            drop(idling);
             return true;
         }
         while !self.wake.wait_timeout(cx, WORKER_IDLE_NS, is_woken) {
@@ -204,7 +207,9 @@ fn worker(cx: &mut MaySleep, number: u16) {
 fn rescuer(cx: &mut MaySleep, number: u16) {
     let pool = pool_of(number);
     loop {
+        let idling = watchdog::idling();
         pool.rescue.wait_until(cx, || pool.lock().starves());
+        drop(idling);
         // Mostly a worker is there by then.
         sleep_ns(cx, RESCUE_AFTER_NS);
         as_worker(number, |worker| {
@@ -283,10 +288,12 @@ impl Worker {
 fn make_workers(cx: &mut MaySleep) {
     loop {
         let mut wanted = None;
+        let idling = watchdog::idling();
         MAKER.wait_until(cx, || {
             wanted = pool::all().find(|number| core::mem::take(&mut pool_of(*number).lock().wants_worker));
             wanted.is_some()
         });
+        drop(idling);
         let Some(number) = wanted else { continue };
         if make_worker(cx, number).is_err() {
             pool_of(number).lock().wants_worker = true;

@@ -1,14 +1,21 @@
-//! Threads: `ps`.
+//! Threads: `ps`, `watchdogs`.
 
 use alloc::format;
 use alloc::vec::Vec;
 
-use ::sched::{State, Thread, thread};
+use ::sched::{State, Thread, thread, watchdog};
 use grange_kernel::table::{Table, Value};
 
 use crate::shell::{Complaint, Session, command};
 
 command!(ps, "[--json]", "threads: state, CPU, where they may run, priority, switches", ps);
+
+command!(
+    watchdogs,
+    "[--json]",
+    "what the watchdogs look for, their limits and how often they have reported it",
+    watchdogs
+);
 
 fn ps(session: &mut Session<'_>, _: &[&str]) -> Result<(), Complaint> {
     let mut threads: Vec<&'static Thread> = Vec::new();
@@ -33,6 +40,15 @@ fn ps(session: &mut Session<'_>, _: &[&str]) -> Result<(), Complaint> {
             thread.voluntary_switches().into(),
             thread.involuntary_switches().into(),
         ]);
+    }
+    session.show(&table)
+}
+
+fn watchdogs(session: &mut Session<'_>, _: &[&str]) -> Result<(), Complaint> {
+    let mut table = Table::new("watchdogs", &["watchdog", "limit ms", "reports", "drills"]);
+    for kind in watchdog::Kind::ALL {
+        let (reports, drills) = watchdog::reports(kind);
+        table.row([kind.name().into(), (kind.limit_ns() / 1_000_000).into(), reports.into(), drills.into()]);
     }
     session.show(&table)
 }
