@@ -24,8 +24,7 @@ pub fn symbolized(log: &str, symbols: Option<&Symbols>) -> String {
     let (mut last, mut again) = (None, 0);
     for line in log.lines() {
         // Of a recursion that never ends one step is enough.
-        let step =
-            line.trim_start().strip_prefix('#').and_then(|rest| rest.split_once(' ')).map(|(_, address)| address);
+        let step = text_of(line).strip_prefix('#').and_then(|rest| rest.split_once(' ')).map(|(_, address)| address);
         if step.is_some() && step == last {
             again += 1;
             continue;
@@ -39,8 +38,7 @@ pub fn symbolized(log: &str, symbols: Option<&Symbols>) -> String {
         let Some(symbols) = symbols else { continue };
         for (position, address) in addresses(line).enumerate() {
             // In a backtrace all but the first are return addresses: the call is the instruction before.
-            let returns =
-                line.trim_start().strip_prefix('#').is_some_and(|rest| !rest.starts_with("0 ")) && position == 0;
+            let returns = text_of(line).strip_prefix('#').is_some_and(|rest| !rest.starts_with("0 ")) && position == 0;
             for frame in symbols.frames(address - u64::from(returns)) {
                 let _ = writeln!(out, "        {frame}");
             }
@@ -50,6 +48,12 @@ pub fn symbolized(log: &str, symbols: Option<&Symbols>) -> String {
         let _ = writeln!(out, "        … the same {again} times more");
     }
     out
+}
+
+/// A line without the time that the log puts before it.
+fn text_of(line: &str) -> &str {
+    let text = line.strip_prefix('[').and_then(|rest| rest.split_once("] ")).map_or(line, |(_, text)| text);
+    text.trim_start()
 }
 
 /// The last `limit` lines of the part of the log from byte `from` to byte `to`; a line that is cut at the beginning is

@@ -13,6 +13,7 @@ use anyhow::Context as _;
 
 use crate::artifact::Artifacts;
 use crate::frames::{Frame, FrameReader};
+use crate::host_share::HostShare;
 use crate::post_mortem::{Attendant, keep_line};
 use crate::process::{Owned, POLL, interrupted, tied_to_us};
 use crate::pulse::{Limits, Pulse};
@@ -20,9 +21,13 @@ use crate::qemu::{Machine, Wiring, script};
 use crate::qmp::Qmp;
 use crate::rundir::{write, write_script};
 use crate::verdict::{Ending, Stream};
+use crate::watchdog::{self, Report};
 
 /// How long a kernel that was sent an NMI may take to print where its CPUs are.
 const LAST_WORDS: Duration = Duration::from_secs(3);
+
+/// What the host gave a guest is told for so long before it was given up.
+const HANG_WINDOW: Duration = Duration::from_secs(20);
 
 /// What to boot.
 #[derive(Debug)]
@@ -54,6 +59,8 @@ pub struct Left {
     pub cpus: String,
     /// What QEMU itself said.
     pub stderr: String,
+    /// What the kernel's watchdogs reported.
+    pub reports: Vec<Report>,
     /// Why there is no core in its folder, if there is none.
     pub why_no_core: String,
     /// From QEMU's start to its end.
@@ -93,6 +100,8 @@ impl Boot<'_> {
         let mut child = Owned::start(&mut command)?;
         let mut tail = Tail::open(&self.file("com2.log"))?;
         let mut pulse = Pulse::new(self.limits, started);
+        let mut host = HostShare::new(started);
+        let console_log = self.file("console.log");
         let mut attendant = Attendant::new(self.machine, self.dir);
         let (mut cpus, mut qmp) = (String::new(), None);
         let ending = loop {
@@ -100,8 +109,10 @@ impl Boot<'_> {
             qmp = qmp.or_else(|| Qmp::connect(&socket_dir.path().join("qmp"), Duration::ZERO));
             // First whether it has ended, then what it wrote: so nothing that it wrote is missed.
             let status = child.0.try_wait().context("waiting for QEMU")?;
+            host.look(child.0.id(), &console_log, Instant::now());
+            let now = host.guest_time(Instant::now());
             tail.read(&mut |frame| {
-                pulse.frame(frame, Instant::now());
+                pulse.frame(frame, now);
                 on_frame(frame);
             })?;
             if let Some(status) = status {
@@ -116,18 +127,19 @@ impl Boot<'_> {
             if qmp.as_mut().is_some_and(Qmp::internal_error) {
                 break Ending::Stuck;
             }
-            if let Some(why) = pulse.hang(Instant::now()) {
+            if let Some(why) = pulse.hang(now) {
                 cpus = qmp.map_or_else(String::new, |qmp| self.last_words(&mut child, qmp, &mut attendant));
-                break Ending::Hung(why);
+                break Ending::Hung(format!("{why}; {}", host.before_byte(u64::MAX, HANG_WINDOW).line()));
             }
             std::thread::sleep(POLL);
         };
         child.kill();
         tail.read(on_frame)?;
         let stderr = std::fs::read_to_string(self.file("qemu-stderr.log")).unwrap_or_default();
-        let console = std::fs::read(self.file("console.log")).unwrap_or_default();
+        let console = std::fs::read(&console_log).unwrap_or_default();
+        let reports = watchdog::reports(&console, &host);
         let why_no_core = attendant.why_none();
-        Ok(Left { stream: tail.finish(), ending, console, cpus, stderr, why_no_core, took: started.elapsed() })
+        Ok(Left { stream: tail.finish(), ending, console, cpus, stderr, reports, why_no_core, took: started.elapsed() })
     }
 
     /// The guest hangs. QEMU is asked where each CPU is; an NMI to all of them makes a kernel that still can say more.

@@ -22,6 +22,7 @@ pub mod doctor;
 pub mod exit;
 pub mod frames;
 pub mod guest;
+pub mod host_share;
 pub mod kernel_args;
 pub mod kernel_tests;
 pub mod ktap;
@@ -44,6 +45,7 @@ pub mod test;
 pub mod toolchain;
 pub mod typist;
 pub mod verdict;
+pub mod watchdog;
 pub mod workspace;
 
 use std::process::ExitCode;

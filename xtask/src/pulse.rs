@@ -2,7 +2,8 @@
 //!
 //! A slow host must not look like a hang, and a hang must not wait for the whole time limit. So a running test is timed
 //! by the guest's clock, which its heartbeats carry; only a guest that has stopped to say anything at all, and a boot
-//! that takes absurdly long, are judged by the host's clock.
+//! that takes absurdly long, are judged by the host's clock, which stands still for a guest that the host does not run
+//! (`host_share`).
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};

@@ -15,6 +15,7 @@ use serde_json::Value;
 use crate::exit::Exit;
 use crate::frames::{Frame, FrameError, FrameReader, Kind};
 use crate::ktap::{Outcome, Parser, TestLine};
+use crate::watchdog::Report;
 
 /// A test by its names.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -86,6 +87,16 @@ pub struct Verdict {
 }
 
 impl Verdict {
+    /// The judgement in the light of what the kernel's watchdogs reported: a guest that the host did not starve stalled.
+    #[must_use]
+    pub fn with_reports(mut self, reports: &[Report]) -> Verdict {
+        for report in reports.iter().filter(|report| !report.starved) {
+            self.exit = self.exit.worst(Exit::Hung);
+            self.witnesses.status.push(format!("a watchdog reported: {} ({})", report.line, report.host));
+        }
+        self
+    }
+
     /// All that speaks against a pass.
     pub fn complaints(&self) -> impl Iterator<Item = &String> {
         let Witnesses { plan, end, status } = &self.witnesses;

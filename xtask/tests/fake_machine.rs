@@ -43,6 +43,26 @@ fn a_failed_test_is_shown_with_its_reason_and_the_line_to_run_it_again() {
     }
 }
 
+#[test]
+fn a_watchdogs_report_makes_a_passed_run_a_stall_unless_it_was_a_drill() {
+    const REPORT: &str = "[   30.1] sched: error: watchdog: BUG: soft lockup - CPU#3 stuck for 23s! [burn/17]";
+    for (console, code) in [(format!("{REPORT}\n"), 4), (format!("{REPORT} (drill)\n"), 0)] {
+        let machine = Machine::new();
+        machine.prepare_run(0, &[], None, "33");
+        std::fs::write(machine.path("first.com1"), &console).unwrap();
+        let run = machine.test(&[]);
+        assert_eq!(run.code(), code, "{console}{}", run.out());
+        let verdict: serde_json::Value = serde_json::from_str(&run.file("4c2n/verdict.json")).unwrap();
+        let reports = verdict["watchdogs"].as_array().unwrap();
+        assert_eq!(reports.len(), usize::from(code == 4), "{verdict}");
+        if code == 4 {
+            assert_eq!((&reports[0]["line"], &reports[0]["starved"]), (&REPORT.into(), &false.into()));
+            assert!(run.out().contains("a watchdog reported"), "{}", run.out());
+            assert!(run.file("4c2n/console.sym.log").contains("not the host's fault"));
+        }
+    }
+}
+
 /// What both serial lines say while each test logs its name, the second fails and the last panics: in one piece, or in
 /// one for each test.
 fn told_by_two_lines(in_one_burst: bool) -> Vec<(String, String)> {

@@ -24,6 +24,7 @@ use crate::pulse::Limits;
 use crate::rundir::write;
 use crate::symbols::Symbols;
 use crate::verdict::{Asked, TestId, Verdict, begun, id_of, judge, log_length};
+use crate::watchdog;
 
 use super::matrix::Leg;
 use super::{Record, Session};
@@ -142,7 +143,7 @@ impl Campaign<'_> {
         })?;
         let shape = &self.leg.machine.shape;
         let asked = Asked { seed: self.seed, cpus: shape.cpus(), nodes: shape.nodes(), tests: due.to_vec() };
-        let verdict = judge(&left.stream, &left.ending, &asked);
+        let verdict = judge(&left.stream, &left.ending, &asked).with_reports(&left.reports);
         self.keep(&dir, &left, &verdict)?;
         self.session
             .dir
@@ -160,6 +161,7 @@ impl Campaign<'_> {
             post_mortem::keep_build(self.session.workspace, self.artifacts, dir)?;
         }
         let log = String::from_utf8_lossy(&left.console).replace('\r', "");
+        let log = watchdog::annotated(&log, &left.reports);
         write(&dir.join("console.sym.log"), &console::symbolized(&log, self.symbols))?;
         let told = json!({
             "v": 1,
@@ -169,6 +171,7 @@ impl Campaign<'_> {
             "seed": self.seed,
             "witnesses": verdict.witnesses,
             "tests": verdict.tests.len(),
+            "watchdogs": left.reports,
         });
         write(&dir.join("verdict.json"), &format!("{told:#}\n"))
     }
