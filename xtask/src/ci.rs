@@ -5,9 +5,27 @@ use std::time::Instant;
 
 use crate::cli::{CiArgs, CiStep};
 use crate::exit::{self, Exit, stop};
-use crate::process::interrupted;
+use crate::process::{interrupted, quoted};
 use crate::toolchain::{core, emulator};
 use crate::workspace::Workspace;
+
+/// The suites that boot, switch threads, send calls and end grace periods, in a few seconds a round.
+const DETERMINISTIC: [&str; 14] = [
+    "test",
+    "--deterministic",
+    "--explore",
+    "--seed",
+    "7",
+    "--repeat",
+    "3",
+    "--load",
+    "2",
+    "calls",
+    "explore",
+    "rcu",
+    "sync",
+    "threads",
+];
 
 /// Runs the steps, all of them also when one fails; the tests come last, so that their counts are the last line.
 ///
@@ -16,17 +34,22 @@ use crate::workspace::Workspace;
 pub fn ci(workspace: &Workspace, args: &CiArgs) -> anyhow::Result<Exit> {
     let wanted = |step| args.step.is_none_or(|only| only == step);
     core::ensure(workspace)?;
-    if wanted(CiStep::Test) {
+    if wanted(CiStep::Test) || wanted(CiStep::Deterministic) {
         emulator::ensure(workspace, "qemu-system-x86_64".as_ref())?;
     }
     let mut worst = Exit::Passed;
     let mut failed = Vec::new();
-    for (which, name) in [(CiStep::Lint, "lint"), (CiStep::Models, "models")] {
+    let steps: [(CiStep, &str, &[&str]); 3] = [
+        (CiStep::Lint, "lint", &["lint"]),
+        (CiStep::Models, "models", &["models"]),
+        (CiStep::Deterministic, "deterministic", &DETERMINISTIC),
+    ];
+    for (which, name, words) in steps {
         if !wanted(which) || interrupted() {
             continue;
         }
         let started = Instant::now();
-        let exit = step(workspace, &[name])?;
+        let exit = step(workspace, words)?;
         println!("ci: {name} took {:.1} s: {}", started.elapsed().as_secs_f64(), exit.word());
         if exit != Exit::Passed {
             failed.push(name);
@@ -52,7 +75,8 @@ fn step(workspace: &Workspace, words: &[&str]) -> anyhow::Result<Exit> {
     if workspace.no_install {
         command.arg("--no-install");
     }
-    eprintln!("$ cargo xtask {}", words[0]);
+    let shown = words.iter().take_while(|&&word| word != "--note").map(|word| quoted(word.as_ref()));
+    eprintln!("$ cargo xtask {}", shown.collect::<Vec<_>>().join(" "));
     let status = command.status().map_err(|error| stop(Exit::Host, format!("{}: {error}", this.display())))?;
     Ok(exit::from_code(status.code()))
 }

@@ -469,6 +469,8 @@ pub enum CiStep {
     Lint,
     /// `cargo xtask models`
     Models,
+    /// A few suites with exploration points, three times with one seed on a busy host: all have to be equal
+    Deterministic,
     /// `cargo xtask test`
     Test,
 }

@@ -8,7 +8,7 @@
 //! | [`frames`], [`ktap`], [`verdict`] | what a guest said on COM2, and whether that is a pass: pure functions |
 //! | [`kernel_tests`], [`symbols`], [`console`] | what is read from the kernel's ELF, and its addresses made readable |
 //! | [`guest`], [`pulse`], [`rundir`], [`post_mortem`] | one boot under watch, and the folder that keeps what it left |
-//! | [`replay`], [`load`] | whether two boots were one, also on a busy host |
+//! | [`replay`], [`load`], [`ledger`] | whether two boots were one, also on a busy host; what is kept of long runs |
 //! | [`run`] with [`typist`], [`test`], [`rerun`], [`mod@bench`], [`smp`], [`lint`], [`models`], [`ci`], [`doctor`] | the commands |
 //!
 //! It is a library so that the tests in `tests/` can use the parsers and the writer of frames.
@@ -26,6 +26,7 @@ pub mod host_share;
 pub mod kernel_args;
 pub mod kernel_tests;
 pub mod ktap;
+pub mod ledger;
 pub mod lint;
 pub mod load;
 pub mod models;

@@ -88,7 +88,9 @@ impl RunDir {
             "pid": std::process::id(),
             "utc": humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
             "commit": git(&["rev-parse", "HEAD"]),
-            "changed": git(&["status", "--porcelain", "--untracked-files=no"]).map(|text| !text.is_empty()),
+            // The ledger grows by the runs themselves.
+            "changed": git(&["status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs/soak.csv"])
+                .map(|text| !text.is_empty()),
             "rustc": output_of(Command::new("rustc").arg("--version").current_dir(&workspace.root)),
             "host_cores": std::thread::available_parallelism().map_or(0, usize::from),
         });

@@ -441,3 +441,24 @@ fn a_run_that_is_not_there_is_refused_in_one_line() {
     assert_eq!(run.code(), 2, "{}", run.out());
     assert!(run.out().contains("no run \"7777\"") && run.out().lines().count() == 1, "{}", run.out());
 }
+
+#[test]
+fn a_ledger_gets_a_row_for_each_run_that_asks_for_it() {
+    let machine = Machine::new();
+    let ledger = machine.path("soak.csv");
+    let option = ["--ledger", ledger.to_str().unwrap()];
+    machine.prepare("first", "fine\n", &with_points("00000002i1"), "33");
+    assert_eq!(machine.test(&[&option[..], &["--deterministic", "--repeat", "2"]].concat()).code(), 0);
+    machine.prepare_run(0, &["a_storm_loses_none"], None, "35");
+    assert_eq!(machine.test(&option).code(), 1);
+    let text = std::fs::read_to_string(&ledger).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!((lines.len(), lines[0]), (3, xtask::ledger::HEADER));
+    assert!(lines[1].contains(",0x7,2,9,0,0,"), "{text}");
+    assert!(lines[2].contains(",0x7,1,4,1,0,"), "{text}");
+    assert!(lines[2].contains("ipi.a_storm_loses_none on 4 CPUs on 2 nodes (tcg,"), "{text}");
+    assert!(lines[2].replace('"', "").ends_with(": cause not known yet"), "{text}");
+    std::fs::write(&ledger, "something else\n").unwrap();
+    let run = machine.test(&option);
+    assert_eq!((run.code(), machine.boots().len()), (2, 3), "{}", run.out());
+}

@@ -26,6 +26,7 @@ use crate::cli::{KernelArgs, Profile, TestArgs};
 use crate::exit::{Exit, usage};
 use crate::kernel_tests::{self, Filter, KernelTest};
 use crate::ktap::Outcome;
+use crate::ledger;
 use crate::load::Load;
 use crate::process::interrupted;
 use crate::qemu::{Wiring, script};
@@ -97,6 +98,7 @@ pub fn test(workspace: &Workspace, args: &TestArgs) -> anyhow::Result<Exit> {
     if args.machine.deterministic && args.host_only {
         return Err(usage("--deterministic with --host-only: only the tests in the kernel can be repeatable"));
     }
+    args.ledger.as_deref().map_or(Ok(()), ledger::check)?;
     // Everything that can be refused is refused before anything is built.
     let machines = if args.host_only { Vec::new() } else { matrix::machines(workspace, args)? };
     let kernel = if args.host_only && !args.list { None } else { Some(Kernel::make(workspace, args)?) };
@@ -143,6 +145,9 @@ pub fn test(workspace: &Workspace, args: &TestArgs) -> anyhow::Result<Exit> {
         println!("no test ran at all");
         results.exit = Exit::Incomplete;
     }
+    if let Some(path) = &args.ledger {
+        ledger::append(path, &report::row(&session, &results, seed)?)?;
+    }
     report::finish(&session, &results, seed)
 }
 
@@ -153,11 +158,13 @@ pub struct Results {
     pub records: Vec<Record>,
     /// The status the command ends with.
     pub exit: Exit,
+    /// How often the in-kernel tests were gone through.
+    pub rounds: u32,
 }
 
 impl Default for Results {
     fn default() -> Self {
-        Results { records: Vec::new(), exit: Exit::Passed }
+        Results { records: Vec::new(), exit: Exit::Passed, rounds: 0 }
     }
 }
 

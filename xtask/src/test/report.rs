@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 
 use crate::exit::Exit;
 use crate::ktap::Outcome;
-use crate::process::interrupted;
+use crate::ledger::Row;
+use crate::process::{interrupted, quoted};
 use crate::rundir::write;
 
 use super::{Record, Results, Session};
@@ -70,6 +71,34 @@ pub fn finish(session: &Session<'_>, results: &Results, seed: u64) -> anyhow::Re
     }
     println!("{}", counts.line());
     Ok(exit)
+}
+
+/// What the ledger keeps of it.
+///
+/// # Errors
+/// When `run.json` cannot be read back.
+pub fn row(session: &Session<'_>, results: &Results, seed: u64) -> anyhow::Result<Row> {
+    let counts = Counts::of(&results.records);
+    let about: Value = serde_json::from_str(&std::fs::read_to_string(session.dir.path().join("run.json"))?)?;
+    let text = |key: &str| about[key].as_str().unwrap_or_default().to_owned();
+    let words = about["argv"].as_array().into_iter().flatten().skip(1).filter_map(Value::as_str);
+    let failed = results.records.iter().filter(|record| record.outcome == Outcome::Failed).map(|record| {
+        let kind = if record.exit == Exit::TestsFailed { "" } else { record.exit.word() };
+        let id = if record.suite.is_empty() { record.name.clone() } else { record.id() };
+        [&*id, "on", &*record.place, kind].join(" ").trim_end().to_owned()
+    });
+    Ok(Row {
+        commit: text("commit").chars().take(12).collect::<String>() + if about["changed"] == true { "+" } else { "" },
+        build_id: text("build_id"),
+        command: words.fold("cargo xtask".to_owned(), |line, word| line + " " + &quoted(word.as_ref())),
+        seed,
+        runs: results.rounds,
+        tests: counts.passed + counts.failed,
+        failures: counts.failed,
+        skipped: counts.skipped,
+        took: session.dir.age(),
+        failed: failed.collect(),
+    })
 }
 
 /// One failure: what, where, why, the log around it, and how to see it again.

@@ -73,11 +73,12 @@ pub(super) fn run(
         if worst != Exit::Passed {
             failed_seeds.push(seed);
         }
+        round += 1;
         if args.until_fail && failed {
             break;
         }
-        round += 1;
     }
+    results.rounds = round;
     session.progress.close_place();
     comparisons.iter().filter_map(Comparison::summary).for_each(|line| session.progress.line(&line));
     if args.seeds.is_some() {
