@@ -39,6 +39,11 @@ impl Pace {
     pub(super) fn late_ns(&self) -> u64 {
         self.late_ns
     }
+
+    /// The same, which is forgotten then.
+    pub(super) fn take_late_ns(&mut self) -> u64 {
+        core::mem::take(&mut self.late_ns)
+    }
 }
 
 /// Something that may be worth a report: once when its age reaches the limit, and again whenever that has doubled.
@@ -87,6 +92,8 @@ mod tests {
         assert_eq!(pace.look(9_000_100, 100), 350);
         pace.restart(9_000_100);
         assert_eq!((pace.look(9_000_200, 100), pace.late_ns()), (100, 0));
+        pace.look(9_000_307, 100);
+        assert_eq!((pace.take_late_ns(), pace.late_ns()), (7, 0));
     }
 
     #[test]

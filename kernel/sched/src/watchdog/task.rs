@@ -30,6 +30,9 @@ use crate::wait::WaitQueue;
 /// Looks in a time-out.
 const LOOKS: u64 = 4;
 
+/// Looks of which it is told how late they were.
+const LATE_LOOKS: usize = 2 * LOOKS as usize;
+
 /// What a thread has for its watchdog.
 pub(crate) struct TaskWatch {
     /// A daemon that waits for work. Written by the thread itself.
@@ -107,10 +110,10 @@ pub(super) fn start(cx: &mut MaySleep) -> Result<(), SpawnError> {
 
 fn daemon(cx: &mut MaySleep) {
     let _idling = idling();
-    // Watched time goes on for ever; a change of the limits begins all ages anew.
+    // A change of the limits begins all ages anew.
     let (mut pace, mut changes, mut anew) = (Pace::new(), 0, true);
-    pace.restart(clock::now_ns());
-    loop {
+    let mut late = [0; LATE_LOOKS];
+    for turn in 0_usize.. {
         let limit = limits().task_ns;
         let changed = || CHANGES.load(Ordering::Relaxed) != changes;
         let period = limit / LOOKS;
@@ -120,15 +123,20 @@ fn daemon(cx: &mut MaySleep) {
         }
         anew |= limit == 0;
         changes = CHANGES.load(Ordering::Relaxed);
-        let now = clock::now_ns();
-        let watched_ns = pace.look(now, period);
-        for_each(|thread| look(thread, watched_ns, anew, &pace, period));
+        if anew {
+            pace.restart(clock::now_ns());
+            late = [0; LATE_LOOKS];
+        }
+        let watched_ns = pace.look(clock::now_ns(), period);
+        late[turn % LATE_LOOKS] = pace.take_late_ns();
+        let late_ns = late.iter().copied().max().unwrap_or(0);
+        for_each(|thread| look(thread, watched_ns, anew, late_ns, period));
         anew = false;
     }
 }
 
 /// One look at one thread.
-fn look(thread: &'static Thread, watched_ns: u64, anew: bool, pace: &Pace, period: u64) {
+fn look(thread: &'static Thread, watched_ns: u64, anew: bool, late_ns: u64, period: u64) {
     let watch = &thread.watch;
     let switches = thread.voluntary_switches() + thread.involuntary_switches();
     let same_switches = watch.switches.swap(switches, Ordering::Relaxed) == switches;
@@ -142,13 +150,13 @@ fn look(thread: &'static Thread, watched_ns: u64, anew: bool, pace: &Pace, perio
     if anew || !same_switches || !same_tenant || well {
         return watch.restart(watched_ns);
     }
-    let age = watched_ns - watch.since_ns.load(Ordering::Relaxed);
+    let age = watched_ns.saturating_sub(watch.since_ns.load(Ordering::Relaxed));
     let mut incident = Incident::quiet_below(watch.quiet_below_ns.load(Ordering::Relaxed));
     if incident.is_due(age, limits().task_ns)
         && let Some(sight) = Sight::of(thread)
     {
         watch.quiet_below_ns.store(incident.threshold(), Ordering::Relaxed);
-        sight.report(thread, age, pace, period);
+        sight.report(thread, age, late_ns, period);
     }
 }
 
@@ -178,7 +186,7 @@ impl Sight {
         Some(Sight { sleeps, owner: owner.flatten(), frames: frames.done() })
     }
 
-    fn report(&self, thread: &'static Thread, age: u64, pace: &Pace, period: u64) {
+    fn report(&self, thread: &'static Thread, age: u64, late_ns: u64, period: u64) {
         let (name, tid, s) = (thread.name(), thread.tid(), age / 1_000_000_000);
         let rest = |f: &mut fmt::Formatter<'_>| {
             match (self.sleeps, self.owner) {
@@ -195,7 +203,7 @@ impl Sight {
             if let Some(owner) = self.owner {
                 locks_of_thread(f, owner)?;
             }
-            evidence(f, &"khungtaskd", pace.late_ns(), period)?;
+            evidence(f, &"khungtaskd", late_ns, period)?;
             backtrace(f, &self.frames)
         };
         if self.sleeps {
