@@ -83,6 +83,8 @@ pub mod softirq;
 #[cfg(not(loom))]
 pub mod spawn;
 #[cfg(not(loom))]
+mod stack_depth;
+#[cfg(not(loom))]
 pub mod stop;
 #[cfg(not(loom))]
 mod switch;

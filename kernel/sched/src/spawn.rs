@@ -25,6 +25,7 @@ use crate::config::STACKS_KEPT;
 use crate::hooks::hooks;
 use crate::idle;
 use crate::init::name_idle;
+use crate::stack_depth;
 use crate::switch::{finish_switch, leave_for_ever};
 use crate::thread::{Prio, Thread, current, publish};
 use crate::wait::Completion;
@@ -94,6 +95,7 @@ fn trim_pool(cx: &mut MaySleep) {
         Pool::pop(&mut pool.with_stack)
     };
     let Some(thread) = thread else { return };
+    stack_depth::forget(thread);
     // SAFETY: out of the pool, the thread is ours alone.
     if let Some(stack) = unsafe { (*thread.stack.get()).take() } {
         stack.free(cx);
@@ -320,7 +322,10 @@ pub(crate) fn make_boot_idle(cx: &mut MaySleep, cpu: CpuId) -> Result<(), SpawnE
 /// The caller owns the thread, which has a stack that nothing uses.
 unsafe fn prepare(thread: &'static Thread, main: extern "C" fn(usize) -> !) {
     // SAFETY: the caller owns the thread.
-    let top = unsafe { (*thread.stack.get()).as_ref() }.expect("a thread that starts has a stack").top();
+    let stack = unsafe { (*thread.stack.get()).as_ref() }.expect("a thread that starts has a stack");
+    // SAFETY: nothing uses the stack, says the caller.
+    unsafe { stack_depth::paint(thread, stack) };
+    let top = stack.top();
     // SAFETY: `top` is the page-aligned end of a mapped stack that nothing uses.
     let context = unsafe { task::prepare(top, main, ptr::from_ref(thread).addr()) };
     // SAFETY: the caller owns the thread.

@@ -32,6 +32,7 @@ use sync::{MaySleep, events, lock_order};
 use crate::hooks::hooks;
 use crate::rq::RunQueue;
 use crate::spawn;
+use crate::stack_depth;
 use crate::state::State;
 use crate::thread::{CURRENT, Thread, current};
 use crate::work;
@@ -151,6 +152,7 @@ fn choose(prev: &'static Thread, why: Pass) -> &'static Thread {
 pub(crate) fn finish_switch() {
     // SAFETY: `pass` set it on this CPU just before the switch; type-stable (SCHED-3).
     let prev: &'static Thread = unsafe { &*LEAVING.xchg(ptr::null_mut()) };
+    stack_depth::check(prev);
     let dead = prev.state() == State::Dead;
     // Release: pairs with the Acquire in `wake` and `find_movable`: the saved context and all that the thread did
     // before are there before another CPU may run it.

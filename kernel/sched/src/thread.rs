@@ -23,7 +23,7 @@ use core::fmt;
 use core::mem::MaybeUninit;
 use core::ptr;
 
-use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use arch::task::Context;
 use arch::{CpuId, CpuMask, MAX_CPUS, cpu};
@@ -176,6 +176,8 @@ pub struct Thread {
     pub(crate) keeps_cpus: AtomicU32,
     /// The stack, kept for the next tenant. Written under the pool's ownership only.
     pub(crate) stack: UnsafeCell<Option<Stack>>,
+    /// `STACK-2` ([`crate::stack_depth`]). Written by whoever owns the stack, read by reports.
+    pub(crate) stack_bottom: AtomicUsize,
     /// What to run; taken by the thread when it first runs.
     pub(crate) body: UnsafeCell<Option<Body>>,
     /// What a worker of a work queue knows of itself, on its stack, or null. Written and read by the thread itself.
@@ -217,6 +219,7 @@ impl Thread {
             alarm_rang: AtomicBool::new(false),
             keeps_cpus: AtomicU32::new(0),
             stack: UnsafeCell::new(None),
+            stack_bottom: AtomicUsize::new(0),
             body: UnsafeCell::new(None),
             worker: AtomicPtr::new(ptr::null_mut()),
             pool_next: AtomicPtr::new(ptr::null_mut()),

@@ -6,6 +6,7 @@
 mod machine;
 
 use std::panic::Location;
+use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -13,6 +14,7 @@ use arch::hosted::{Stopped, in_own_process};
 use arch::{cpu, irq};
 use grange_sched as sched;
 use machine::{machine_with, spawn, try_machine_with};
+use mm::stack::STACK_SIZE;
 use sched::Mutex;
 use sync::{ATOMIC, IrqGuard, MaySleep, PreemptGuard, SpinLock, lock_class, lock_order};
 
@@ -236,6 +238,59 @@ fn the_locks_of_a_cpu_that_spins_and_of_a_thread_that_sleeps_can_be_told_from_el
                 assert_eq!(mutexes, ["test.mutex"]);
                 lock_order::for_each_held(one, |lock| panic!("{lock}"));
                 other.join(cx);
+            },
+        );
+    });
+}
+
+/// Uses so many bytes of the stack, counted from `top`.
+#[inline(never)]
+fn dive(top: usize, bytes: usize) -> usize {
+    let frame = std::hint::black_box([1_u8; 512]);
+    let here = frame.as_ptr().addr();
+    if top - here < bytes { dive(top, bytes) + usize::from(frame[0]) } else { 0 }
+}
+
+#[test]
+fn a_stack_that_was_nearly_used_up_is_reported_with_its_thread_and_its_deepest_use() {
+    in_own_process(|| {
+        let message = panics(|cx| {
+            let diver = spawn(cx, Some(1), |cx| {
+                let here = 0_u8;
+                dive(ptr::from_ref(&here).addr(), STACK_SIZE - STACK_SIZE / 16);
+                // What was used stays so, long after it is needed no more.
+                sched::yield_now(cx);
+                sched::sleep_ns(cx, 1_000_000);
+            });
+            diver.join(cx);
+        });
+        says(&message, &["stack depth: test/", &format!(" of {STACK_SIZE} bytes of its stack")], 0);
+        let used = message.split(" has used ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap();
+        let used: usize = used.parse().unwrap();
+        assert!((STACK_SIZE - STACK_SIZE / 16..=STACK_SIZE).contains(&used), "{message}");
+    });
+}
+
+#[test]
+fn the_deepest_use_of_a_stack_is_known_and_begins_anew_with_its_next_tenant() {
+    in_own_process(|| {
+        machine_with(
+            1,
+            |_| (),
+            |cx| {
+                let used_after = |cx: &mut MaySleep, bytes: usize| {
+                    let thread = spawn(cx, None, move |_| {
+                        let here = 0_u8;
+                        dive(ptr::from_ref(&here).addr(), bytes);
+                        sched::current().stack_used()
+                    });
+                    thread.join(cx).expect("painted")
+                };
+                let deep = used_after(cx, STACK_SIZE / 2);
+                assert!((STACK_SIZE / 2..STACK_SIZE * 3 / 4).contains(&deep), "{deep}");
+                let shallow = used_after(cx, 0);
+                assert!(shallow < STACK_SIZE / 2, "{shallow}");
+                assert_eq!(sched::current().stack_used(), None, "the boot thread's stack is not ours");
             },
         );
     });

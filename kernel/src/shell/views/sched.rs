@@ -8,7 +8,12 @@ use grange_kernel::table::{Table, Value};
 
 use crate::shell::{Complaint, Session, command};
 
-command!(ps, "[--json]", "threads: state, CPU, where they may run, priority, switches", ps);
+command!(
+    ps,
+    "[--json]",
+    "threads: state, CPU, where they may run, priority, switches, deepest use of the stack in bytes (in checking builds)",
+    ps
+);
 
 command!(
     watchdogs,
@@ -21,7 +26,7 @@ fn ps(session: &mut Session<'_>, _: &[&str]) -> Result<(), Complaint> {
     let mut threads: Vec<&'static Thread> = Vec::new();
     thread::for_each(|thread| threads.push(thread));
     threads.sort_unstable_by_key(|thread| thread.tid());
-    let columns = ["tid", "name", "state", "cpu", "affinity", "prio", "voluntary", "involuntary"];
+    let columns = ["tid", "name", "state", "cpu", "affinity", "prio", "voluntary", "involuntary", "stack used"];
     let mut table = Table::new("ps", &columns);
     for thread in threads {
         let state = match (thread.state(), thread.on_cpu()) {
@@ -39,6 +44,7 @@ fn ps(session: &mut Session<'_>, _: &[&str]) -> Result<(), Complaint> {
             ::sched::prio_of(thread).level().into(),
             thread.voluntary_switches().into(),
             thread.involuntary_switches().into(),
+            thread.stack_used().into(),
         ]);
     }
     session.show(&table)
