@@ -18,7 +18,7 @@
 use core::ptr;
 use core::sync::atomic::Ordering::Relaxed;
 
-use arch::NodeId;
+use arch::{CpuId, NodeId};
 use sync::MaySleep;
 use sync::context::in_nmi;
 
@@ -119,12 +119,25 @@ pub fn free_pages_nolock(page: &'static Page, order: usize) {
 
 /// Gives the pages on this CPU's lists back to their node.
 ///
-/// Context: any but NMI; on a CPU that goes offline, its last act here.
+/// Context: any but NMI.
 pub fn drain_local() {
     pcp::drain_local();
 }
 
+/// Gives the pages on the lists of a CPU that went offline back to their node.
+///
+/// Context: any but NMI.
+///
+/// # Safety
+/// `cpu` is parked, and stays so meanwhile.
+pub unsafe fn drain_parked(cpu: CpuId) {
+    // SAFETY: passed on from the caller.
+    unsafe { pcp::drain_parked(cpu) };
+}
+
 /// Gives the pages on the lists of all online CPUs, and those freed from NMI, back to their nodes.
+///
+/// A CPU that goes offline meanwhile may keep what it has until it is parked and [`drain_parked`].
 ///
 /// Context: thread that may sleep.
 pub fn drain_all(cx: &mut MaySleep) {

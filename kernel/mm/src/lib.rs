@@ -61,7 +61,8 @@ mod zone;
 mod machine_tests;
 
 pub use alloc::{
-    alloc_pages, alloc_pages_nolock, alloc_pages_sleep, check, drain_all, drain_local, free_pages, free_pages_nolock,
+    alloc_pages, alloc_pages_nolock, alloc_pages_sleep, check, drain_all, drain_local, drain_parked, free_pages,
+    free_pages_nolock,
 };
 pub use buddy::MAX_ORDER;
 pub use flags::{AllocError, AllocFlags};

@@ -513,3 +513,32 @@ fn per_cpu_lists_hold_pages_of_the_home_node_and_are_counted() {
         });
     });
 }
+
+#[test]
+fn the_lists_of_a_parked_cpu_go_back_to_their_node_and_serve_it_again_when_it_returns() {
+    hosted::in_own_process(|| {
+        machine(3, 2, 16 << 20, |cx| {
+            let before = settle(cx);
+            let fill_lists = |_| {
+                for order in [0, 0, 1, 2, 3] {
+                    free_pages(alloc_pages(order, None, NONE).unwrap(), order);
+                }
+            };
+            on_all_cpus(fill_lists);
+            for cpu in [1, 2].map(CpuId::new) {
+                cpu::set_online(cpu, false);
+                // SAFETY: the CPU waits for the next job, and none comes meanwhile.
+                unsafe { drain_parked(cpu) };
+            }
+            drain_local();
+            for (before, after) in before.iter().zip(stats::nodes()) {
+                assert_eq!((before.free, before.blocks), (after.free, after.blocks), "{before}\n{after}");
+                assert_eq!(after.per_cpu, 0, "{after}");
+            }
+            [1, 2].map(CpuId::new).into_iter().for_each(|cpu| cpu::set_online(cpu, true));
+            on_all_cpus(fill_lists);
+            assert!(stats::nodes().all(|node| node.per_cpu > 0), "the lists are used again");
+            assert_same(&before, cx);
+        });
+    });
+}

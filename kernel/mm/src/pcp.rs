@@ -9,6 +9,7 @@
 //! - **PCP-2** Nothing is on any list before [`enable`]: until then the areas of the CPUs do not exist, and what the boot
 //!   CPU had in the template would be copied into each of them.
 //! - **PCP-3** `PCP_PAGES` counts the pages on the lists; its own CPU writes it, anybody reads it.
+//! - **PCP-4** The lists of a CPU that is offline are empty: whoever takes it offline gives them back ([`drain_parked`]).
 //!
 //! Lock order: the local lock is outside the zone's lock.
 //!
@@ -169,6 +170,32 @@ pub(crate) fn drain_local() {
     for (order, list) in lists.0.iter_mut().enumerate() {
         list.flush(order, usize::MAX, home, Spin::May);
     }
+}
+
+/// Gives everything on the lists of `cpu` back to the zone.
+///
+/// Context: any but NMI.
+///
+/// # Safety
+/// `cpu` is parked: it runs nothing that allocates or frees pages.
+pub(crate) unsafe fn drain_parked(cpu: CpuId) {
+    // SAFETY: areas of present CPUs live for ever.
+    let lists = unsafe { &*LISTS.ptr_on(cpu) };
+    debug_assert!(!lists.is_locked(), "PCP: CPU {cpu} went offline while it changed its lists");
+    // SAFETY: by the caller nobody uses the lists but us.
+    let lists = unsafe { &mut *lists.as_ptr() };
+    for (order, list) in lists.0.iter_mut().enumerate() {
+        let mut next = list.first.take();
+        list.len = 0;
+        let blocks = core::iter::from_fn(|| {
+            let page = next?;
+            next = page.next();
+            Some((page, order))
+        });
+        zone::of(home(cpu)).put(&MAP, Spin::May, blocks);
+    }
+    // SAFETY: as above, for the counter (PCP-3).
+    unsafe { PCP_PAGES.ptr_on(cpu).write_volatile(0) };
 }
 
 /// Pages on the lists of `cpu`, a moment ago.

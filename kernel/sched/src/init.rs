@@ -23,7 +23,7 @@ use crate::rq::RunQueue;
 use crate::spawn::{self, SpawnError};
 use crate::switch::{self, IDLE_THREAD};
 use crate::thread::{self, BOOT_THREAD, CURRENT, NAME_BYTES, Thread, cpu_number};
-use crate::{idle, softirq, stop, tick, work};
+use crate::{below, idle, softirq, stop, tick, work};
 
 /// Makes the boot flow the first thread and starts the boot CPU's tick. Returns that thread's token, with interrupts on.
 ///
@@ -53,6 +53,7 @@ pub unsafe fn init() -> Result<MaySleep, SpawnError> {
     HOOKS.softirq_pending.set(softirq::pending);
     HOOKS.tick_runs.set(tick::runs_here);
     sync::irq::register(vector::TIMER, tick::interrupt);
+    below::register();
 
     for cpu in cpu::present().iter() {
         RunQueue::of(cpu).lock().assign_cpu(cpu);

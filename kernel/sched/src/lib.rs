@@ -57,6 +57,8 @@ pub mod state;
 #[cfg(not(loom))]
 pub mod affinity;
 #[cfg(not(loom))]
+mod below;
+#[cfg(not(loom))]
 pub mod config;
 #[cfg(not(loom))]
 mod heap;
