@@ -4,7 +4,8 @@
 //! the last of these to run ends the wait. A CPU without callbacks, be it idle or busy, is not disturbed.
 //!
 //! Callbacks of a CPU that goes offline meanwhile move to another one, perhaps behind that one's barrier callback or
-//! past the scan: so the scan counts moves and is repeated if there was one. A repeated scan waits for a superset.
+//! past the scan. So the scan is repeated if any have moved or are between two CPUs, or if it met a CPU with callbacks
+//! that could not be asked, because it is on its way out. A repeated scan waits for a superset.
 //!
 //! Answers to Linux kernel/rcu/tree.c (`rcu_barrier`); row R-16.
 
@@ -57,12 +58,13 @@ pub fn rcu_barrier(cx: &mut MaySleep) {
     SEQ.start();
     loop {
         let (before, _) = call::moves();
-        scan_and_wait(cx);
-        let (after, some_between) = call::moves();
-        if before == after && !some_between {
+        let asked_all = scan_and_wait(cx);
+        let (after, between) = call::moves();
+        if asked_all && before == after && between == 0 {
             break;
         }
-        call::advance_and_request(); // adopts those between two CPUs
+        call::adopt();
+        sched::yield_now(cx);
     }
     SEQ.end();
     COUNT.fetch_add(1, Ordering::Relaxed);
@@ -71,23 +73,26 @@ pub fn rcu_barrier(cx: &mut MaySleep) {
     TURNS.wake_all();
 }
 
-fn scan_and_wait(cx: &mut MaySleep) {
+/// False if a CPU with callbacks could not be asked.
+fn scan_and_wait(cx: &mut MaySleep) -> bool {
     ALL_RAN.reset();
     MISSING.store(1, Ordering::Relaxed);
-    for cpu in cpu::online().iter() {
+    let mut asked_all = true;
+    for cpu in cpu::present().iter() {
         // Acquire: pairs with the Release in `publish_len`: zero means that what ran is seen. A `call_rcu` that comes
         // before this barrier in any order that the callers know of is counted.
         if shared(cpu).cb_len.load(Ordering::Acquire) != 0 {
-            ask(cpu);
+            asked_all &= ask(cpu);
         }
     }
     one_less();
     ALL_RAN.wait(cx);
+    asked_all
 }
 
-/// Has `cpu` entrain its barrier callback.
-fn ask(cpu: CpuId) {
-    smp::call_on(cpu, |_| entrain(), 0, true);
+/// Has `cpu` entrain its barrier callback; false if it is on its way offline.
+fn ask(cpu: CpuId) -> bool {
+    smp::run_on(cpu, entrain).is_some()
 }
 
 /// Context: hardirq, or the caller's own CPU with interrupts off.

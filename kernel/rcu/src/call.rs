@@ -20,7 +20,7 @@
 //!
 //! Answers to Linux kernel/rcu/tree.c (`call_rcu`, `rcu_do_batch`); rows, S3-24.
 
-use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use arch::clock;
 use sched::softirq::{self, Softirq};
@@ -30,7 +30,7 @@ use sync::{ATOMIC, IrqGuard, LockClass, SpinLock, context};
 use crate::cblist::{CbList, Tag};
 use crate::config;
 use crate::cpu::{Own, own, shared_here};
-use crate::{exp, gp};
+use crate::{eqs, exp, gp};
 
 /// Calls `func(head)` after a grace period: when every reader that is in its section now has left it.
 ///
@@ -45,6 +45,7 @@ use crate::{exp, gp};
 pub unsafe fn call_rcu(head: *mut CallbackHead, func: CallbackFn) {
     debug_assert!(!context::in_nmi(), "RCU: call_rcu in NMI context");
     debug_assert!(!head.is_null() && head.is_aligned(), "RCU: no such callback {head:?}");
+    debug_assert!(eqs::watching_here(), "RCU: call_rcu on a CPU that has left its callbacks to others");
     let irqs_were_on = arch::irq::enabled();
     let hurry = {
         let irqs = IrqGuard::new(ATOMIC);
@@ -94,10 +95,7 @@ pub(crate) static FLOODS: AtomicU64 = AtomicU64::new(0);
 /// Whether callbacks on this CPU could be moved on or called.
 pub(crate) fn has_work(me: &Own) -> bool {
     let cbs = me.cbs.borrow();
-    cbs.has_done()
-        || cbs.has_untagged()
-        || cbs.first_tag().is_some_and(is_over)
-        || ORPHAN_COUNT.load(Ordering::Relaxed) != 0
+    cbs.has_done() || cbs.has_untagged() || cbs.first_tag().is_some_and(is_over)
 }
 
 fn is_over(tag: Tag) -> bool {
@@ -109,7 +107,6 @@ pub(crate) fn advance_and_request() {
     let wish = {
         let irqs = IrqGuard::new(ATOMIC);
         let me = own(&irqs);
-        adopt_orphans(me);
         let mut cbs = me.cbs.borrow_mut();
         // In this order, else S5-11: snap, advance, accelerate. The snapshot is later than the queueing of all that
         // it tags, and has a full barrier of its own (ORD-1).
@@ -177,40 +174,53 @@ fn limit(me: &Own, waiting: usize) -> usize {
 
 /// Protects [`ORPHANS`]. Nothing is taken inside it; it is taken with interrupts off.
 static ORPHANS_CLASS: LockClass = LockClass::new("rcu.orphans");
-/// Callbacks of CPUs that went offline, until the next CPU that runs the softirq takes them.
+/// Callbacks between two CPUs: of those that went offline, until a thread elsewhere adopts them.
 static ORPHANS: SpinLock<CbList> = SpinLock::new(CbList::new(), &ORPHANS_CLASS);
-/// Their number, for a look without the lock.
-static ORPHAN_COUNT: AtomicUsize = AtomicUsize::new(0);
-/// Times callbacks changed their CPU. Under the lock; a barrier that saw it change begins again.
+/// Times callbacks changed their CPU. Written under the lock; a barrier that saw it change begins again.
 static MOVES: AtomicU64 = AtomicU64::new(0);
 
 /// Leaves this CPU's callbacks to others. Context: `cpu_down`; no callback is being called here.
 pub(crate) fn hand_over(irqs: &IrqGuard<'_>) {
-    let mut orphans = ORPHANS.lock_irqsave(ATOMIC);
-    orphans.adopt(&mut own(irqs).cbs.borrow_mut());
-    note_move(orphans.len());
-    publish_len(0);
-}
-
-fn adopt_orphans(me: &Own) {
-    if ORPHAN_COUNT.load(Ordering::Relaxed) == 0 {
-        return;
-    }
-    let mut orphans = ORPHANS.lock_irqsave(ATOMIC);
+    let me = own(irqs);
     let mut cbs = me.cbs.borrow_mut();
-    cbs.adopt(&mut orphans);
-    publish_len(cbs.len());
-    note_move(0);
+    cbs.advance(is_over);
+    {
+        let mut orphans = ORPHANS.lock_irqsave(ATOMIC);
+        orphans.adopt(&mut cbs);
+        note_move();
+    }
+    assert!(cbs.is_empty(), "RCU: a CPU goes offline while it calls callbacks");
+    // After the move is noted: a barrier that sees zero and did not see the move cannot be.
+    publish_len(0);
+    me.hurry.set(false);
+    me.hurry_at.set(config::QHIMARK.get() as usize);
 }
 
-fn note_move(left: usize) {
-    ORPHAN_COUNT.store(left, Ordering::Relaxed);
+/// Takes over the callbacks of CPUs that went offline, and asks for what they wait for. Context: task.
+pub(crate) fn adopt() {
+    {
+        let irqs = IrqGuard::new(ATOMIC);
+        let mut cbs = own(&irqs).cbs.borrow_mut();
+        let mut orphans = ORPHANS.lock_irqsave(ATOMIC);
+        if orphans.is_empty() {
+            return;
+        }
+        cbs.adopt(&mut orphans);
+        // Before they leave the orphans, so that they are seen in one place at least.
+        publish_len(cbs.len());
+        note_move();
+    }
+    advance_and_request();
+}
+
+/// The orphans' lock is held.
+fn note_move() {
     // Relaxed: the orphans' lock orders it.
     MOVES.fetch_add(1, Ordering::Relaxed);
 }
 
-/// How often callbacks have changed their CPU so far, and whether some are between two CPUs.
-pub(crate) fn moves() -> (u64, bool) {
+/// How often callbacks have changed their CPU so far, and how many are between two CPUs.
+pub(crate) fn moves() -> (u64, usize) {
     let orphans = ORPHANS.lock_irqsave(ATOMIC);
-    (MOVES.load(Ordering::Relaxed), !orphans.is_empty())
+    (MOVES.load(Ordering::Relaxed), orphans.len())
 }

@@ -277,19 +277,33 @@ impl CbList {
         self.len -= n;
     }
 
-    /// Takes over everything of a CPU that went offline: what is done there is done here, the rest waits anew.
+    /// Takes over everything of a CPU that went offline: what is done there is done here, what waits goes on waiting for
+    /// its grace period, or for a later one that callbacks of the same segment wait for here (CBL-3).
     ///
     /// `other` keeps the count of what it had taken out.
     pub fn adopt(&mut self, other: &mut CbList) {
-        let [done, wait, next_ready, next] = other.lengths();
-        let moved = done + wait + next_ready + next;
+        let moved: usize = other.lengths().iter().sum();
         self.done.append(&mut other.done);
-        self.next.append(&mut other.wait);
-        self.next.append(&mut other.next_ready);
+        if !other.wait.is_empty() {
+            self.wait_tag = merged_if(!self.wait.is_empty(), self.wait_tag, other.wait_tag);
+            if !other.next_ready.is_empty() {
+                let theirs = other.next_ready_tag;
+                self.next_ready_tag = merged_if(!self.next_ready.is_empty(), self.next_ready_tag, theirs);
+            }
+            // CBL-2: `wait` may have got a tag that is later than what `next_ready` had.
+            self.next_ready_tag = self.next_ready_tag.merged(self.wait_tag);
+            self.wait.append(&mut other.wait);
+            self.next_ready.append(&mut other.next_ready);
+        }
         self.next.append(&mut other.next);
         other.len -= moved;
         self.len += moved;
     }
+}
+
+/// The tag of a segment that gets callbacks with tag `theirs`.
+fn merged_if(has_some: bool, mine: Tag, theirs: Tag) -> Tag {
+    if has_some { mine.merged(theirs) } else { theirs }
 }
 
 impl Default for CbList {

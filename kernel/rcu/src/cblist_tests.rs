@@ -132,8 +132,48 @@ fn an_adopted_list_keeps_done_callbacks_done() {
     enqueue(&mut b, &mut h);
     a.adopt(&mut b);
     assert!(b.is_empty());
-    assert_eq!((a.len(), a.lengths()), (3, [1, 0, 0, 2]));
+    assert_eq!((a.len(), a.lengths()), (3, [1, 1, 0, 1]));
+    assert_eq!(a.first_tag(), Some(tag(2, 2)));
     assert_eq!(drain(&mut a), [first]);
+}
+
+/// A list with callbacks that wait for these grace periods, and one without a tag.
+fn waiting(tags: &[i64], h: &mut Heads) -> CbList {
+    let mut list = CbList::new();
+    for &gp in tags {
+        enqueue(&mut list, h);
+        list.accelerate(tag(gp, gp));
+    }
+    enqueue(&mut list, h);
+    list
+}
+
+#[test]
+fn adopted_callbacks_wait_for_their_own_grace_period_or_a_later_one_of_their_segment() {
+    /// Mine, theirs, tags after, lengths after.
+    type Case = (&'static [i64], &'static [i64], [i64; 2], [usize; 4]);
+    let cases: [Case; 6] = [
+        (&[], &[2, 3], [2, 3], [0, 1, 1, 2]),
+        (&[2, 3], &[], [2, 3], [0, 1, 1, 2]),
+        (&[1, 2], &[2, 3], [2, 3], [0, 2, 2, 2]),
+        (&[3], &[1, 2], [3, 3], [0, 2, 1, 2]),
+        (&[1, 2], &[3], [3, 3], [0, 2, 1, 2]),
+        (&[1], &[2], [2, 2], [0, 2, 0, 2]),
+    ];
+    for (mine, theirs, [first, second], lengths) in cases {
+        let mut h = Heads(Vec::new());
+        let (mut a, mut b) = (waiting(mine, &mut h), waiting(theirs, &mut h));
+        let both = a.len() + b.len();
+        a.adopt(&mut b);
+        assert_eq!((a.lengths(), a.len(), b.len()), (lengths, both, 0), "{mine:?} {theirs:?}");
+        assert_eq!(a.first_tag(), Some(tag(first, first)));
+        a.advance(|tag| tag == self::tag(first, first));
+        if first != second {
+            assert_eq!(a.first_tag(), (lengths[2] > 0).then(|| tag(second, second)));
+        } else {
+            assert!(a.first_tag().is_none(), "done with one grace period");
+        }
+    }
 }
 
 #[derive(Clone, Debug)]

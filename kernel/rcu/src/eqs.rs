@@ -1,4 +1,4 @@
-//! Extended quiescent states: from when to when RCU does not watch a CPU because it idles.
+//! Extended quiescent states: from when to when RCU does not watch a CPU because it idles or is parked.
 //!
 //! [`Shared::watching`](crate::cpu::Shared::watching) is odd while RCU watches the CPU and even while it does not. The
 //! CPU itself steps it on the way into and out of idle, and around every interrupt and NMI that comes in idle. A
@@ -25,6 +25,8 @@
 //! Invariants
 //! - EQS-1: only its own CPU writes `watching`; every step is by one and a full barrier.
 //! - EQS-2: no reader runs while the value is even (checked at `read_lock` in checking builds).
+//! - EQS-3: the value of a CPU that is offline is even, but for NMIs: what runs in those on a parked CPU is no reader that
+//!   anybody waits for ([`crate::hotplug`]).
 //!
 //! Ordering: ORD-2 in docs/rcu-ordering.md. Answers to Linux kernel/context_tracking.c; row R-15.
 
@@ -63,6 +65,24 @@ pub(crate) fn idle_enter() {
 pub(crate) fn idle_exit() {
     let new = step(&shared_here().watching);
     debug_assert!(watches(new), "EQS-1: idle left twice");
+}
+
+/// This CPU parks: RCU does not watch it until [`cpu_up`]. An NMI meanwhile steps up and down as in idle.
+///
+/// Context: its last act, interrupts off.
+pub(crate) fn cpu_down() {
+    let new = step(&shared_here().watching);
+    debug_assert!(!watches(new), "EQS-1: parked from idle");
+}
+
+/// This CPU comes back; or up for the first time, when the counter's first value says that it is watched.
+///
+/// Context: interrupts off, before it takes part in grace periods.
+pub(crate) fn cpu_up() {
+    let watching = &shared_here().watching;
+    if !watches(watching.load(Ordering::Relaxed)) {
+        step(watching);
+    }
 }
 
 /// An interrupt or NMI begins. Context: its first instructions, any nesting.

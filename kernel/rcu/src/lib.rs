@@ -29,17 +29,18 @@
 //! | `tree`, `report` | nodes; quiescent states on their way up |
 //! | `eqs`, `qs`, `reader` | where quiescent states come from: idle, tick and switch, the reader's end |
 //! | `gp`, `exp` | the normal and the expedited grace period |
+//! | `hotplug` | CPUs that come and go |
 //! | `call`, `sync_gp`, `poll`, `barrier` | the ways to wait for one |
 //! | [`config`], [`stats`](stats()), `stall` | parameters, counters, reports |
 //!
-//! Why a grace period is long enough (ORD-1 to ORD-5) is argued in one place: docs/rcu-ordering.md.
+//! Why a grace period is long enough (ORD-1 to ORD-6) is argued in one place: docs/rcu-ordering.md.
 //!
 //! # Locks
 //!
 //! `rcu.node` (one at a time, nothing inside), `rcu.exp_asked` (nothing inside), `rcu.orphans` (nothing inside); all with
 //! interrupts off, all below whatever the caller holds. No thread is woken under any of them.
 //!
-//! Answers to Linux kernel/rcu/ as of 7.x; rows, S3-18, S3-24 to S3-30.
+//! Answers to Linux kernel/rcu/ as of 7.x; rows, S3-18, S3-24 to S3-30.
 #![no_std]
 
 extern crate alloc;
@@ -54,6 +55,7 @@ mod eqs;
 mod exp;
 pub mod geometry;
 mod gp;
+mod hotplug;
 mod poll;
 mod ptr;
 mod qs;
@@ -93,8 +95,8 @@ static SCHED_HOOKS: Hooks = Hooks {
     tick: qs::tick,
     needs_tick: qs::needs_tick,
     thread_exit: reader::thread_exit,
-    cpu_up: qs::cpu_up,
-    cpu_down: qs::cpu_down,
+    cpu_up: hotplug::cpu_up,
+    cpu_down: hotplug::cpu_down,
 };
 
 /// Builds the tree, plugs into scheduler and interrupts, and starts the grace-period thread.
@@ -115,13 +117,14 @@ pub fn init(cx: &mut MaySleep) {
     {
         // The boot CPU comes online for RCU and gets its hooks in one step, as seen from its interrupts.
         let _irqs = IrqGuard::new(ATOMIC);
-        qs::cpu_up(arch::cpu::current());
+        hotplug::cpu_up(arch::cpu::current());
         HOOKS.irq_enter.set(eqs::irq_enter);
         HOOKS.irq_exit.set(eqs::irq_exit);
         HOOKS.nmi_enter.set(eqs::irq_enter);
         HOOKS.nmi_exit.set(eqs::irq_exit);
         sched::hooks::set_hooks(&SCHED_HOOKS);
     }
+    sched::hotplug::register(&hotplug::NOTIFIER);
     let spawned = sched::spawn(cx, "rcu_preempt", Prio::RCU, None, gp::thread);
     spawned.expect("RCU: no memory for the grace-period thread").detach();
 }

@@ -10,7 +10,7 @@
 //! | tick | it hit idle, or code outside of readers with preemption and softirqs on | the softirq it raises |
 //! | outermost unlock after a tick asked | when nothing else keeps the section open | at once |
 //! | idle entry | always | at once, so that the CPU need not be looked at |
-//! | idle, offline | always | by the grace-period thread or the CPU's last act |
+//! | idle, offline | always | by the grace-period thread or the CPU's last act ([`crate::hotplug`]) |
 //!
 //! Rows. Answers to Linux kernel/rcu/tree.c (`rcu_sched_clock_irq`, `rcu_core`, `note_gp_changes`).
 
@@ -129,34 +129,4 @@ pub(crate) fn idle_enter() {
 pub(crate) fn needs_tick() -> bool {
     let irqs = IrqGuard::new(ATOMIC);
     !own(&irqs).cbs.borrow().is_empty()
-}
-
-/// Hook: this CPU has entered the scheduler. Context: its idle thread, interrupts off.
-pub(crate) fn cpu_up(here: arch::CpuId) {
-    let irqs = IrqGuard::new(ATOMIC);
-    let leaf = tree().leaf_of(here);
-    let mut state = leaf.lock(ATOMIC);
-    state.online |= leaf.bit_of(here);
-    let me = own(&irqs);
-    // Not part of a grace period that runs (TREE-4): it owes nothing until the next.
-    me.gp_seq.set(leaf.gp_seq.current());
-    me.owes_qs.set(false);
-    me.qs_passed.set(true);
-}
-
-/// Hook: this CPU leaves the scheduler. Context: its idle thread, interrupts off. Its callbacks go to the next CPU that
-/// runs the softirq.
-pub(crate) fn cpu_down(here: arch::CpuId) {
-    let irqs = IrqGuard::new(ATOMIC);
-    own(&irqs).owes_exp.set(false);
-    let leaf = tree().leaf_of(here);
-    let bit = leaf.bit_of(here);
-    {
-        let mut state = leaf.lock(ATOMIC);
-        state.online &= !bit;
-        let gp = leaf.gp_seq.current();
-        report(leaf, state, bit, gp);
-    }
-    exp::report_cpu(leaf, bit);
-    call::hand_over(&irqs);
 }

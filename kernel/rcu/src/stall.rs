@@ -94,7 +94,8 @@ fn report(kind: Kind, gp: Seq, ms: u64) {
         for (cpu, _) in leaf.cpus(missing) {
             let shared = shared(cpu);
             log::error!(
-                "CPU {cpu} has not passed a quiescent state: watching counter {}, {} ticks, {} callbacks",
+                "CPU {cpu}{} has not passed a quiescent state: watching counter {}, {} ticks, {} callbacks",
+                if arch::cpu::is_online(cpu) { "" } else { ", which is offline," },
                 shared.watching.load(Ordering::Relaxed),
                 sched::tick::count_on(cpu),
                 shared.cb_len.load(Ordering::Relaxed),

@@ -45,9 +45,9 @@ pub struct Stats {
     pub phase: gp::Phase,
 }
 
-/// Reads all counters, one after another: they may not belong to one instant. Context: any, after [`crate::init`].
+/// Reads all counters, one after another: they may not belong to one instant. Context: any but NMI, after [`crate::init`].
 pub fn stats() -> Stats {
-    let per_cpu = || cpu::online().iter().map(shared);
+    let per_cpu = || cpu::present().iter().map(shared);
     let locked = |node: &crate::tree::Node| node.locked.load(Ordering::Relaxed);
     Stats {
         gp_seq: gp::SEQ.current(),
@@ -58,7 +58,7 @@ pub fn stats() -> Stats {
         scans: gp::SCANS.load(Ordering::Relaxed),
         idle_at_start: gp::IDLE_AT_START.load(Ordering::Relaxed),
         floods: call::FLOODS.load(Ordering::Relaxed),
-        callbacks_waiting: per_cpu().map(|s| s.cb_len.load(Ordering::Relaxed)).sum(),
+        callbacks_waiting: per_cpu().map(|s| s.cb_len.load(Ordering::Relaxed)).sum::<usize>() + call::moves().1,
         callbacks_run: per_cpu().map(|s| s.cb_ran.load(Ordering::Relaxed)).sum(),
         barriers: barrier::COUNT.load(Ordering::Relaxed),
         stalls: stall::COUNT.load(Ordering::Relaxed),
@@ -106,11 +106,13 @@ pub fn node_stats() -> impl Iterator<Item = NodeStats> {
     })
 }
 
-/// One online CPU.
+/// One CPU.
 #[derive(Copy, Clone, Debug)]
 pub struct CpuStats {
     /// Which.
     pub cpu: CpuId,
+    /// It takes part in grace periods that start now.
+    pub online: bool,
     /// RCU watches it: it is not in an extended quiescent state.
     pub watched: bool,
     /// Callbacks queued here and not run.
@@ -119,13 +121,14 @@ pub struct CpuStats {
     pub callbacks_run: u64,
 }
 
-/// The online CPUs, read one after another. Context: any, after [`crate::init`].
+/// All CPUs of the machine, read one after another. Context: any but NMI, after [`crate::init`].
 pub fn cpu_stats() -> impl Iterator<Item = CpuStats> {
-    let online = cpu::online();
-    cpu::present().iter().filter(move |&cpu| online.contains(cpu)).map(|cpu| {
+    cpu::present().iter().map(|cpu| {
         let state = shared(cpu);
+        let leaf = tree().leaf_of(cpu);
         CpuStats {
             cpu,
+            online: leaf.lock(ATOMIC).online & leaf.bit_of(cpu) != 0,
             watched: !state.watching.load(Ordering::Relaxed).is_multiple_of(2),
             callbacks: state.cb_len.load(Ordering::Relaxed),
             callbacks_run: state.cb_ran.load(Ordering::Relaxed),

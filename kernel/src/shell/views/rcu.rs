@@ -28,9 +28,15 @@ fn rcu(session: &mut Session<'_>, _: &[&str]) -> Result<(), Complaint> {
     }
     session.show(&table)?;
 
-    let mut table = Table::new("rcu_cpus", &["cpu", "watched", "callbacks", "callbacks run"]);
+    let mut table = Table::new("rcu_cpus", &["cpu", "online", "watched", "callbacks", "callbacks run"]);
     for cpu in ::rcu::cpu_stats() {
-        table.row([cpu.cpu.index().into(), cpu.watched.into(), cpu.callbacks.into(), cpu.callbacks_run.into()]);
+        table.row([
+            cpu.cpu.index().into(),
+            cpu.online.into(),
+            cpu.watched.into(),
+            cpu.callbacks.into(),
+            cpu.callbacks_run.into(),
+        ]);
     }
     session.show(&table)
 }
