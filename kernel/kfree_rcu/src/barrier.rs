@@ -6,8 +6,12 @@
 //! 3. `rcu_barrier`, *always*: sheaves submitted earlier are in flight even if step 2 found none;
 //! 4. the back end is drained.
 //!
+//! No CPU goes offline during the first two steps: it could take objects past them. From the third on they are callbacks, or in
+//! the back end, and both know where those of a CPU that went are.
+//!
 //! `rcu_barrier` alone is not enough (S2-4): what sits in a sheaf or page that is not full yet is no callback.
 
+use sched::hotplug::keep_cpus;
 use slab::RawCache;
 use sync::MaySleep;
 
@@ -16,8 +20,10 @@ use sync::MaySleep;
 /// Context: task; sleeps.
 pub fn kvfree_rcu_barrier(cx: &mut MaySleep) {
     cx.assert_may_sleep();
-    slab::deferred::flush(cx);
-    slab::registry::for_each_unlocked(|cache| cache.flush_rcu_free());
+    let cpus = keep_cpus(cx);
+    slab::deferred::flush(&cpus, cx);
+    slab::registry::for_each_unlocked(cx, |cache| cache.flush_rcu_free(&cpus));
+    drop(cpus);
     rcu::rcu_barrier(cx);
     crate::bulk::drain(cx);
 }
@@ -27,8 +33,10 @@ pub fn kvfree_rcu_barrier(cx: &mut MaySleep) {
 /// Context: task; sleeps. `cache` stays alive meanwhile.
 pub fn kvfree_rcu_barrier_on_cache(cache: &'static RawCache, cx: &mut MaySleep) {
     cx.assert_may_sleep();
-    slab::deferred::flush(cx);
-    cache.flush_rcu_free();
+    let cpus = keep_cpus(cx);
+    slab::deferred::flush(&cpus, cx);
+    cache.flush_rcu_free(&cpus);
+    drop(cpus);
     rcu::rcu_barrier(cx);
     crate::bulk::drain(cx);
 }

@@ -25,6 +25,7 @@ use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering::Acquire, Or
 
 use arch::CpuId;
 use rcu::FullCookie;
+use sched::hotplug::{Notifier, Order};
 use sched::{DelayedWork, WorkItem};
 use sync::{ATOMIC, CallbackHead, IrqWork, LockClass, MaySleep, PreemptGuard, SpinLock};
 
@@ -299,6 +300,15 @@ fn free_batch(work: &WorkItem, _: &mut MaySleep) {
     *batch.stage.lock_irqsave(ATOMIC) = Stage::Free;
     // SAFETY: set before the batch was submitted, to a Krc, which lives for ever.
     unsafe { &*batch.home.load(Relaxed) }.arm.queue();
+}
+
+/// Tells this storey when a CPU is gone.
+pub(crate) static NOTIFIER: Notifier = Notifier::new("kfree_rcu", Order::KFREE_RCU).dead(dead);
+
+/// Notifier: the CPU is parked. What it holds is sent through a grace period at once instead of waiting for company that will not
+/// come. Its batches need no CPU of their own: they come back where their callback runs.
+fn dead(cpu: CpuId, _: &mut MaySleep) {
+    krc_of(cpu).drain_ready();
 }
 
 /// Waits until every object that the back end holds now is free.

@@ -58,6 +58,7 @@ pub fn init() {
     slab::deferred::RCU_OBJECT.set(undefer);
     slab::flush::BEFORE_DESTROY.set(barrier::kvfree_rcu_barrier_on_cache);
     bulk::init();
+    sched::hotplug::register(&bulk::NOTIFIER);
 }
 
 /// Frees the object that `head` lies in after a grace period.

@@ -65,6 +65,7 @@ pub fn init() {
         registry::add(cache.get().expect("made above"));
     }
     crate::kmalloc::init();
+    sched::hotplug::register(&crate::hotplug::NOTIFIER);
 }
 
 /// Every node that exists, with or without memory (S5-5).

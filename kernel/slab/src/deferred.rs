@@ -12,10 +12,12 @@
 //! - **DEFER-3** The work is lazy: it costs no self-IPI while the tick runs, because the interrupt exit or tick that runs it
 //!   comes anyway (S1-11).
 //!
-//! Context of the drain: hardirq, interrupts on this CPU off. Linux: `struct defer_free` in `mm/slub.c` (7.x).
+//! Context of the drain: hardirq, interrupts on this CPU off; for a dead CPU task. Linux: `struct defer_free` in `mm/slub.c` (7.x).
 
 use core::ptr::NonNull;
 
+use arch::CpuId;
+use sched::hotplug::CpusGuard;
 use sync::hooks::Slot;
 use sync::{ATOMIC, IrqWork, LlistChain, LlistHead, LlistNode, MaySleep, PreemptGuard};
 
@@ -147,10 +149,22 @@ unsafe fn free_by_link(link: NonNull<LlistNode>) {
     mm::free_pages(page, page.order());
 }
 
-/// Waits until everything that was deferred before on any CPU is done (S1-16, first step).
+/// Does what a CPU that is offline has deferred.
+///
+/// Context: task.
+///
+/// # Safety
+/// `cpu` is parked, and stays so meanwhile.
+pub(crate) unsafe fn drain_parked(cpu: CpuId) {
+    // SAFETY: per-CPU areas are never freed. Taking a list is legal from any CPU; by the caller nobody pushes.
+    drain(unsafe { &*DEFERRED.ptr_on(cpu) });
+}
+
+/// Waits until everything that was deferred before on any CPU is done (S1-16, first step; S1-17). A CPU that is offline has
+/// nothing deferred ([`drain_parked`]).
 ///
 /// Context: task; sleeps.
-pub fn flush(cx: &mut MaySleep) {
+pub fn flush(_cpus: &CpusGuard, cx: &mut MaySleep) {
     for cpu in arch::cpu::online().iter() {
         // SAFETY: per-CPU areas are never freed; the work is shared and made to be used across CPUs.
         let there: &'static Deferred = unsafe { &*DEFERRED.ptr_on(cpu) };

@@ -4,15 +4,21 @@
 //! then flushes them in its own context. If the interrupt hits a holder of the sheaf lock it gives up and is sent
 //! again: the holder runs with preemption off and is soon done.
 //!
+//! A CPU that goes offline takes its sheaves with it until it is parked, and whoever took it offline flushes them
+//! ([`hotplug`](crate::hotplug)). So a walk over the online CPUs finds all sheaves only while nobody goes: where that matters,
+//! the walk asks for the [`CpusGuard`] as a proof (S5-2).
+//!
 //! Context of everything here: task or softirq, interrupts on, no lock held.
 //!
 //! Linux flushes from a work item on each CPU (`flush_all_cpus_locked`, `mm/slub.c`, 7.x).
 
 use arch::CpuId;
+use sched::hotplug::{CpusGuard, keep_cpus};
 use sync::{MaySleep, smp};
 
 use crate::Spin;
 use crate::cache::{CacheFlags, RawCache};
+use crate::cpu::Sheaves;
 use crate::node::CacheNode;
 use crate::rcu_free;
 use crate::registry;
@@ -34,21 +40,20 @@ enum What {
     RcuFree,
 }
 
-/// Takes this CPU's sheaves of `cache`; nothing if somebody on this CPU is using them right now.
-fn detach(cache: &RawCache, what: What) -> Option<Detached> {
-    let mut held = cache.sheaves()?;
+fn detach(held: &mut Sheaves, what: What) -> Detached {
     let rcu_free = held.rcu_free.take();
     if what == What::RcuFree {
-        return Some(Detached { rcu_free, ..Detached::default() });
+        return Detached { rcu_free, ..Detached::default() };
     }
     let main = core::mem::replace(&mut held.main, SheafRef::bootstrap());
-    Some(Detached { main: Some(main).filter(|main| !main.is_bootstrap()), spare: held.spare.take(), rcu_free })
+    Detached { main: Some(main).filter(|main| !main.is_bootstrap()), spare: held.spare.take(), rcu_free }
 }
 
-/// The same on `cpu`; nothing is taken from a CPU that is offline.
+/// Takes the sheaves of `cache` on `cpu`; nothing is taken from a CPU that is offline.
 fn detach_on(cache: &'static RawCache, cpu: CpuId, what: What) -> Detached {
     loop {
-        match smp::run_on(cpu, || detach(cache, what)) {
+        // Nothing if somebody there is using them right now.
+        match smp::run_on(cpu, || cache.sheaves().map(|mut held| detach(&mut held, what))) {
             Some(Some(detached)) => return detached,
             Some(None) => arch::irq::relax(),
             None => return Detached::default(),
@@ -58,7 +63,7 @@ fn detach_on(cache: &'static RawCache, cpu: CpuId, what: What) -> Detached {
 
 impl RawCache {
     /// Submits every CPU's partly filled rcu_free sheaf (S0-12): what a barrier does before it waits.
-    pub fn flush_rcu_free(&'static self) {
+    pub fn flush_rcu_free(&'static self, _cpus: &CpusGuard) {
         for cpu in arch::cpu::online().iter() {
             if let Some(sheaf) = detach_on(self, cpu, What::RcuFree).rcu_free {
                 rcu_free::submit_flushed(sheaf);
@@ -66,16 +71,32 @@ impl RawCache {
         }
     }
 
-    /// Gives all objects in CPUs' sheaves back to their slabs; rcu_free sheaves go to RCU.
+    /// Gives all objects in CPUs' sheaves back to their slabs; rcu_free sheaves go to RCU. Without a [`CpusGuard`] it may
+    /// return before what was on a CPU that goes offline meanwhile has gone back.
     pub fn flush_cpus(&'static self) {
         for cpu in arch::cpu::online().iter() {
-            let detached = detach_on(self, cpu, What::All);
-            for sheaf in [detached.main, detached.spare].into_iter().flatten() {
-                self.flush_and_free(sheaf);
-            }
-            if let Some(sheaf) = detached.rcu_free {
-                rcu_free::submit_flushed(sheaf);
-            }
+            self.put_away(detach_on(self, cpu, What::All));
+        }
+    }
+
+    /// The same for a CPU that is offline.
+    ///
+    /// # Safety
+    /// `cpu` is parked, and stays so meanwhile.
+    pub(crate) unsafe fn flush_parked(&'static self, cpu: CpuId) {
+        // SAFETY: the copy was made with the cache and lives as long.
+        let sheaves = unsafe { &(*self.cpu().ptr_on(cpu)).sheaves };
+        debug_assert!(!sheaves.is_locked(), "CPU-3: CPU {cpu} went offline inside of {}", self.name());
+        // SAFETY: by the caller nobody uses them but us, who clean up after a dead CPU (CPU-1).
+        self.put_away(detach(unsafe { &mut *sheaves.as_ptr() }, What::All));
+    }
+
+    fn put_away(&self, detached: Detached) {
+        for sheaf in [detached.main, detached.spare].into_iter().flatten() {
+            self.flush_and_free(sheaf);
+        }
+        if let Some(sheaf) = detached.rcu_free {
+            rcu_free::submit_flushed(sheaf);
         }
     }
 
@@ -163,12 +184,16 @@ pub static BEFORE_DESTROY: sync::hooks::Slot<fn(&'static RawCache, &mut MaySleep
 /// Nobody allocates from the cache any more, and nobody frees to it.
 pub unsafe fn destroy(cache: &'static RawCache, cx: &mut MaySleep) -> Result<(), Leaked> {
     cx.assert_may_sleep();
-    registry::remove(cache);
-    crate::deferred::flush(cx);
+    // A CPU that goes offline gives back what it has of the caches on the list: none goes from before this one leaves the
+    // list until nothing of it is on any CPU.
+    let cpus = keep_cpus(cx);
+    registry::remove(cache, cx);
+    crate::deferred::flush(&cpus, cx);
     if let Some(hook) = BEFORE_DESTROY.get() {
         hook(cache, cx);
     }
     cache.flush_cpus();
+    drop(cpus);
     // Sheaves that were under way before, and those just submitted (S0-22).
     rcu::rcu_barrier(cx);
     cache.shrink();

@@ -24,11 +24,12 @@
 //! | [`rcu_free`] | sheaves of objects that wait for a grace period |
 //! | [`deferred`] | what an NMI could not do itself |
 //! | [`flush`] | emptying sheaves and barns: shrink, destroy, barriers |
+//! | `hotplug` | what a CPU leaves behind when it goes offline |
 //! | [`stats`], [`info`], [`registry`] | counters, `slabinfo`, the list of caches |
 //!
 //! # Lock order (M-10)
 //!
-//! sheaf lock (only ever tried) → barn lock → nothing; sheaf lock → list lock → page allocator. The list of caches is
+//! CPU hotplug → the mutex of who walks the list of caches → all others. Sheaf lock (only ever tried) → barn lock → nothing; sheaf lock → list lock → page allocator. The list of caches is
 //! locked outside all of them. The barn lock and a list lock are never held together.
 //!
 //! Answers to Linux `mm/slub.c` (7.x), where sheaves came in 2025 and became universal in 7.0.
@@ -46,6 +47,7 @@ pub mod stats;
 mod barn;
 mod cpu;
 mod exchange;
+mod hotplug;
 mod node;
 mod order;
 mod sheaf;

@@ -3,12 +3,18 @@
 use core::ptr;
 use core::sync::atomic::Ordering::Relaxed;
 
-use sync::{ATOMIC, LockClass, SpinLock};
+use sched::Mutex;
+use sync::{ATOMIC, LockClass, MaySleep, SpinLock};
 
 use crate::cache::RawCache;
 
 /// Outermost of the slab locks but for the CPU-hotplug lock (M-10); held for the links only.
 static CLASS: LockClass = LockClass::new("slab.caches");
+
+/// Whoever walks the list with [`CACHES`] dropped holds this, and whoever takes a cache off it: so a cache that a walk has
+/// come to stays until the walk is over. Outside of all locks but for CPU hotplug (M-10).
+static WALK_CLASS: LockClass = LockClass::new("slab.walk");
+static WALK: Mutex<()> = Mutex::new((), &WALK_CLASS);
 
 /// First cache, newest first.
 struct Head(*mut RawCache);
@@ -25,8 +31,11 @@ pub(crate) fn add(cache: &'static RawCache) {
     head.0 = ptr::from_ref(cache).cast_mut();
 }
 
-/// Takes a cache off the list.
-pub(crate) fn remove(cache: &'static RawCache) {
+/// Takes a cache off the list; waits for walks that may have come to it.
+///
+/// Context: task; sleeps.
+pub(crate) fn remove(cache: &'static RawCache, cx: &mut MaySleep) {
+    let _walk = WALK.lock(cx);
     let mut head = CACHES.lock_irqsave(ATOMIC);
     if ptr::eq(head.0, cache) {
         head.0 = cache.next.load(Relaxed);
@@ -56,12 +65,14 @@ pub fn for_each(mut f: impl FnMut(&'static RawCache)) {
     }
 }
 
-/// Calls `f` for every cache with nothing locked, so `f` may wait. Caches that are made meanwhile are not seen.
+/// Calls `f` for every cache with no spin lock held, so `f` may call other CPUs. Caches that are made meanwhile are not
+/// seen; who destroys one waits.
 ///
-/// Context: task. No cache may be destroyed meanwhile.
-pub fn for_each_unlocked(mut f: impl FnMut(&'static RawCache)) {
+/// Context: task; sleeps.
+pub fn for_each_unlocked(cx: &mut MaySleep, mut f: impl FnMut(&'static RawCache)) {
+    let _walk = WALK.lock(cx);
     let mut here = CACHES.lock_irqsave(ATOMIC).0;
-    // SAFETY: as in `remove`, but that it is the caller who keeps the caches alive.
+    // SAFETY: as in `remove`; the mutex keeps those alive that were on the list when it was taken.
     while let Some(cache) = unsafe { here.as_ref() } {
         f(cache);
         here = cache.next.load(Relaxed);

@@ -195,7 +195,7 @@ ktest! {
         t.note(format_args!("{boundaries} instruction boundaries, {} of the calls found no object", MISSES.load(Relaxed)));
         ensure!(boundaries > 5_000, "only {boundaries} boundaries");
         ensure_eq!(DAMAGED.load(Relaxed), 0, "objects with two holders");
-        slab::deferred::flush(t.cx);
+        slab::deferred::flush(&sched::keep_cpus(t.cx), t.cx);
         ensure_all_back(cache)
     }
 
@@ -242,7 +242,7 @@ ktest! {
         t.note(format_args!("{sent} NMIs sent, {} handled", HANDLED.load(Relaxed)));
         ensure!(HANDLED.load(Relaxed) > 0, "no NMI arrived");
         ensure_eq!(damaged + DAMAGED.load(Relaxed), 0, "objects with two holders");
-        slab::deferred::flush(t.cx);
+        slab::deferred::flush(&sched::keep_cpus(t.cx), t.cx);
         ensure_all_back(cache)
     }
 }

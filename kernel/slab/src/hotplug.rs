@@ -1,0 +1,34 @@
+//! What a CPU leaves behind when it goes offline.
+//!
+//! | of the CPU | goes |
+//! |---|---|
+//! | deferred lists | where their entries were going: slabs, `kfree_rcu`, `call_rcu`, now on this CPU |
+//! | main and spare, of every cache | their objects to slabs |
+//! | rcu_free | to RCU; to slabs after the grace period, like every sheaf that was not full (RCUF-3) |
+//! | counters | stay, and stay in the sums |
+//!
+//! All of it by the thread that took the CPU offline, while the CPU is parked. A CPU that comes back begins without
+//! sheaves, as at boot, so on the way up there is nothing to do.
+//!
+//! The per-CPU parts of caches exist for every CPU of the machine, so a cache may be made while a CPU is offline or goes; one
+//! that is destroyed keeps CPUs from going meanwhile ([`crate::flush::destroy`]).
+//!
+//! An NMI handler on a parked CPU must not allocate or free: nobody would notice until the CPU is back.
+//!
+//! Linux: `slub_cpu_dead`, `__pcs_flush_all_cpu` (`mm/slub.c`, 7.x). Rows: S0-12, S5-2.
+
+use arch::CpuId;
+use sched::hotplug::{Notifier, Order};
+use sync::MaySleep;
+
+use crate::{deferred, registry};
+
+/// Tells this storey when a CPU is gone.
+pub(crate) static NOTIFIER: Notifier = Notifier::new("slab", Order::SLAB).dead(dead);
+
+fn dead(cpu: CpuId, cx: &mut MaySleep) {
+    // SAFETY: this is called while the CPU is parked, by the one thread that could wake it.
+    unsafe { deferred::drain_parked(cpu) };
+    // SAFETY: as above.
+    registry::for_each_unlocked(cx, |cache| unsafe { cache.flush_parked(cpu) });
+}
