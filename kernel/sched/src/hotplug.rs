@@ -246,9 +246,9 @@ pub(crate) fn be_parked(here: CpuId, poll: bool) {
         }
     }
     sync::irq::open();
-    // Nobody has told this CPU what was unmapped meanwhile.
-    paging::flush_all_local();
     cpu::set_online(here, true);
+    // Nobody has told this CPU what was unmapped meanwhile. From here on it is told, so that nothing falls in between.
+    paging::flush_all_local();
     init::join(here, current());
     // Release: pairs with the Acquire in `wait_for_stage`.
     stage.store(UP, Ordering::Release);
