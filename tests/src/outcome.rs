@@ -18,6 +18,15 @@ pub enum Failure {
     Skipped(String),
 }
 
+impl Failure {
+    /// Something is not as it should be. A debugger stops here when a test fails (`cargo xtask debug`).
+    #[cold]
+    #[inline(never)]
+    pub fn failed(file: &'static str, line: u32, message: String) -> Failure {
+        Failure::Failed { file, line, message }
+    }
+}
+
 /// Fails the test unless the condition holds. More arguments make up a message.
 #[macro_export]
 macro_rules! ensure {
@@ -68,11 +77,7 @@ macro_rules! skip {
 #[macro_export]
 macro_rules! __failed {
     ($($message:tt)+) => {
-        $crate::Failure::Failed {
-            file: ::core::file!(),
-            line: ::core::line!(),
-            message: $crate::private::format!($($message)+),
-        }
+        $crate::Failure::failed(::core::file!(), ::core::line!(), $crate::private::format!($($message)+))
     };
 }
 

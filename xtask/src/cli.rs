@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Build, boot, test and measure Grange.
@@ -36,11 +37,25 @@ pub struct Global {
     #[arg(long, global = true)]
     pub no_install: bool,
     /// How to get a core library for the bare machine
-    #[arg(long, global = true, value_enum, default_value_t)]
-    pub core: CoreRoute,
+    #[arg(long, global = true, value_name = "ROUTE", value_parser = core_routes(), default_value = "auto")]
+    pub core: String,
     /// Print each child process that is started
     #[arg(long, short, global = true)]
     pub verbose: bool,
+}
+
+impl Global {
+    /// The way to a core library. `debug` has a `--core` of its own, which is a core file: there it is the usual way.
+    #[must_use]
+    pub fn core_route(&self) -> CoreRoute {
+        CoreRoute::from_str(&self.core, false).unwrap_or_default()
+    }
+}
+
+/// The words for [`CoreRoute`], with their help.
+fn core_routes() -> PossibleValuesParser {
+    let routes = CoreRoute::value_variants().iter();
+    routes.filter_map(ValueEnum::to_possible_value).collect::<Vec<_>>().into()
 }
 
 /// Ways to a core library for x86_64-unknown-none.
@@ -68,6 +83,8 @@ pub enum Command {
     Bench(BenchArgs),
     /// Measure how fast machines of many shapes bring their CPUs online
     Smp(SmpArgs),
+    /// Look into the kernel with gdb: while it runs, or at the core of a run that failed
+    Debug(DebugArgs),
     /// Check format, clippy, the order of the storeys, and the rows of the requirements
     Lint(LintArgs),
     /// Check lock-less code beyond what a test can: loom's models, and tests under Miri
@@ -412,6 +429,60 @@ pub struct SmpArgs {
     pub svg: Option<PathBuf>,
 }
 
+/// Arguments of `debug`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  cargo xtask debug --test 'mutex.*' --cpus 4
+  cargo xtask debug --core latest --exec \"gr-cpus; gr-tasks\"
+
+The kernel stops at its first instruction or at the first of --break and --test, and where it panics or a test fails.
+Commands of gdb for Grange: gr-cpus, gr-tasks, gr-bt-all [threads], gr-percpu NAME [CPU].
+RUN is a folder of a run, the beginning of its name or of its id, or `latest`.")]
+pub struct DebugArgs {
+    /// The machine.
+    #[command(flatten)]
+    pub machine: MachineArgs,
+    /// The kernel.
+    #[command(flatten)]
+    pub kernel: KernelArgs,
+    /// Run these tests and stop where each begins: a glob over `suite.test`
+    #[arg(long, value_name = "GLOB", conflicts_with_all = ["core", "replay"])]
+    pub test: Option<String>,
+    /// Stop here too: a function (panic::die) or file:line
+    #[arg(long = "break", value_name = "PLACE", conflicts_with = "core")]
+    pub breaks: Vec<String>,
+    /// Open the core file that a run left
+    #[arg(long = "core", id = "core", value_name = "RUN", conflicts_with = "replay")]
+    core_or_route: Option<String>,
+    /// Run the machine of a failed run once more, with the same kernel and the same line
+    #[arg(long, value_name = "RUN")]
+    pub replay: Option<String>,
+    /// Run these commands of gdb, separated by `;`, and leave; a failed one is status 1
+    #[arg(long, value_name = "CMD; CMD")]
+    pub exec: Option<String>,
+    /// Seed of the tests' random numbers: 24301, 0x5eed
+    #[arg(long, value_name = "S", value_parser = number, default_value = "1")]
+    pub seed: u64,
+    /// Give up after this time: 30, 30s, 5m
+    #[arg(long, value_name = "TIME", value_parser = seconds)]
+    pub timeout: Option<Duration>,
+    /// The gdb program
+    #[arg(long, value_name = "PATH", default_value = "gdb")]
+    pub gdb: PathBuf,
+    /// More arguments for QEMU, as they are
+    #[arg(last = true, value_name = "QEMU ARGS")]
+    pub qemu_args: Vec<String>,
+}
+
+impl DebugArgs {
+    /// The run whose core is to be opened. The global option of the same name leaves its words here, too.
+    #[must_use]
+    pub fn core_of(&self) -> Option<&str> {
+        self.core_or_route.as_deref().filter(|word| CoreRoute::from_str(word, false).is_err())
+    }
+}
+
 /// Arguments of `lint`.
 #[derive(Args, Clone, Debug, Default)]
 #[command(after_help = "\
@@ -557,6 +628,25 @@ mod tests {
             let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
             let examples = help.lines().filter(|line| line.starts_with("  cargo xtask")).count();
             assert_eq!(examples, 2, "{}", command.get_name());
+        }
+    }
+
+    #[test]
+    fn core_is_a_run_for_debug_and_a_route_for_all_commands() {
+        let parse = |words: &[&str]| {
+            let cli = Cli::try_parse_from([&["xtask", "debug"], words].concat()).unwrap();
+            let Command::Debug(args) = cli.command else { panic!("not debug") };
+            (args.core_of().map(str::to_owned), cli.global.core_route())
+        };
+        assert_eq!(parse(&[]), (None, CoreRoute::Auto));
+        assert_eq!(parse(&["--core", "latest"]), (Some("latest".to_owned()), CoreRoute::Auto));
+        assert_eq!(parse(&["--core", "build-std"]), (None, CoreRoute::BuildStd));
+        assert!(Cli::try_parse_from(["xtask", "run", "--core", "latest"]).is_err());
+        for more in [["--test", "nmi"], ["--break", "die"], ["--replay", "latest"]] {
+            assert!(
+                Cli::try_parse_from([&["xtask", "debug", "--core", "latest"], &more[..]].concat()).is_err(),
+                "{more:?}"
+            );
         }
     }
 

@@ -119,8 +119,8 @@ fn needs(workspace: &Workspace, qemu: &Path) -> Vec<Need> {
         .optional(),
         Need::new(
             "gdb",
-            find_program(Path::new("gdb")).map(shown).ok_or("only for debugging".into()),
-            &[Step::root("apt-get install -y --no-install-recommends gdb")],
+            find_program(Path::new("gdb")).map(shown).ok_or("only `cargo xtask debug` needs it".into()),
+            &crate::debug::steps(),
         )
         .optional(),
         Need::new("host", Ok(host()), &[]),

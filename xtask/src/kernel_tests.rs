@@ -22,6 +22,7 @@ const STRINGS: [usize; 3] = [0, 16, 32];
 const LINE: usize = 48;
 const TAGS: usize = 52;
 const BUDGET: usize = 56;
+const RUN: usize = 64;
 /// Names and paths are short; a longer length means that this is no `TestCase`.
 const MAX_STRING: usize = 512;
 
@@ -41,6 +42,8 @@ pub struct KernelTest {
     pub tags: u32,
     /// How long it may take, in the guest's milliseconds; 0 means the default.
     pub budget_ms: u32,
+    /// Address of its function.
+    pub entry: u64,
 }
 
 impl KernelTest {
@@ -155,6 +158,7 @@ fn decode(elf: &object::File<'_>, case: &[u8]) -> Option<KernelTest> {
         line: half(LINE)?,
         tags: half(TAGS)?,
         budget_ms: half(BUDGET)?,
+        entry: word(RUN)?,
     })
 }
 
@@ -219,7 +223,7 @@ mod tests {
 
     fn test(suite: &str, name: &str) -> KernelTest {
         let id = TestId { suite: suite.into(), name: name.into() };
-        KernelTest { id, file: String::new(), line: 1, tags: 0, budget_ms: 0 }
+        KernelTest { id, file: String::new(), line: 1, tags: 0, budget_ms: 0, entry: 0 }
     }
 
     fn chosen(words: &[&str]) -> Vec<String> {

@@ -9,7 +9,8 @@
 //! | [`kernel_tests`], [`symbols`], [`console`] | what is read from the kernel's ELF, and its addresses made readable |
 //! | [`guest`], [`pulse`], [`rundir`], [`post_mortem`] | one boot under watch, and the folder that keeps what it left |
 //! | [`replay`], [`load`], [`ledger`] | whether two boots were one, also on a busy host; what is kept of long runs |
-//! | [`run`] with [`typist`], [`test`], [`rerun`], [`mod@bench`], [`smp`], [`lint`], [`models`], [`ci`], [`doctor`] | the commands |
+//! | [`run`] with [`typist`], [`test`], [`rerun`], [`mod@bench`], [`smp`], [`debug`] | the commands that boot |
+//! | [`lint`], [`models`], [`ci`], [`doctor`] | the others |
 //!
 //! It is a library so that the tests in `tests/` can use the parsers and the writer of frames.
 
@@ -18,6 +19,7 @@ pub mod bench;
 pub mod ci;
 pub mod cli;
 pub mod console;
+pub mod debug;
 pub mod doctor;
 pub mod exit;
 pub mod frames;
@@ -82,6 +84,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         Command::Rerun(args) => rerun::rerun(&workspace, &args),
         Command::Bench(args) => bench::bench(&workspace, &args),
         Command::Smp(args) => smp::smp(&workspace, &args),
+        Command::Debug(args) => debug::debug(&workspace, &args),
         Command::Lint(args) => lint::lint(&workspace, &args),
         Command::Models(args) => models::models(&workspace, &args),
         Command::Ci(args) => ci::ci(&workspace, &args),

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::exit::{Exit, stop};
 use crate::toolchain::find_program;
@@ -49,6 +50,11 @@ pub fn tied_to_us(command: Command) -> Command {
 #[must_use]
 pub fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::Relaxed)
+}
+
+/// Forgets an interrupt that was meant for a child that shares this terminal.
+pub fn forget_interrupt() {
+    INTERRUPTED.store(false, Ordering::Relaxed);
 }
 
 /// A word as one types it in a POSIX shell.
@@ -118,6 +124,14 @@ impl Owned {
                 return Ok(None);
             }
             std::thread::sleep(POLL);
+        }
+    }
+
+    /// Asks the child to end, as a terminal that goes away does.
+    pub fn ask_to_end(&self) {
+        if let Some(pid) = Pid::from_raw(self.0.id() as i32) {
+            // Fails only when the child is gone already.
+            let _ = kill_process(pid, Signal::TERM);
         }
     }
 

@@ -115,7 +115,7 @@ pub fn run(workspace: &Workspace, args: &RunArgs) -> anyhow::Result<Exit> {
     session.afterwards(workspace, &ended, exit)?;
     if matches!(exit, Exit::Panicked | Exit::Hung) && console::refusal(&log).is_none() {
         post_mortem::keep_build(workspace, &artifacts, dir.path())?;
-        eprintln!("grange: {}", post_mortem::word(workspace, dir.path(), &attendant.why_none()));
+        eprintln!("grange: {}", post_mortem::remark(workspace, dir.path(), &attendant.why_none()));
     }
     Ok(exit)
 }

@@ -23,11 +23,13 @@ impl Symbols {
     /// The frames at an address, innermost first, each as `function at file:line`.
     #[must_use]
     pub fn frames(&self, address: u64) -> Vec<String> {
-        let symbol = || self.loader.find_symbol(address).map(|name| short(&rustc_demangle::demangle(name).to_string()));
+        let symbol =
+            || self.loader.find_symbol(address).map(|name| without_hash(&rustc_demangle::demangle(name).to_string()));
         let mut lines = Vec::new();
         if let Ok(mut frames) = self.loader.find_frames(address) {
             while let Ok(Some(frame)) = frames.next() {
-                let function = frame.function.as_ref().and_then(|name| name.demangle().ok().map(|name| short(&name)));
+                let function =
+                    frame.function.as_ref().and_then(|name| name.demangle().ok().map(|name| without_hash(&name)));
                 let place = frame.location.as_ref().and_then(|at| Some((self.shorter(at.file?), at.line.unwrap_or(0))));
                 if function.is_none() && place.is_none() {
                     continue;
@@ -57,7 +59,8 @@ impl Symbols {
 }
 
 /// A name without its hash.
-fn short(name: &str) -> String {
+#[must_use]
+pub fn without_hash(name: &str) -> String {
     match name.rsplit_once("::h") {
         Some((path, hash)) if hash.len() == 16 && hash.bytes().all(|byte| byte.is_ascii_hexdigit()) => path.to_owned(),
         _ => name.to_owned(),
@@ -88,8 +91,8 @@ mod tests {
 
     #[test]
     fn the_hash_of_a_name_is_left_out() {
-        assert_eq!(short("arch::cpu::current::h0123456789abcdef"), "arch::cpu::current");
-        assert_eq!(short("arch::hosted::boot"), "arch::hosted::boot");
+        assert_eq!(without_hash("arch::cpu::current::h0123456789abcdef"), "arch::cpu::current");
+        assert_eq!(without_hash("arch::hosted::boot"), "arch::hosted::boot");
     }
 
     #[test]

@@ -41,7 +41,13 @@ impl Workspace {
             Some(dir) => std::path::absolute(PathBuf::from(dir)).context("CARGO_TARGET_DIR")?,
             None => root.join("target"),
         };
-        Ok(Workspace { root, target, no_install: global.no_install, core: global.core, verbose: global.verbose })
+        Ok(Workspace {
+            root,
+            target,
+            no_install: global.no_install,
+            core: global.core_route(),
+            verbose: global.verbose,
+        })
     }
 
     /// The folder that holds one folder a run.

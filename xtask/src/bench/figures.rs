@@ -209,7 +209,7 @@ pub(super) mod tests {
 
     fn benches() -> Vec<KernelBench> {
         let bench = |name: &str, counted, timed| {
-            let test = KernelTest { id: id(name), file: String::new(), line: 1, tags: 0, budget_ms: 0 };
+            let test = KernelTest { id: id(name), file: String::new(), line: 1, tags: 0, budget_ms: 0, entry: 0 };
             KernelBench { test, counted, timed }
         };
         vec![bench("switch", 150, 0), bench("wait", 4_000, 40_000), bench("call", 0, 0)]

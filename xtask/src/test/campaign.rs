@@ -196,7 +196,7 @@ impl Campaign<'_> {
         reasons.extend(console::crash_line(&log).map(str::to_owned));
         reasons.extend(left.stderr.lines().take(3).map(|line| format!("QEMU: {line}")));
         reasons.push(format!("see {}", self.session.workspace.short(dir).display()));
-        reasons.push(post_mortem::word(self.session.workspace, dir, &left.why_no_core));
+        reasons.push(post_mortem::remark(self.session.workspace, dir, &left.why_no_core));
         let without: Vec<&TestId> =
             due.iter().filter(|id| !records.iter().any(|record| record.id() == id.to_string())).collect();
         let culprit = verdict.unfinished.as_ref().filter(|id| without.contains(id));

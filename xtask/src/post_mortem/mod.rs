@@ -9,10 +9,11 @@
 //! | the boot's folder | `core.elf.zst`: an ELF core with one thread a vCPU; `build`, a link to |
 //! | `target/grange/kernels/<checksums>/` | `grange` and `grange-boot`, once for all runs of a build |
 //!
-//! Linux: kdump's `vmcore`.
+//! [`packed`] is the core file itself. Linux: kdump's `vmcore`.
+
+pub mod packed;
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -26,6 +27,8 @@ use crate::qmp::Qmp;
 use crate::rundir::write;
 use crate::workspace::Workspace;
 
+use packed::compress;
+
 /// Name of the core in a boot's folder.
 pub const CORE: &str = "core.elf.zst";
 /// Name of the link to loader and kernel in a boot's folder.
@@ -35,21 +38,21 @@ pub const KERNEL: &str = "grange";
 /// See [`KERNEL`].
 pub const LOADER: &str = "grange-boot";
 
-/// A machine with more memory leaves no core: it would take minutes.
-const MAX_MEMORY: u64 = 4 << 30;
+/// A machine with more memory leaves no core. Up to here physical memory is in one piece, which [`mend`] relies on.
+const MAX_MEMORY: u64 = 2 << 30;
 /// How long QEMU may take to write it all.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Cores that are kept; of the older ones only the logs are.
 const KEPT_CORES: usize = 10;
 /// Builds that are kept.
 const KEPT_BUILDS: usize = 10;
-/// What is compressed, and left out as a hole when it is all zeros, in one piece.
-const PIECE: usize = 1 << 16;
 
 /// Stands by while a machine runs, and takes its core when it dies.
 #[derive(Debug)]
 pub struct Attendant<'a> {
     dir: &'a Path,
+    /// Bytes of the machine's memory.
+    memory: u64,
     /// Why there will be none; empty when there may be one.
     none: String,
     taken: bool,
@@ -64,7 +67,7 @@ impl<'a> Attendant<'a> {
             more if more > MAX_MEMORY => format!("the machine has more than {} GiB", MAX_MEMORY >> 30),
             _ => String::new(),
         };
-        Attendant { dir, none, taken: false }
+        Attendant { dir, memory: machine.shape.memory(), none, taken: false }
     }
 
     /// Looks whether QEMU holds the machine for us. If so takes the core and lets it go on; one that was reset or switched
@@ -90,7 +93,7 @@ impl<'a> Attendant<'a> {
         if std::mem::replace(&mut self.taken, true) || !self.none.is_empty() {
             return;
         }
-        if let Err(error) = save(qmp, self.dir) {
+        if let Err(error) = save(qmp, self.dir, self.memory) {
             self.none = format!("{error:#}");
         }
         prune(self.dir);
@@ -118,17 +121,19 @@ impl<'a> Attendant<'a> {
 
 /// One line about the core of a machine that failed, for people.
 #[must_use]
-pub fn word(workspace: &Workspace, dir: &Path, why_none: &str) -> String {
+pub fn remark(workspace: &Workspace, dir: &Path, why_none: &str) -> String {
     match dir.join(CORE).metadata() {
-        Ok(meta) => {
-            format!("core of {} KiB in {}", meta.len().div_ceil(1024), workspace.short(dir).display())
-        }
+        Ok(meta) => format!(
+            "core of {} KiB; open it: cargo xtask debug --core {}",
+            meta.len().div_ceil(1024),
+            workspace.short(dir).display()
+        ),
         Err(_) => format!("no core: {why_none}"),
     }
 }
 
 /// Lets QEMU write the machine into a pipe, and compresses what comes out of it.
-fn save(qmp: &mut Qmp, dir: &Path) -> anyhow::Result<()> {
+fn save(qmp: &mut Qmp, dir: &Path, memory: u64) -> anyhow::Result<()> {
     let temporary = tempfile::tempdir()?;
     let pipe = temporary.path().join("core");
     mknodat(CWD, &pipe, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).context("a pipe")?;
@@ -137,7 +142,7 @@ fn save(qmp: &mut Qmp, dir: &Path) -> anyhow::Result<()> {
     let from = File::open(&pipe)?;
     let unfinished = dir.join(format!(".{CORE}"));
     let to = File::create(&unfinished).with_context(|| unfinished.display().to_string())?;
-    let copy = std::thread::spawn(move || compress(from, to));
+    let copy = std::thread::spawn(move || compress(from, memory, to));
     let dumped = qmp.dump(&pipe, PATIENCE);
     drop(open);
     let copied = copy.join().map_err(|_| anyhow::anyhow!("the thread that compresses panicked"))?;
@@ -146,45 +151,6 @@ fn save(qmp: &mut Qmp, dir: &Path) -> anyhow::Result<()> {
         return Err(error);
     }
     fs::rename(&unfinished, dir.join(CORE)).with_context(|| unfinished.display().to_string())
-}
-
-/// Compresses everything.
-fn compress(mut from: impl Read, to: impl Write) -> io::Result<()> {
-    let mut to = zstd::Encoder::new(to, 1)?;
-    let mut piece = vec![0; PIECE];
-    loop {
-        match from.read(&mut piece)? {
-            0 => break,
-            length => to.write_all(&piece[..length])?,
-        }
-    }
-    to.finish().map(drop)
-}
-
-/// Writes the core of a boot's folder, decompressed, into `to`, with holes where it is all zeros.
-///
-/// # Errors
-/// `Host` when there is none, or it is damaged, or the disk is full.
-pub fn unpack(core: &Path, to: &mut File) -> anyhow::Result<()> {
-    let from = File::open(core).with_context(|| core.display().to_string())?;
-    decompress(from, to).with_context(|| core.display().to_string())
-}
-
-fn decompress(from: impl Read, to: &mut File) -> io::Result<()> {
-    let mut from = zstd::Decoder::new(from)?;
-    let mut piece = Vec::with_capacity(PIECE);
-    loop {
-        piece.clear();
-        if from.by_ref().take(PIECE as u64).read_to_end(&mut piece)? == 0 {
-            let length = to.stream_position()?;
-            return to.set_len(length);
-        }
-        if piece.iter().all(|&byte| byte == 0) {
-            to.seek(SeekFrom::Current(piece.len() as i64))?;
-        } else {
-            to.write_all(&piece)?;
-        }
-    }
 }
 
 /// Keeps loader and kernel of a boot that failed, and links them into its folder.
@@ -272,36 +238,6 @@ fn oldest(mut paths: Vec<PathBuf>, keep: usize) -> Vec<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_core_comes_back_as_it_was_and_zeros_take_no_room() {
-        let mut memory = vec![0; 40 << 20];
-        memory[..4].copy_from_slice(b"\x7fELF");
-        for (at, byte) in memory[20 << 20..(20 << 20) + 70_000].iter_mut().enumerate() {
-            *byte = (at * at) as u8;
-        }
-        // It does not end on the border of a piece, and it ends with zeros.
-        memory.truncate((40 << 20) - 17);
-        let mut packed = Vec::new();
-        compress(&*memory, &mut packed).unwrap();
-        assert!(packed.len() < 200_000, "{} bytes", packed.len());
-        let mut file = tempfile::tempfile().unwrap();
-        decompress(&*packed, &mut file).unwrap();
-        use std::os::unix::fs::MetadataExt as _;
-        assert!(file.metadata().unwrap().blocks() * 512 < 1 << 20, "zeros are holes");
-        let mut back = Vec::new();
-        file.seek(SeekFrom::Start(0)).unwrap();
-        file.read_to_end(&mut back).unwrap();
-        assert!(back == memory, "{} bytes of {}", back.len(), memory.len());
-    }
-
-    #[test]
-    fn a_core_that_was_cut_short_is_an_error_and_not_a_shorter_core() {
-        let mut packed = Vec::new();
-        compress(&*vec![7; 1 << 20], &mut packed).unwrap();
-        packed.truncate(packed.len() - 5);
-        assert!(decompress(&*packed, &mut tempfile::tempfile().unwrap()).is_err());
-    }
 
     #[test]
     fn of_the_cores_the_newest_stay_and_the_logs_beside_all_of_them() {
