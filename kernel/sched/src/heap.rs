@@ -42,6 +42,7 @@ impl Node {
 /// The heap: a pointer to the node with the least key.
 pub(crate) struct Heap {
     root: *mut Node,
+    len: usize,
 }
 
 // SAFETY: whoever has the heap has exclusive use of its nodes, by the contract of `push`.
@@ -50,7 +51,12 @@ unsafe impl Send for Heap {}
 impl Heap {
     /// A heap with nothing in it.
     pub(crate) const fn new() -> Heap {
-        Heap { root: ptr::null_mut() }
+        Heap { root: ptr::null_mut(), len: 0 }
+    }
+
+    /// Number of nodes.
+    pub(crate) fn len(&self) -> usize {
+        self.len
     }
 
     /// The node with the least key and that key.
@@ -70,6 +76,7 @@ impl Heap {
         unsafe { *node = Node { key, queued: true, ..Node::new() } };
         // SAFETY: two trees that are whole, with their roots' `prev` and `next` null.
         self.root = unsafe { meld(self.root, node) };
+        self.len += 1;
     }
 
     /// Takes the node with the least key out.
@@ -103,6 +110,7 @@ impl Heap {
             }
             *node = Node::new();
             self.root = meld(self.root, meld_siblings(child));
+            self.len -= 1;
         }
     }
 }
@@ -215,7 +223,8 @@ mod tests {
         }
         let mut expected: Vec<u64> = (0..1000).map(key).collect();
         expected.sort_unstable();
-        for want in expected {
+        for (taken, want) in expected.into_iter().enumerate() {
+            assert_eq!(heap.len(), 1000 - taken);
             assert_eq!(heap.first().unwrap().1, want);
             let node = heap.pop().unwrap();
             // SAFETY: boxed, out of the heap.

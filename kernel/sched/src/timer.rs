@@ -320,11 +320,29 @@ pub(crate) fn adopt(from: CpuId) {
     }
 }
 
-/// When the next timer of a CPU expires, for reports.
+/// A CPU's timers, as they were.
+#[derive(Copy, Clone, Debug)]
+pub struct TimerStat {
+    /// How many are armed.
+    pub armed: usize,
+    /// When the next one expires.
+    pub next_ns: Option<u64>,
+    /// The address of its function.
+    pub next_func: Option<usize>,
+}
+
+/// What reports show of a CPU's timers.
 ///
 /// Context: task, softirq, hardirq.
-pub fn next_expiry_on(cpu: CpuId) -> Option<u64> {
-    base_of(cpu_number(cpu)).lock_irqsave(ATOMIC).heap.first().map(|(_, key)| key)
+pub fn stat_on(cpu: CpuId) -> TimerStat {
+    let base = base_of(cpu_number(cpu)).lock_irqsave(ATOMIC);
+    let first = base.heap.first();
+    TimerStat {
+        armed: base.heap.len(),
+        next_ns: first.map(|(_, key)| key),
+        // SAFETY: a node on the heap is the first field of a timer, in place while the lock is held.
+        next_func: first.map(|(node, _)| unsafe { (*node.cast::<Timer>().cast_const()).func } as usize),
+    }
 }
 
 #[cfg(test)]

@@ -105,7 +105,7 @@ fn all_sleep_at_once_where_the_limit_lets_them() {
             }
             // They end again: one for the next item and one more.
             eventually(cx, "no more than the spare workers are left", || {
-                work::pools().all(|(_, pool)| pool.workers <= sched::config::SPARE_WORKERS)
+                work::pools().all(|pool| pool.workers <= sched::config::SPARE_WORKERS)
             });
         });
     });
@@ -128,7 +128,7 @@ fn items_that_compute_have_their_cpu_one_after_another() {
         machine(|cx| {
             // There are idle workers that could run them.
             sched::queue_work_on(CpuId::new(1), &WAITS);
-            eventually(cx, "a second worker", || work::pools().any(|(_, pool)| pool.workers >= 2));
+            eventually(cx, "a second worker", || work::pools().any(|pool| pool.workers >= 2));
             GATE.complete();
             BUSY.iter().for_each(|item| assert!(sched::queue_work_on(CpuId::new(1), item)));
             BUSY.iter().for_each(|item| item.flush(cx));
@@ -468,6 +468,8 @@ fn without_memory_for_workers_items_still_get_on() {
     static ITEMS: [WorkItem; 12] = [const { WorkItem::new(crowd) }; 12];
     in_own_process(|| {
         machine(|cx| {
+            // The threads of the pools have come to rest.
+            sched::sleep_ns(cx, 5 * MS);
             // Nobody has ended yet, so there is no stack to be used again.
             let no_memory = mm::inject::arm(mm::inject::Plan::From(1)).unwrap();
             let here = cpu::current();
@@ -481,7 +483,7 @@ fn without_memory_for_workers_items_still_get_on() {
             // Once there is memory there are workers again.
             ITEMS.iter().for_each(|item| assert!(sched::queue_work_on(here, item)));
             ITEMS.iter().for_each(|item| item.flush(cx));
-            eventually(cx, "a second worker", || work::pools().any(|(_, pool)| pool.workers >= 2));
+            eventually(cx, "a second worker", || work::pools().any(|pool| pool.workers >= 2));
             GATE.complete();
             WAITS.flush(cx);
         });
@@ -499,7 +501,7 @@ fn reports_show_what_runs_and_what_waits() {
             queue.queue_delayed_on(CpuId::BOOT, &LATER, 20_000 * MS);
             let mut shown = None;
             eventually(cx, "the worker is seen", || {
-                shown = work::worker_stat(0, 0);
+                shown = work::worker_stat(work::Home::Cpu(CpuId::BOOT), 0);
                 shown.is_some()
             });
             let worker = shown.unwrap();
@@ -585,6 +587,52 @@ fn a_semaphore_serves_those_who_came_first_and_an_up_from_an_interrupt_wakes() {
             }
             threads.into_iter().for_each(|thread| thread.join(cx));
             assert_eq!(*order.lock(cx), [0, 1, 2, 3]);
+        });
+    });
+}
+
+#[test]
+fn a_unit_that_comes_as_the_time_runs_out_is_not_lost() {
+    const TRIES: u32 = 4_000;
+    static SEMAPHORE: Semaphore = Semaphore::new(0);
+    static TRY: AtomicU32 = AtomicU32::new(0);
+    static GIVEN: AtomicU32 = AtomicU32::new(0);
+    static TOOK: AtomicU64 = AtomicU64::new(0);
+    in_own_process(|| {
+        machine(|cx| {
+            let giver = spawn(cx, Some(1), |_| {
+                for i in 1..=TRIES {
+                    while TRY.load(Ordering::Relaxed) != i {
+                        irq::relax();
+                    }
+                    let begin = clock::now_ns();
+                    // Somewhere in the time that the last wait took.
+                    let delay = TOOK.load(Ordering::Relaxed) * (u64::from(i) * 37 % 128) / 120;
+                    while clock::now_ns() - begin < delay {
+                        irq::relax();
+                    }
+                    SEMAPHORE.up();
+                    GIVEN.store(i, Ordering::Relaxed);
+                }
+            });
+            let taker = spawn(cx, Some(2), |cx| {
+                let mut taken = 0;
+                for i in 1..=TRIES {
+                    let begin = clock::now_ns();
+                    TRY.store(i, Ordering::Relaxed);
+                    taken += u32::from(SEMAPHORE.down_timeout(cx, 0));
+                    TOOK.store(clock::now_ns() - begin, Ordering::Relaxed);
+                    while GIVEN.load(Ordering::Relaxed) != i {
+                        irq::relax();
+                    }
+                    // What came too late.
+                    taken += u32::from(SEMAPHORE.try_down());
+                }
+                taken
+            });
+            let taken = taker.join(cx);
+            giver.join(cx);
+            assert_eq!(taken + SEMAPHORE.count(), TRIES);
         });
     });
 }

@@ -40,6 +40,7 @@ use sync::{MaySleep, Once};
 
 pub use self::delayed::DelayedWork;
 pub use self::item::WorkItem;
+pub use self::pool::Home;
 pub use self::queue::{Kind, WorkQueue};
 pub use self::stat::{PoolStat, QueueStat, WorkerStat, pools, queues, worker_stat};
 pub(crate) use self::worker::{Worker, about_to_sleep, runs_again};

@@ -33,6 +33,7 @@ use super::item::WorkItem;
 use super::list::List;
 use super::queue::Lane;
 use super::worker::{MAKER, Worker};
+use crate::thread::cpu_number;
 use crate::wait::WaitQueue;
 
 /// Protects a pool's lists, what its workers do, and the lanes of queues that use it. Inside it: wait queue, run queue.
@@ -113,36 +114,45 @@ arch::per_cpu! {
 /// The pools of nodes.
 static NODE_POOLS: [Pool; MAX_NODES] = [const { Pool::new() }; MAX_NODES];
 
-/// The number of a CPU's pool.
-pub(super) fn of_cpu(cpu: CpuId) -> u16 {
-    crate::thread::cpu_number(cpu)
+/// Whose a pool is.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub enum Home {
+    /// Its workers are bound to this CPU.
+    Cpu(CpuId),
+    /// Its workers run anywhere; items that are queued in this node come here.
+    Node(NodeId),
 }
 
-/// The number of a node's pool.
-pub(super) fn of_node(node: NodeId) -> u16 {
-    FIRST_NODE + node.index() as u16
-}
+impl Home {
+    /// Whose pool `number` is.
+    pub(super) fn of(number: u16) -> Home {
+        match number.checked_sub(FIRST_NODE) {
+            None => Home::Cpu(CpuId::new(usize::from(number))),
+            Some(node) => Home::Node(NodeId::new(usize::from(node))),
+        }
+    }
 
-/// The CPU whose pool `number` is, or the node.
-pub(super) fn home_of(number: u16) -> Result<CpuId, NodeId> {
-    match number.checked_sub(FIRST_NODE) {
-        None => Ok(CpuId::new(usize::from(number))),
-        Some(node) => Err(NodeId::new(usize::from(node))),
+    /// The pool's number.
+    pub(super) fn number(self) -> u16 {
+        match self {
+            Home::Cpu(cpu) => cpu_number(cpu),
+            Home::Node(node) => FIRST_NODE + node.index() as u16,
+        }
     }
 }
 
 pub(super) fn pool_of(number: u16) -> &'static Pool {
-    match home_of(number) {
+    match Home::of(number) {
         // SAFETY: per-CPU areas of present CPUs live for ever; a Pool is shared by its locks.
-        Ok(cpu) => unsafe { &*CPU_POOL.ptr_on(cpu) },
-        Err(node) => &NODE_POOLS[node.index()],
+        Home::Cpu(cpu) => unsafe { &*CPU_POOL.ptr_on(cpu) },
+        Home::Node(node) => &NODE_POOLS[node.index()],
     }
 }
 
 /// The numbers of all pools: of each present CPU, and of each node that has a present CPU.
 pub(super) fn all() -> impl Iterator<Item = u16> {
     let nodes = (0..MAX_NODES).map(NodeId::new).filter(|node| !cpu::cpus_of(*node).is_empty());
-    cpu::present().iter().map(of_cpu).chain(nodes.map(of_node))
+    cpu::present().iter().map(Home::Cpu).chain(nodes.map(Home::Node)).map(Home::number)
 }
 
 impl Inner {

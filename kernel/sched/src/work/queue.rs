@@ -29,14 +29,14 @@ use core::cell::Cell;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use arch::{CpuId, cpu};
+use arch::{CpuId, NodeId, cpu};
 use mm::AllocError;
 use sync::{ATOMIC, IrqGuard, LockClass, MaySleep};
 
 use super::delayed::DelayedWork;
 use super::item::{Claim, WorkItem};
 use super::list::List;
-use super::pool::{self, Pool, pool_of};
+use super::pool::{Home, Pool, pool_of};
 use super::worker::Worker;
 use crate::mutex::Mutex;
 use crate::spawn::try_box;
@@ -251,11 +251,12 @@ impl WorkQueue {
         };
         let queue = NonNull::from(Box::leak(try_box(queue).map_err(|_| AllocError)?));
         for at in 0..count {
-            let number = match kind {
-                Kind::PerCpu { .. } => pool::of_cpu(CpuId::new(at)),
-                Kind::Unbound { .. } => pool::of_node(arch::NodeId::new(at)),
-                Kind::Ordered => pool::of_node(cpu::node_of(CpuId::BOOT)),
+            let home = match kind {
+                Kind::PerCpu { .. } => Home::Cpu(CpuId::new(at)),
+                Kind::Unbound { .. } => Home::Node(NodeId::new(at)),
+                Kind::Ordered => Home::Node(cpu::node_of(CpuId::BOOT)),
             };
+            let number = home.number();
             let lane = Lane {
                 pool: pool_of(number),
                 number,

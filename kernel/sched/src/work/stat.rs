@@ -1,13 +1,12 @@
 //! What reports show of queues, pools and workers: copies, taken one after another.
 //!
-//! Context: task; the pools' locks are taken, one at a time.
+//! The pools' locks are taken, one at a time.
 
 use core::sync::atomic::Ordering;
 
-use arch::{CpuId, NodeId};
 use sync::MaySleep;
 
-use super::pool::{self, home_of, pool_of};
+use super::pool::{self, Home, pool_of};
 use super::queue::{self, Kind};
 use crate::thread::Thread;
 
@@ -29,8 +28,8 @@ pub struct QueueStat {
 /// A pool, as it was.
 #[derive(Copy, Clone, Debug)]
 pub struct PoolStat {
-    /// The CPU that its workers are bound to, or the node they are for.
-    pub home: Result<CpuId, NodeId>,
+    /// Whose it is.
+    pub home: Home,
     /// Items on its list.
     pub pending: usize,
     /// Workers in all.
@@ -72,25 +71,28 @@ pub fn queues(cx: &mut MaySleep, mut f: impl FnMut(QueueStat)) {
     });
 }
 
-/// The pools, each with its number for [`worker_stat`]: CPUs first, then nodes.
-pub fn pools() -> impl Iterator<Item = (u16, PoolStat)> {
+/// The pools: CPUs first, then nodes.
+///
+/// Context: task, softirq, hardirq.
+pub fn pools() -> impl Iterator<Item = PoolStat> {
     pool::all().map(|number| {
         let inner = pool_of(number).lock();
-        let stat = PoolStat {
-            home: home_of(number),
+        PoolStat {
+            home: Home::of(number),
             pending: inner.pending.iter().count(),
             workers: inner.idlers + inner.busy.iter().count(),
             idle: inner.idlers,
             running: inner.running,
             ended: inner.ended,
-        };
-        (number, stat)
+        }
     })
 }
 
-/// The `at`-th of the workers of pool `number` that run an item. Workers may come and go between two calls.
-pub fn worker_stat(number: u16, at: usize) -> Option<WorkerStat> {
-    let inner = pool_of(number).lock();
+/// The `at`-th of the workers of a pool that run an item. Workers may come and go between two calls.
+///
+/// Context: task, softirq, hardirq.
+pub fn worker_stat(home: Home, at: usize) -> Option<WorkerStat> {
+    let inner = pool_of(home.number()).lock();
     let mut working = inner.busy.iter().filter_map(|worker| worker.func().map(|func| (worker, func)));
     working.nth(at).map(|(worker, func)| WorkerStat {
         thread: worker.thread,

@@ -22,7 +22,7 @@ use sync::MaySleep;
 
 use super::item::{Func, WorkItem};
 use super::list::{Linked, Links};
-use super::pool::{self, Pool, home_of, pool_of};
+use super::pool::{self, Home, Pool, pool_of};
 use super::queue::Lane;
 use crate::NumberedName;
 use crate::config::{RESCUE_AFTER_NS, SPARE_WORKERS, WORKER_IDLE_NS, WORKER_RETRY_NS};
@@ -309,9 +309,9 @@ fn make_worker(cx: &mut MaySleep, number: u16) -> Result<(), SpawnError> {
         inner.next_worker += 1;
         inner.next_worker
     };
-    let name = match home_of(number) {
-        Ok(cpu) => NumberedName::new("kworker/", format_args!("{cpu}:{serial}")),
-        Err(node) => NumberedName::new("kworker/u", format_args!("{node}:{serial}")),
+    let name = match Home::of(number) {
+        Home::Cpu(cpu) => NumberedName::new("kworker/", format_args!("{cpu}:{serial}")),
+        Home::Node(node) => NumberedName::new("kworker/u", format_args!("{node}:{serial}")),
     };
     start_thread(cx, name.as_str(), number, worker)
 }
@@ -319,9 +319,9 @@ fn make_worker(cx: &mut MaySleep, number: u16) -> Result<(), SpawnError> {
 /// The first worker and the rescuer of pool `number`. At boot.
 pub(super) fn start(cx: &mut MaySleep, number: u16) -> Result<(), SpawnError> {
     make_worker(cx, number)?;
-    let name = match home_of(number) {
-        Ok(cpu) => NumberedName::new("krescue/", cpu),
-        Err(node) => NumberedName::new("krescue/u", node),
+    let name = match Home::of(number) {
+        Home::Cpu(cpu) => NumberedName::new("krescue/", cpu),
+        Home::Node(node) => NumberedName::new("krescue/u", node),
     };
     start_thread(cx, name.as_str(), number, rescuer)
 }
@@ -329,9 +329,9 @@ pub(super) fn start(cx: &mut MaySleep, number: u16) -> Result<(), SpawnError> {
 /// Starts a thread of pool `number`: one that belongs to the CPU, or one that runs anywhere.
 fn start_thread(cx: &mut MaySleep, name: &str, number: u16, f: fn(&mut MaySleep, u16)) -> Result<(), SpawnError> {
     let body = move |cx: &mut MaySleep| f(cx, number);
-    match home_of(number) {
-        Ok(cpu) => spawn::per_cpu(cx, name, Prio::NORMAL, cpu, body).map(|_| ()),
-        Err(_) => spawn::spawn(cx, name, Prio::NORMAL, None, body).map(JoinHandle::detach),
+    match Home::of(number) {
+        Home::Cpu(cpu) => spawn::per_cpu(cx, name, Prio::NORMAL, cpu, body).map(|_| ()),
+        Home::Node(_) => spawn::spawn(cx, name, Prio::NORMAL, None, body).map(JoinHandle::detach),
     }
 }
 

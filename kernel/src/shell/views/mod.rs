@@ -10,3 +10,5 @@ mod slab;
 mod sync;
 #[cfg(feature = "suites")]
 mod tests;
+mod timers;
+mod work;
