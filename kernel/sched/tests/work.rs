@@ -636,3 +636,85 @@ fn a_unit_that_comes_as_the_time_runs_out_is_not_lost() {
         });
     });
 }
+
+#[test]
+fn what_is_queued_for_a_cpu_that_goes_runs_elsewhere_and_comes_back_with_it() {
+    static ITEMS: [WorkItem; 8] = [const { WorkItem::new(crowd) }; 8];
+    static RAN_ON: AtomicUsize = AtomicUsize::new(0);
+    static WHERE: WorkItem = WorkItem::new(|_, _| RAN_ON.store(cpu::current().index(), Ordering::Relaxed));
+    in_own_process(|| {
+        machine(|cx| {
+            let goes = CpuId::new(1);
+            for round in 0..20 {
+                RUNS.store(0, Ordering::Relaxed);
+                let begin = clock::now_ns();
+                // One that sleeps until the CPU is gone, others behind it, and one whose time runs meanwhile.
+                assert!(sched::queue_work_on(goes, &WAITS));
+                ITEMS.iter().for_each(|item| assert!(sched::queue_work_on(goes, item)));
+                assert!(LATER.queue_on(goes, 3 * MS));
+                if round % 2 == 0 {
+                    sched::sleep_ns(cx, MS);
+                }
+                sched::hotplug::cpu_off(goes, cx).expect("the CPU goes");
+                assert!(!cpu::is_online(goes));
+                ITEMS.iter().for_each(|item| item.flush(cx));
+                GATE.complete();
+                WAITS.flush(cx);
+                while LATER.is_pending() {
+                    sched::sleep_ns(cx, MS);
+                }
+                LATER.flush(cx);
+                assert!(clock::now_ns() - begin >= 3 * MS);
+                assert_eq!(RUNS.load(Ordering::Relaxed), 8 + 1);
+                // Queued for an offline CPU: it runs where it is queued.
+                assert!(sched::queue_work_on(goes, &WHERE));
+                WHERE.flush(cx);
+                assert_eq!(RAN_ON.load(Ordering::Relaxed), cpu::current().index());
+                sched::hotplug::cpu_on(goes, cx).expect("the CPU comes back");
+                assert!(sched::queue_work_on(goes, &WHERE));
+                WHERE.flush(cx);
+                assert_eq!(RAN_ON.load(Ordering::Relaxed), goes.index());
+            }
+        });
+    });
+}
+
+#[test]
+fn work_is_queued_flushed_and_cancelled_while_cpus_go_and_come() {
+    static STOP: AtomicBool = AtomicBool::new(false);
+    in_own_process(|| {
+        machine(|cx| {
+            let threads: Vec<_> = (0..4)
+                .map(|me| {
+                    spawn(cx, None, move |cx| {
+                        let mut sum = 0_i64;
+                        let mut i = me;
+                        while !STOP.load(Ordering::Relaxed) {
+                            i += 1;
+                            sum += i64::from(sched::queue_work_on(CpuId::new(i % CPUS), &LONELY));
+                            match i % 16 {
+                                0 => LONELY.flush(cx),
+                                5 => sum -= i64::from(LONELY.cancel()),
+                                10 => sum -= i64::from(LONELY.cancel_sync(cx)),
+                                _ => {}
+                            }
+                            sched::yield_now(cx);
+                        }
+                        sum
+                    })
+                })
+                .collect();
+            for round in 0..40 {
+                let goes = CpuId::new(1 + round % 2);
+                sched::hotplug::cpu_off(goes, cx).expect("the CPU goes");
+                sched::sleep_ns(cx, MS / 2);
+                sched::hotplug::cpu_on(goes, cx).expect("the CPU comes back");
+            }
+            STOP.store(true, Ordering::Relaxed);
+            let queued: i64 = threads.into_iter().map(|thread| thread.join(cx)).sum();
+            LONELY.flush(cx);
+            assert_eq!(i64::from(RUNS.load(Ordering::Relaxed)), queued);
+            assert!(ALONE.load(Ordering::Relaxed), "twice at once");
+        });
+    });
+}

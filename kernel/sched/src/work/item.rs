@@ -10,7 +10,7 @@
 //! * `SCHED-40`: `place` names the pool whose lock guards the item's links, lane, colour and ticket while [`LISTED`] is
 //!   set; it changes under that lock only. Not listed, these belong to the owner.
 //! * `SCHED-41`: between the claim and the list (or the armed timer) the owner has interrupts off, so who waits for that to
-//!   pass waits for a moment only.
+//!   pass waits for a moment only; the same between taking it back and giving it up.
 //!
 //! Contexts: queueing and [`WorkItem::cancel`] from task, softirq and hardirq context, also with interrupts off, not from
 //! NMI. [`WorkItem::flush`] and [`WorkItem::cancel_sync`] sleep.
@@ -179,9 +179,9 @@ impl WorkItem {
     }
 
     /// Becomes the owner of an item that is pending, by taking it off its list or its timer back. False if it is not
-    /// pending, or only by a timer that the caller does not give.
+    /// pending, or only by a timer that the caller does not give. Interrupts are off, and stay so while the caller owns it.
     pub(super) fn grab(&self, timer: Option<&Timer>) -> bool {
-        let _irqs = IrqGuard::new(ATOMIC);
+        debug_assert!(!irq::enabled(), "SCHED-41");
         loop {
             if timer.is_some_and(Timer::cancel) {
                 self.lane().end_delay();
@@ -216,6 +216,8 @@ impl WorkItem {
     }
 
     pub(super) fn cancel_with(&self, timer: Option<&Timer>) -> bool {
+        // SCHED-41: until it is given up.
+        let _irqs = IrqGuard::new(ATOMIC);
         let grabbed = self.grab(timer);
         if grabbed {
             self.give_up();

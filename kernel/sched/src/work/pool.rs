@@ -8,7 +8,8 @@
 //! * `SCHED-20`: an item's function never runs twice at the same time. An item that runs is queued in the pool where it
 //!   runs ([`super::queue`]), and no worker of that pool takes it before it has ended.
 //! * `SCHED-42`: `running` is the number of busy workers with `counted` set. While a pool is bound, these are the workers that
-//!   run or wait for the CPU, and one that goes idle or to sleep is counted out first.
+//!   run or wait for the CPU, and one that goes idle or to sleep is counted out first. (One that began its item before the
+//!   CPU came back is not counted until it sleeps or ends.)
 //! * `SCHED-43`: whenever the lock is free and an item of the pool could run, a worker is on its way to it: one that is
 //!   counted (bound pool), one that was woken for it, one that is being made, or the rescuer.
 //!
@@ -22,7 +23,13 @@
 //! memory for that, items still get on: workers that come back take them, and the pool's rescuer, a thread made at
 //! boot, takes them one after another.
 //!
-//! Linux: `struct worker_pool`, "Concurrency management", in `kernel/workqueue.c` (6.12).
+//! # CPUs that go and come
+//!
+//! The workers of a CPU that goes offline run elsewhere until it is back ([`crate::affinity`]), and take with them what is
+//! pending. Meanwhile the pool is not bound: as in a node's pool, all of them may run. Nothing new comes, because what is
+//! queued for a CPU that is offline goes to the CPU that queues it.
+//!
+//! Linux: `struct worker_pool`, "Concurrency management", `unbind_workers`, in `kernel/workqueue.c` (6.12).
 
 use core::sync::atomic::Ordering;
 
@@ -33,6 +40,7 @@ use super::item::WorkItem;
 use super::list::List;
 use super::queue::Lane;
 use super::worker::{MAKER, Worker};
+use crate::hotplug::{Notifier, Order};
 use crate::thread::cpu_number;
 use crate::wait::WaitQueue;
 
@@ -104,6 +112,22 @@ impl Pool {
         inner.number = number;
         inner.bound = number < FIRST_NODE;
     }
+}
+
+/// Told of CPUs that go and come.
+pub(super) static NOTIFIER: Notifier =
+    Notifier::new("work", Order::SCHED).dying(|cpu| set_bound(cpu, false)).online(|cpu, _| set_bound(cpu, true));
+
+/// From now on the workers of `cpu` are held back, or not.
+fn set_bound(cpu: CpuId, bound: bool) {
+    let pool = pool_of(Home::Cpu(cpu).number());
+    let mut inner = pool.lock();
+    inner.bound = bound;
+    // Those that run an item are counted in again when they begin the next or wake from a sleep.
+    inner.busy.iter().for_each(|worker| worker.counted.set(false));
+    inner.running = 0;
+    // The first that is woken wakes the next, and so on.
+    inner.kick(pool);
 }
 
 arch::per_cpu! {
