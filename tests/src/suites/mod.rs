@@ -14,4 +14,6 @@ mod sched;
 mod slab;
 mod sync;
 mod threads;
+mod timer;
 mod watchdog;
+mod work;
