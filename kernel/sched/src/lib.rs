@@ -40,8 +40,9 @@
 //! | notifiers | `sched.notifiers` | the list of notifiers; nests in nothing, and nothing in it |
 //! | thread pool | `sched.pool` | dead threads; nests in nothing, and nothing in it |
 //!
-//! All but the mutexes are taken with interrupts off. Two locks of one class are never held together: a thread or a timer that
-//! moves belongs to nobody in between.
+//! All but the mutexes are taken with interrupts off; mutexes are held across sleeps, and checking builds keep their order
+//! thread by thread ([`sync::lock_order`]). Two locks of one class are never held together: a thread or a timer that moves
+//! belongs to nobody in between.
 //!
 //! # Order of bring-up
 //!
