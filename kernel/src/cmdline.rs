@@ -8,6 +8,7 @@ use arch::exit::{Verdict, debug_exit};
 use sync::{events, explore, param};
 
 use crate::console::Raw;
+use crate::crash;
 
 param! {
     /// What the kernel does once it is up.
@@ -43,6 +44,11 @@ param! {
 param! {
     /// CPUs to start at most, the boot CPU included.
     pub(crate) static MAXCPUS: u32 = "maxcpus", default 256, in 1..=256, unit "CPUs";
+}
+
+param! {
+    /// A way to die at once, before anything else of the machine is set up; the shell's `panic --list` explains them.
+    pub(crate) static CRASH: choice = "grange.crash", default "none", one of crash::EARLY;
 }
 
 param! {

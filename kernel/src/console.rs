@@ -5,6 +5,7 @@
 //! each newline, so that is added here and nowhere else.
 
 use core::fmt;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use sync::{ATOMIC, MaySleep, SpinLock, lock_class};
 
@@ -17,6 +18,9 @@ const POLL_NS: u64 = 5_000_000;
 /// Held while a line is written. Interrupts off; nests in nothing but the log's own callers, and
 /// nothing nests in it.
 static OUTPUT: SpinLock<()> = SpinLock::new((), lock_class!("kernel.console"));
+
+/// Nobody is waited for any more. Set once, by the CPU on which the kernel dies.
+static SEIZED: AtomicBool = AtomicBool::new(false);
 
 /// Makes COM1 the console of the log.
 ///
@@ -35,13 +39,32 @@ fn log_line(bytes: &[u8]) {
 ///
 /// Context: any.
 pub(crate) fn hold() -> Option<impl Sized> {
-    (0..PATIENCE).find_map(|_| {
+    let tries = if SEIZED.load(Ordering::Relaxed) { 1 } else { PATIENCE };
+    (0..tries).find_map(|_| {
         let guard = OUTPUT.try_lock_irqsave(ATOMIC);
         if guard.is_none() {
             arch::irq::relax();
         }
         guard
     })
+}
+
+/// Whether somebody is printing.
+///
+/// Context: any.
+pub(crate) fn is_held() -> bool {
+    OUTPUT.is_locked()
+}
+
+/// The kernel is dying on this CPU, and the others are being stopped: from now on nobody waits for who holds the console.
+/// That may have been stopped in the middle of a line, so a new one begins.
+///
+/// Context: any.
+pub(crate) fn seize() {
+    SEIZED.store(true, Ordering::Relaxed);
+    if is_held() {
+        write(b"\n");
+    }
 }
 
 /// Writes for people, with carriage returns, under no lock. Context: any.

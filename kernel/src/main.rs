@@ -6,8 +6,9 @@
 //! | `cmdline.rs` | the command line and its parameters |
 //! | `console.rs` | COM1 |
 //! | `heap.rs` | the global allocator |
-//! | `panic.rs` | the end |
-//! | `whereabouts.rs` | where each CPU is, when somebody asks with an NMI |
+//! | `panic.rs`, `build_id.rs` | the end |
+//! | `whereabouts.rs`, `ask.rs` | where each CPU is, when somebody asks with an NMI |
+//! | `crash/` | ways to die on purpose |
 //! | `shell/` | commands |
 //!
 //! It exists for the bare machine alone. For the host (where the workspace is linted) it is an empty
@@ -18,9 +19,15 @@
 extern crate alloc;
 
 #[cfg(target_os = "none")]
+mod ask;
+#[cfg(target_os = "none")]
+mod build_id;
+#[cfg(target_os = "none")]
 mod cmdline;
 #[cfg(target_os = "none")]
 mod console;
+#[cfg(target_os = "none")]
+mod crash;
 #[cfg(target_os = "none")]
 mod heap;
 #[cfg(target_os = "none")]

@@ -1,30 +1,41 @@
 //! The end: one CPU says what happened, the others are stopped by NMI, and where each was is told.
 //!
 //! Whatever ends the kernel comes through [`die`]: a panic, an exception nobody handles, a test that
-//! is stuck. The first CPU to come is the speaker. It prints with no lock held by anybody in its way,
-//! and sends NMIs to all others at once. Each of those writes down where it was and halts for good, so that an emulator
-//! spends nothing on it; the speaker tells it for them, stacks included. A CPU that dies of something of its own at the
-//! same time says that itself, when the speaker gives it the word. A CPU that does not answer is named.
+//! is stuck. The first CPU to come is the speaker. It stops all others with NMIs, lets out what the log has not printed
+//! yet, and says what happened, with no lock held by anybody in its way. Each of the others writes down where it was and
+//! halts for good, so that an emulator spends nothing on it; the speaker tells it for them, stacks included. A CPU that
+//! dies of something of its own at the same time says that itself, when the speaker gives it the word. A CPU that does
+//! not answer is named.
 //!
-//! Context: any, NMI included. Linux: `kernel/panic.c`, `nmi_shootdown_cpus`.
+//! Invariants:
+//!
+//! - `END-1` The speaker goes through each [`STAGE`] at most once. If it panics or faults in one, it says so in a few
+//!   words, at most [`MAX_AGAIN`] times, and goes on with the next; so the machine ends whatever is broken.
+//! - `END-2` Nothing here waits for a lock, allocates, or waits for another CPU for longer than [`PATIENCE_NS`].
+//!
+//! Context: any, NMI included, from the kernel's first instruction on. Linux: `kernel/panic.c`, `nmi_shootdown_cpus`.
 
 use core::cell::Cell;
 use core::fmt::{self, Write};
 use core::panic::PanicInfo;
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use arch::bare::report;
 use arch::exit::{Verdict, announce_death, debug_exit};
 use arch::trap::{Exception, TrapFrame};
-use arch::{AtomicCpuMask, CpuId, clock, cpu, ipi, irq};
+use arch::{AtomicCpuMask, CpuId, CpuMask, clock, cpu, ipi, irq};
 use sync::nmi::NmiHandler;
 
-use crate::console::Raw;
+use crate::build_id::BuildId;
+use crate::console::{self, Raw};
 use crate::whereabouts::{self, Context, Whereabouts};
 
 /// How long the other CPUs have to stop, and one of them to speak, in nanoseconds. An emulated CPU may be kept waiting
 /// by its host for seconds.
 const PATIENCE_NS: u64 = 3_000_000_000;
+
+/// How often the speaker says what has gone wrong in its own report.
+const MAX_AGAIN: usize = 3;
 
 /// Nobody, as a CPU number plus one.
 const NOBODY: usize = 0;
@@ -32,6 +43,15 @@ const NOBODY: usize = 0;
 /// Who is speaking, as a CPU number plus one. Taken by the first CPU to come to [`die`], never given
 /// back.
 static SPEAKER: AtomicUsize = AtomicUsize::new(NOBODY);
+
+/// When the speaker came to [`die`]. Touched by it alone.
+static DIED_NS: AtomicU64 = AtomicU64::new(0);
+
+/// The next thing for the speaker to do (`END-1`). Touched by it alone.
+static STAGE: AtomicUsize = AtomicUsize::new(0);
+
+/// How often the speaker came here again. Touched by it alone.
+static AGAIN: AtomicUsize = AtomicUsize::new(0);
 
 /// Who has the word, as a CPU number plus one. Set by the speaker, cleared by the CPU that spoke.
 static WORD: AtomicUsize = AtomicUsize::new(NOBODY);
@@ -58,8 +78,10 @@ pub(crate) fn init() {
     sync::irq::register_exception(on_exception);
     #[cfg(feature = "suites")]
     tests::com2::on_stuck(|| {
+        let here = Context::current();
         die(Verdict::Stall, &mut |out| {
             writeln!(out, "STALL cpu {}: a test takes far longer than it may", cpu::current())?;
+            here.tell(out)?;
             backtrace(out)
         })
     });
@@ -67,24 +89,27 @@ pub(crate) fn init() {
 
 #[panic_handler]
 fn panic(info: &PanicInfo<'_>) -> ! {
+    // Before interrupts go off, which is told, too.
+    let here = Context::current();
     die(Verdict::Panic, &mut |out| {
         writeln!(out, "PANIC cpu {}: {}", cpu::current(), info.message())?;
         if let Some(place) = info.location() {
             writeln!(out, "  at {place}")?;
         }
-        writeln!(out, "  in {}", Context::current())?;
+        here.tell(out)?;
         backtrace(out)
     })
 }
 
 /// An exception that nobody else wanted.
 fn on_exception(exception: Exception, frame: &mut TrapFrame) -> bool {
+    let here = Context::of(frame);
     die(Verdict::Panic, &mut |out| {
         let thread = sched::current();
         let whose = format_args!("task {}/{}", thread.name(), thread.tid());
         let reason = report::Reason { exception: &exception, sp: frame.sp(), whose: &whose };
         writeln!(out, "PANIC cpu {}: {reason}", cpu::current())?;
-        writeln!(out, "  in {}", Context::current())?;
+        here.tell(out)?;
         report::registers(out, frame)?;
         report::callers(out, frame)
     })
@@ -111,13 +136,15 @@ pub(crate) fn die(verdict: Verdict, say: &mut dyn FnMut(&mut dyn Write) -> fmt::
     if claim() {
         speak(verdict, say);
     }
-    if SPEAKER.load(Ordering::Relaxed) == me() {
-        // Again, on the way out: say as little as possible, and go.
-        let _ = Raw.write_str("\nand again, while saying so: ");
-        let _ = say(&mut Raw);
-        debug_exit(verdict)
+    if SPEAKER.load(Ordering::Relaxed) != me() {
+        wait_for_the_word(say)
     }
-    wait_for_the_word(say)
+    let _ = Raw.write_str("\n");
+    if AGAIN.fetch_add(1, Ordering::Relaxed) < MAX_AGAIN {
+        let _ = Raw.write_str("and again, while saying so: ");
+        let _ = say(&mut Raw);
+    }
+    speak(verdict, &mut |_| Ok(()))
 }
 
 /// This CPU, as a CPU number plus one.
@@ -130,28 +157,50 @@ fn claim() -> bool {
     SPEAKER.compare_exchange(NOBODY, me(), Ordering::Relaxed, Ordering::Relaxed).is_ok()
 }
 
-/// The speaker's part.
+/// The speaker's part: from the stage that it has come to (`END-1`).
 fn speak(verdict: Verdict, say: &mut dyn FnMut(&mut dyn Write) -> fmt::Result) -> ! {
-    // First of all, while the others are still where they were when this happened.
-    announce_death();
-    sync::log::emergency();
-    // Nothing to be done about an error of what is printed.
-    let _ = say(&mut Raw);
-    tell_of_the_others();
-    debug_exit(verdict)
+    let others = cpu::online() - CpuMask::of(cpu::current());
+    let _ = DIED_NS.compare_exchange(0, clock::now_ns(), Ordering::Relaxed, Ordering::Relaxed);
+    loop {
+        // Nothing to be done about an error of what is printed.
+        match STAGE.fetch_add(1, Ordering::Relaxed) {
+            // First of all, while the others are still where they were when this happened.
+            0 => announce_death(),
+            1 if others.is_empty() => {}
+            1 => ipi::send_nmi_all_but_self(),
+            2 => let_the_log_out(),
+            3 => _ = say(&mut Raw),
+            4 => _ = writeln!(Raw, "up {}, build {BuildId}", Seconds(DIED_NS.load(Ordering::Relaxed))),
+            5 => tell_of_the_others(others),
+            6 => tell_of_the_offline(),
+            7 => _ = writeln!(Raw, "end of the report, {} ms after", ms_since_death()),
+            _ => debug_exit(verdict),
+        }
+    }
 }
 
-/// Stops all other CPUs, and tells where each was or gives it the word.
-fn tell_of_the_others() {
-    for offline in (cpu::present() - cpu::online()).iter() {
-        let _ = writeln!(Raw, "cpu {offline} is offline");
+fn ms_since_death() -> u64 {
+    (clock::now_ns() - DIED_NS.load(Ordering::Relaxed)) / 1_000_000
+}
+
+/// Prints what the log has not printed yet.
+fn let_the_log_out() {
+    console::seize();
+    sync::log::emergency();
+}
+
+/// A time with its microseconds, as the log writes it.
+struct Seconds(u64);
+
+impl fmt::Display for Seconds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let us = self.0 / 1_000;
+        write!(f, "{}.{:06} s", us / 1_000_000, us % 1_000_000)
     }
-    let mut others = cpu::online();
-    others.remove(cpu::current());
-    if others.is_empty() {
-        return;
-    }
-    ipi::send_nmi_all_but_self();
+}
+
+/// Tells where each of the other CPUs was or gives it the word.
+fn tell_of_the_others(others: CpuMask) {
     wait_until(|| (others - STOPPED.load()).is_empty());
     for other in others.iter() {
         if !STOPPED.test(other) {
@@ -163,6 +212,13 @@ fn tell_of_the_others() {
             let stopped_at = unsafe { (*WHERE.ptr_on(other)).get() };
             let _ = stopped_at.map(|place| place.tell(&mut Raw));
         }
+    }
+}
+
+/// Names the CPUs that are there and take no part. While they are being started that is all but the boot CPU.
+fn tell_of_the_offline() {
+    for offline in (cpu::present() - cpu::online()).iter() {
+        let _ = writeln!(Raw, "cpu {offline} is offline");
     }
 }
 
@@ -186,7 +242,8 @@ fn wait_until(done: impl Fn() -> bool) -> bool {
     true
 }
 
-/// What a CPU does that dies of something else while the speaker speaks: says it when it is its turn, and halts.
+/// What a CPU does that dies of something else while the speaker speaks: says it when it is its turn, and halts. If it
+/// panics while it says so it comes here once more; the speaker does not wait for ever.
 fn wait_for_the_word(say: &mut dyn FnMut(&mut dyn Write) -> fmt::Result) -> ! {
     HAS_WORDS.set(cpu::current());
     STOPPED.set(cpu::current());

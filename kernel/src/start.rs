@@ -25,7 +25,7 @@ use grange_kernel::regions::{self, OnNode};
 use mm::{AllocFlags, Region};
 use sync::MaySleep;
 
-use crate::{cmdline, console, panic, shell};
+use crate::{cmdline, console, crash, panic, shell};
 
 /// Where all physical memory is mapped: as in Linux with four-level tables.
 const PHYSICAL_AT: u64 = 0xffff_8880_0000_0000;
@@ -70,6 +70,10 @@ fn start(info: &'static mut BootInfo) -> ! {
 /// Steps 1 and 2.
 fn start_machine(info: &BootInfo) {
     let phys_offset = info.physical_memory_offset.into_option().expect("CONFIG asks for it");
+    assert!(
+        phys_offset == PHYSICAL_AT,
+        "the loader mapped memory at {phys_offset:#x} and not where CONFIG asks for it"
+    );
     let args = boot::BootArgs {
         phys_offset: VirtAddr::new(phys_offset),
         rsdp: info.rsdp_addr.into_option().map(PhysAddr::new),
@@ -81,6 +85,7 @@ fn start_machine(info: &BootInfo) {
     console::init();
     cmdline::parse(command_line(info));
     sync::log::init(cmdline::LOGLEVEL.get().parse().unwrap_or(log::LevelFilter::Info));
+    crash::strike_early(cmdline::CRASH.get());
 }
 
 /// The command line, which the loader passes as the ramdisk.

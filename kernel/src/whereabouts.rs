@@ -13,8 +13,9 @@ use arch::bare::report;
 use arch::trap::TrapFrame;
 use arch::{CpuId, clock, cpu, irq};
 use sched::Thread;
-use sync::context::{self, HARDIRQ_OFFSET, NMI_OFFSET, SOFTIRQ_OFFSET};
+use sync::context::{self, HARDIRQ_OFFSET, NMI_OFFSET, SOFTIRQ_DISABLE_OFFSET, SOFTIRQ_OFFSET};
 use sync::hooks::HOOKS;
+use sync::lock_order::{self, HeldLock};
 
 use crate::console::{self, Raw};
 use crate::panic;
@@ -22,7 +23,12 @@ use crate::panic;
 /// How long a CPU waits for its turn, in nanoseconds; then it speaks all the same.
 const PATIENCE_NS: u64 = 3_000_000_000;
 
-/// Where `preempt_count` counts interrupts and NMIs: four bits each.
+/// Locks that are told of.
+const LOCKS: usize = 8;
+
+/// Where `preempt_count` counts what.
+const PREEMPT_BITS: u32 = SOFTIRQ_OFFSET - 1;
+const SOFTIRQS_OFF_BITS: u32 = 0x7f * SOFTIRQ_DISABLE_OFFSET;
 const HARDIRQ_BITS: u32 = 0xf * HARDIRQ_OFFSET;
 const NMI_BITS: u32 = 0xf * NMI_OFFSET;
 
@@ -32,56 +38,92 @@ static SPEAKING: AtomicBool = AtomicBool::new(false);
 /// What a CPU was doing when it was interrupted.
 #[derive(Clone, Copy)]
 pub(crate) struct Whereabouts {
-    cpu: CpuId,
-    ip: u64,
-    rbp: u64,
-    count: u32,
-    thread: &'static Thread,
+    /// The instruction that was next.
+    pub(crate) ip: u64,
+    /// The frame pointer.
+    pub(crate) rbp: u64,
+    /// In the middle of what.
+    pub(crate) context: Context,
 }
 
 impl Whereabouts {
     /// Of this CPU, which an NMI has interrupted.
     pub(crate) fn in_nmi(frame: &TrapFrame) -> Self {
-        Self {
-            cpu: cpu::current(),
-            ip: frame.ip(),
-            rbp: frame.regs.rbp,
-            // An NMI counts as one and as an interrupt; what it interrupted is the rest.
-            count: context::preempt_count() - (NMI_OFFSET + HARDIRQ_OFFSET),
-            thread: sched::current(),
-        }
+        // An NMI counts as one and as an interrupt; what it interrupted is the rest.
+        let count = context::preempt_count() - (NMI_OFFSET + HARDIRQ_OFFSET);
+        let context = Context { count, ..Context::of(frame) };
+        Self { ip: frame.ip(), rbp: frame.regs.rbp, context }
     }
 
     /// Says it, with a backtrace. Another CPU may do so if this one stands still.
     pub(crate) fn tell(&self, out: &mut dyn Write) -> fmt::Result {
-        let Self { cpu, ip, rbp, count, thread } = self;
-        writeln!(out, "cpu {cpu} was in {} at {ip:#018x}", Context { count: *count, thread })?;
+        let Self { ip, rbp, context } = self;
+        writeln!(out, "cpu {} was in {context}, at {ip:#018x}", context.cpu)?;
+        context.tell_locks(out)?;
         report::callers_from(out, *ip, *rbp)
     }
 }
 
 /// What a CPU is in the middle of, in words.
+#[derive(Clone, Copy)]
 pub(crate) struct Context {
+    cpu: CpuId,
     count: u32,
-    thread: &'static Thread,
+    /// The locks that the CPU and its thread hold, as far as there is room; known where locks are checked.
+    locks: [Option<HeldLock>; LOCKS],
+    irqs_on: bool,
+    /// The thread that runs or was interrupted.
+    pub(crate) thread: &'static Thread,
 }
 
 impl Context {
     /// Of the code that runs now.
     pub(crate) fn current() -> Self {
-        Self { count: context::preempt_count(), thread: sched::current() }
+        let (cpu, thread) = (cpu::current(), sched::current());
+        let mut locks = [None; LOCKS];
+        let mut free = locks.iter_mut();
+        let mut add = |lock| {
+            if let Some(place) = free.next() {
+                *place = Some(lock);
+            }
+        };
+        lock_order::for_each_held(cpu, &mut add);
+        thread.for_each_lock(&mut add);
+        Self { cpu, count: context::preempt_count(), locks, irqs_on: irq::enabled(), thread }
+    }
+
+    /// Of the code that an exception has interrupted.
+    pub(crate) fn of(frame: &TrapFrame) -> Self {
+        Self { irqs_on: frame.irqs_were_on(), ..Self::current() }
+    }
+
+    /// Says it in lines of a report.
+    pub(crate) fn tell(&self, out: &mut dyn Write) -> fmt::Result {
+        writeln!(out, "  in {self}")?;
+        self.tell_locks(out)
+    }
+
+    fn tell_locks(&self, out: &mut dyn Write) -> fmt::Result {
+        self.locks.iter().flatten().try_for_each(|lock| writeln!(out, "  holds {lock}"))
     }
 }
 
 impl fmt::Display for Context {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = match self.count {
-            count if count & NMI_BITS != 0 => "an NMI over task",
-            count if count & HARDIRQ_BITS != 0 => "an interrupt over task",
-            count if count & SOFTIRQ_OFFSET != 0 => "a softirq over task",
-            _ => "task",
+        let over = match self.count {
+            count if count & NMI_BITS != 0 => "an NMI over ",
+            count if count & HARDIRQ_BITS != 0 => "an interrupt over ",
+            count if count & SOFTIRQ_OFFSET != 0 => "a softirq over ",
+            _ => "",
         };
-        write!(f, "{name} {}/{}, preempt_count {:#x}", self.thread.name(), self.thread.tid(), self.count)
+        let irqs = if self.irqs_on { "on" } else { "off" };
+        let softirqs = if self.count & SOFTIRQS_OFF_BITS != 0 { ", softirqs off" } else { "" };
+        let preempt = self.count & PREEMPT_BITS;
+        match self.thread.tid() {
+            0 => write!(f, "{over}early boot")?,
+            tid => write!(f, "{over}task {}/{tid}", self.thread.name())?,
+        }
+        write!(f, ", irqs {irqs}{softirqs}, preempt {preempt}")
     }
 }
 

@@ -102,6 +102,20 @@ fn lines(log: &[u8], from: usize, to: usize) -> Vec<String> {
     String::from_utf8_lossy(&log[from..to]).replace('\r', "").lines().map(|line| format!("{line}\n")).collect()
 }
 
+/// The log's backtraces, each with the line before it, which says whose it is.
+#[must_use]
+pub fn backtraces(log: &str) -> String {
+    let lines: Vec<&str> = log.lines().collect();
+    let mut out = String::new();
+    for (at, _) in lines.iter().enumerate().filter(|&(_, &line)| line == "backtrace:") {
+        let frames = lines[at + 1..].iter().take_while(|line| line.starts_with("  ")).count();
+        for line in &lines[at.saturating_sub(1)..=at + frames] {
+            let _ = writeln!(out, "{line}");
+        }
+    }
+    out
+}
+
 /// The line that tells the reason of a crash, if the log has one.
 #[must_use]
 pub fn crash_line(log: &str) -> Option<&str> {
@@ -133,6 +147,14 @@ mod tests {
         // Never later than the line itself, wherever one was told that the test begins.
         assert_eq!(of_crash(log, 45, 1, 1), "PANIC cpu 1: oops\n… 3 lines more\n");
         assert_eq!(of_crash(b"boot\nbegin\n", 5, 9, 9), "begin\n");
+    }
+
+    #[test]
+    fn backtraces_are_taken_out_with_what_they_are_of() {
+        let log = "boot\ncpu 1: x\nbacktrace:\n  #0 0x1\n  … the same frame once more\ndone\ntask a/2: y\nbacktrace:\n";
+        let expected = "cpu 1: x\nbacktrace:\n  #0 0x1\n  … the same frame once more\ntask a/2: y\nbacktrace:\n";
+        assert_eq!(backtraces(log), expected);
+        assert_eq!(backtraces("boot\n"), "");
     }
 
     #[test]

@@ -151,7 +151,7 @@ impl Boot<'_> {
         attendant.take(&mut qmp);
         if qmp.inject_nmi().is_some() {
             // Whether it ends by itself or not, it hung.
-            attendant.see_off(child, &mut qmp, LAST_WORDS);
+            attendant.see_off(child, &mut qmp, LAST_WORDS, || false);
         }
         where_cpus_are(&registers)
     }

@@ -1,6 +1,7 @@
 //! `cargo xtask run`: boots with this terminal as the kernel's serial console.
 
 use std::io::IsTerminal as _;
+use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -26,8 +27,10 @@ const DEFAULTS: Defaults = Defaults { cpus: 4, nodes: 2 };
 /// What the kernel prints on COM1 before it resets the machine because the user asked it to.
 const REBOOT_MARK: &str = "rebooting";
 
-/// How long a kernel whose time is over may take to print where its CPUs are.
-const LAST_WORDS: Duration = Duration::from_secs(1);
+/// How long a kernel whose time is over may take to print where its CPUs are, ...
+const LAST_WORDS: Duration = Duration::from_secs(6);
+/// ... and how long it must have said nothing more when all have been named.
+const SILENCE: Duration = Duration::from_millis(300);
 
 /// Lines of log shown once more with the functions of their addresses.
 const LINES: usize = 200;
@@ -94,6 +97,7 @@ pub fn run(workspace: &Workspace, args: &RunArgs) -> anyhow::Result<Exit> {
         seed,
         dir: &dir,
         piped: !terminal && args.exec.is_none(),
+        commands: args.exec.is_some(),
     };
     let end = args.timeout.map(|time| Instant::now() + time);
     let mut attendant = Attendant::new(&machine, dir.path());
@@ -173,6 +177,21 @@ impl Ended {
     }
 }
 
+/// Tells, whenever it is asked, whether a kernel has said where `cpus` CPUs are, behind so many bytes of its log, and is
+/// silent since. Before it has started the others it speaks of one.
+fn said_all(console: &Path, from: usize, cpus: usize) -> impl FnMut() -> bool {
+    let (mut seen, mut since) = (from, Instant::now());
+    move || {
+        let log = std::fs::read(console).unwrap_or_default();
+        if log.len() != seen {
+            (seen, since) = (log.len(), Instant::now());
+        }
+        let answers = String::from_utf8_lossy(log.get(from..).unwrap_or_default());
+        let all = answers.contains("during early boot") || answers.matches(" was in ").count() >= cpus;
+        all && since.elapsed() > SILENCE
+    }
+}
+
 /// Whether `poweroff` stands at the end of the commands and nowhere before.
 fn ends_with_poweroff(commands: &str) -> bool {
     let names = commands.split(';').filter_map(|command| command.split_whitespace().next());
@@ -188,6 +207,8 @@ struct Session<'a> {
     dir: &'a RunDir,
     /// The shell's input comes through a pipe.
     piped: bool,
+    /// The kernel was given commands to run.
+    commands: bool,
 }
 
 impl Session<'_> {
@@ -258,7 +279,8 @@ impl Session<'_> {
                     attendant.take(qmp);
                     if qmp.inject_nmi().is_some() {
                         // Whether it ends by itself or not, its time is over.
-                        attendant.see_off(&mut child, qmp, LAST_WORDS);
+                        let all_said = said_all(&console, log, self.machine.shape.cpus() as usize);
+                        attendant.see_off(&mut child, qmp, LAST_WORDS, all_said);
                     }
                 }
                 self.end(&mut child, qmp);
@@ -294,6 +316,8 @@ impl Session<'_> {
         )?;
         let part = match ended {
             Ended::TimeOut(from) => console::around(&bytes, *from, bytes.len(), LINES),
+            // What was asked for by `bt`; a session has had it on the terminal, and long ago.
+            _ if exit == Exit::Passed && self.commands => console::backtraces(&raw),
             _ if exit == Exit::Passed => String::new(),
             _ => console::of_crash(&bytes, bytes.len(), 0, LINES),
         };

@@ -3,6 +3,8 @@
 // The types are the point here; names for them would hide it.
 #![allow(clippy::type_complexity)]
 
+use core::ops::Range;
+
 use crate::exit::Verdict;
 use crate::paging::{Flags, MapError};
 use crate::topology::MemAffinity;
@@ -41,6 +43,7 @@ const _: () = {
     let _: fn() -> Option<u8> = console::read_com1;
 
     let _: fn(u64, &mut dyn FnMut(u64)) = backtrace::walk;
+    let _: fn(Range<u64>, u64, &mut dyn FnMut(u64)) = backtrace::walk_within;
     let _: fn(&mut dyn FnMut(u64)) = backtrace::current;
 
     let _: unsafe fn(VirtAddr, PhysAddr, Flags, &mut dyn FnMut() -> Option<PhysAddr>) -> Result<(), MapError> =

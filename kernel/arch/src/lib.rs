@@ -117,7 +117,7 @@ pub mod console {
 
 /// Return addresses of the callers, by frame pointers; bounded, and safe on a damaged stack. Any context.
 pub mod backtrace {
-    pub use crate::imp::backtrace::{current, walk};
+    pub use crate::imp::backtrace::{current, walk, walk_within};
 }
 
 /// Reading memory that may not be mapped: `None`, not a fault. Any context.

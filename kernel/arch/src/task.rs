@@ -16,6 +16,7 @@
 //! Linux: `__switch_to_asm` in `arch/x86/entry/entry_64.S`, `struct inactive_task_frame`.
 
 use core::arch::{asm, naked_asm};
+use core::ops::Range;
 
 use crate::{backtrace, probe};
 
@@ -36,14 +37,18 @@ impl Context {
     /// The context of a thread that is running now: [`switch`] fills it in.
     pub const RUNNING: Self = Self { rsp: 0 };
 
-    /// Calls `f` with the return addresses of the thread, innermost first, beginning with where it will go on.
+    /// Calls `f` with the return addresses of the thread, innermost first, beginning with where it will go on, as far as
+    /// they lie on `stack`.
     ///
     /// Context: any. Nonsense if the thread runs, but never a fault.
-    pub fn walk(&self, f: &mut dyn FnMut(u64)) {
-        // What `switch` left: five registers, rbp, the return address.
-        if let (Some(rbp), Some(ip)) = (probe::read(self.rsp + 5 * 8), probe::read(self.rsp + 6 * 8)) {
+    pub fn walk(&self, stack: Range<u64>, f: &mut dyn FnMut(u64)) {
+        let at = self.rsp.saturating_add(SAVED_RBP);
+        if !stack.contains(&at) {
+            return;
+        }
+        if let (Some(rbp), Some(ip)) = (probe::read(at), probe::read(at + 8)) {
             f(ip);
-            backtrace::walk(rbp, f);
+            backtrace::walk_within(stack, rbp, f);
         }
     }
 
@@ -52,6 +57,9 @@ impl Context {
         self.rsp
     }
 }
+
+/// Where `switch` leaves rbp, in bytes above the saved stack pointer; the return address is next to it.
+const SAVED_RBP: u64 = 5 * 8;
 
 /// Words that `prepare` lays down: six registers, the return address, and two zeros that end a backtrace and keep the
 /// stack aligned to 16 at the entry of the trampoline's callee.

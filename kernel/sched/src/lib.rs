@@ -13,6 +13,7 @@
 //! | [`affinity`], [`stop`], [`park`] | where threads may run, stopping CPUs, parked threads |
 //! | [`hotplug`] | CPUs that go and come, and who is told |
 //! | [`watchdog`] | CPUs and threads that do not get on, found and reported |
+//! | [`trace`] | backtraces of threads that do not run |
 //! | [`hooks`] | where RCU plugs in |
 //!
 //! # Contexts
@@ -97,6 +98,8 @@ pub mod thread;
 pub mod tick;
 #[cfg(not(loom))]
 pub mod timer;
+#[cfg(not(loom))]
+pub mod trace;
 #[cfg(not(loom))]
 pub mod wait;
 #[cfg(not(loom))]

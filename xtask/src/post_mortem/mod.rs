@@ -99,10 +99,11 @@ impl<'a> Attendant<'a> {
         prune(self.dir);
     }
 
-    /// Waits for the end of a machine that was told to end, and lets it go on when it is held once more.
-    pub fn see_off(&mut self, child: &mut Owned, qmp: &mut Qmp, time: Duration) {
+    /// Waits for the end of a machine that was told to end, until it has `said_all`, and lets it go on when it is held once
+    /// more.
+    pub fn see_off(&mut self, child: &mut Owned, qmp: &mut Qmp, time: Duration, mut said_all: impl FnMut() -> bool) {
         let end = Instant::now() + time;
-        while Instant::now() < end && matches!(child.wait_for(Some(Duration::ZERO)), Ok(None)) {
+        while Instant::now() < end && !said_all() && matches!(child.wait_for(Some(Duration::ZERO)), Ok(None)) {
             self.look(qmp, || false);
             std::thread::sleep(crate::process::POLL);
         }

@@ -10,6 +10,7 @@
 //! Context: any, NMI included. Answers to `arch/x86/kernel/unwind_frame.c` of Linux.
 
 use core::arch::asm;
+use core::ops::Range;
 
 use super::probe;
 
@@ -22,10 +23,15 @@ const MAX_STACK: u64 = 1 << 20;
 
 /// Calls `visit` with each return address, innermost first, starting with the frame at `rbp`.
 pub fn walk(rbp: u64, visit: &mut dyn FnMut(u64)) {
+    walk_within(0..u64::MAX, rbp, visit);
+}
+
+/// [`walk`] that ends where a frame does not lie on `stack`.
+pub fn walk_within(stack: Range<u64>, rbp: u64, visit: &mut dyn FnMut(u64)) {
     let mut frame = rbp;
     let (mut last, mut frames) = (0, 0);
     for _ in 0..MAX_STEPS {
-        if !frame.is_multiple_of(8) {
+        if !frame.is_multiple_of(8) || !stack.contains(&frame) {
             return;
         }
         let (Some(next), Some(return_address)) = (probe::read(frame), probe::read(frame.wrapping_add(8))) else {

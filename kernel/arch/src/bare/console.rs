@@ -12,7 +12,7 @@
 //! Answers to `arch/x86/kernel/early_printk.c` of Linux.
 
 use core::hint::spin_loop;
-use core::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 
 use uart_16550::backend::PioBackend;
 use uart_16550::{Config, Uart16550};
@@ -29,6 +29,11 @@ const TRANSMITTER_EMPTY: u8 = 1 << 5;
 /// The line status of a port that is not there.
 const NO_PORT: u8 = 0xff;
 
+/// States of a port.
+const UNKNOWN: u8 = 0;
+const PRESENT: u8 = 1;
+const ABSENT: u8 = 2;
+
 /// Bytes kept that came in before the port was set up. Without its FIFO a port holds one; the next may come while that is
 /// being read.
 const EARLY: usize = 16;
@@ -40,8 +45,9 @@ struct Serial {
     base: u16,
     /// What came in before [`Serial::init`], in order. Written there; each taken out once.
     early: [AtomicU16; EARLY],
-    /// Set by [`init`] if there is a device; read at every use.
-    present: AtomicBool,
+    /// Whether there is a device: [`UNKNOWN`], [`PRESENT`] or [`ABSENT`]. Found out by [`init`] or by the first who writes,
+    /// while the boot CPU is alone; read at every use.
+    state: AtomicU8,
     /// Bytes sent so far. Relaxed: a count, which orders nothing.
     written: AtomicU64,
 }
@@ -88,7 +94,7 @@ pub fn read_com1() -> Option<u8> {
 impl Serial {
     const fn at(base: u16) -> Self {
         let early = [const { AtomicU16::new(NO_BYTE) }; EARLY];
-        Self { base, early, present: AtomicBool::new(false), written: AtomicU64::new(0) }
+        Self { base, early, state: AtomicU8::new(UNKNOWN), written: AtomicU64::new(0) }
     }
 
     fn init(&self) {
@@ -100,11 +106,19 @@ impl Serial {
         // connected to anything. This CPU is alone.
         let uart = unsafe { Uart16550::<PioBackend>::new_port(self.base) };
         let present = uart.is_ok_and(|mut uart| uart.init(Config::default()).is_ok());
-        self.present.store(present, Ordering::Relaxed);
+        self.state.store(if present { PRESENT } else { ABSENT }, Ordering::Relaxed);
+    }
+
+    /// Whether there is a device. A kernel that dies before [`init`] says so all the same.
+    fn is_present(&self) -> bool {
+        if self.state.load(Ordering::Relaxed) == UNKNOWN {
+            self.init();
+        }
+        self.state.load(Ordering::Relaxed) == PRESENT
     }
 
     fn write(&self, bytes: &[u8]) {
-        if !self.present.load(Ordering::Relaxed) {
+        if !self.is_present() {
             return;
         }
         for chunk in bytes.chunks(FIFO_SIZE) {
@@ -120,7 +134,7 @@ impl Serial {
     }
 
     fn read(&self) -> Option<u8> {
-        if !self.present.load(Ordering::Relaxed) {
+        if !self.is_present() {
             return None;
         }
         let early = self.early.iter().map(|place| place.swap(NO_BYTE, Ordering::Relaxed));

@@ -1,4 +1,5 @@
-//! The interrupt descriptor table: one for all CPUs, filled once, never changed.
+//! The interrupt descriptor table: one for all CPUs, filled once, never changed. A CPU that is to die on purpose
+//! ([`super::wreck`]) gets a damaged one of its own.
 //!
 //! Answers to `arch/x86/kernel/idt.c` of Linux.
 
@@ -15,6 +16,11 @@ static IDT: Once<InterruptDescriptorTable> = Once::new();
 /// Context: boot of each CPU, interrupts off, after its segments are loaded.
 pub(super) fn load() {
     IDT.call_once(fill).load();
+}
+
+/// A copy of the table, to be damaged.
+pub(super) fn copy() -> InterruptDescriptorTable {
+    IDT.call_once(fill).clone()
 }
 
 fn fill() -> InterruptDescriptorTable {

@@ -12,9 +12,10 @@
 //! | `clock`, `timescale`, `reference`, `timer` | time and its calibration, timer interrupts |
 //! | `paging` | page tables |
 //! | `irq`, `step`, `console`, `exit` | interrupt flag, single-stepping, serial ports, the end |
+//! | `wreck` | faults on purpose |
 //!
 //! The rest of the kernel uses this through the facade in `lib.rs`; only the bootable kernel, which
-//! is bare metal by nature, also calls `boot`, `stacks`, `topology`, `report` and `smp` directly.
+//! is bare metal by nature, also calls `boot`, `stacks`, `topology`, `report`, `smp` and `wreck` directly.
 
 use x86_64::VirtAddr;
 use x86_64::registers::model_specific::GsBase;
@@ -47,6 +48,7 @@ mod timescale;
 pub mod topology;
 mod trampoline;
 pub(crate) mod trap;
+pub mod wreck;
 
 /// Makes this CPU reach its per-CPU variables at `base` from the template.
 ///

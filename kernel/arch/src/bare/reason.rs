@@ -12,7 +12,7 @@ use crate::trap::{Exception, ExceptionKind};
 const PROTECTION: u64 = 1 << 0;
 const WRITE: u64 = 1 << 1;
 const RESERVED: u64 = 1 << 3;
-const FETCH: u64 = 1 << 4;
+pub(super) const FETCH: u64 = 1 << 4;
 
 /// Why an exception happened; prints as a sentence.
 pub struct Reason<'a> {

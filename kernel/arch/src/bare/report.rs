@@ -6,7 +6,7 @@ use core::fmt::{self, Display, Write};
 
 use super::console::Com1;
 use super::trap::TrapFrame;
-use super::{backtrace, stacks};
+use super::{backtrace, probe, stacks};
 use crate::cpu;
 
 pub use super::frames::Frames;
@@ -34,7 +34,9 @@ pub fn registers(out: &mut dyn Write, frame: &TrapFrame) -> fmt::Result {
 /// # Errors
 /// Those of `out`.
 pub fn callers(out: &mut dyn Write, frame: &TrapFrame) -> fmt::Result {
-    callers_from(out, frame.ip(), frame.regs.rbp)
+    // Where no instruction can be fetched nothing has been pushed since the call: who called is on top of the stack.
+    let caller = frame.failed_to_fetch().then(|| probe::read(frame.sp())).flatten();
+    callers_through(out, frame.ip(), caller, frame.regs.rbp)
 }
 
 /// The same for a context of which instruction and frame pointer are known; its CPU stands still.
@@ -42,8 +44,13 @@ pub fn callers(out: &mut dyn Write, frame: &TrapFrame) -> fmt::Result {
 /// # Errors
 /// Those of `out`.
 pub fn callers_from(out: &mut dyn Write, ip: u64, rbp: u64) -> fmt::Result {
+    callers_through(out, ip, None, rbp)
+}
+
+fn callers_through(out: &mut dyn Write, ip: u64, caller: Option<u64>, rbp: u64) -> fmt::Result {
     let mut frames = Frames::new(out);
     frames.push(ip);
+    caller.into_iter().for_each(|ip| frames.push(ip));
     backtrace::walk(rbp, &mut |ip| frames.push(ip));
     frames.finish()
 }

@@ -21,6 +21,7 @@
 
 use x86_64::registers::control::Cr2;
 
+use super::reason::FETCH;
 use super::{apic, exit, irq, probe, report, step, timer};
 use crate::exit::Verdict;
 use crate::trap::{Exception, ExceptionKind, handlers};
@@ -96,6 +97,11 @@ impl TrapFrame {
         self.error_code
     }
 
+    /// Whether a page fault says that there is no instruction at [`ip`](Self::ip).
+    pub(super) fn failed_to_fetch(&self) -> bool {
+        self.vector() == PAGE_FAULT && self.error_code & FETCH != 0
+    }
+
     /// Which vector brought us here.
     pub fn vector(&self) -> u8 {
         self.vector as u8
@@ -112,6 +118,7 @@ crate::per_cpu! {
 /// First vector that is not an exception.
 const FIRST_INTERRUPT: u8 = 32;
 const NMI: u8 = 2;
+const PAGE_FAULT: u8 = 14;
 
 /// Called by the entry code for every vector, with interrupts off.
 pub(super) extern "C" fn dispatch(frame: &mut TrapFrame) {

@@ -181,7 +181,7 @@ impl Sight {
         let owner = word.map(|word| crate::mutex::owner_in(word.load(Ordering::Relaxed)));
         let mut frames = Collected::new();
         // SAFETY: off its CPU, and it cannot get one while we hold the lock (SCHED-4, SCHED-5): its context is saved.
-        unsafe { (*thread.context.get()).assume_init_ref() }.walk(&mut |ip| frames.push(ip));
+        unsafe { (*thread.context.get()).assume_init_ref() }.walk(0..u64::MAX, &mut |ip| frames.push(ip));
         let sleeps = thread.state() == State::Sleeping;
         Some(Sight { sleeps, owner: owner.flatten(), frames: frames.done() })
     }

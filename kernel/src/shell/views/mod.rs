@@ -1,6 +1,7 @@
 //! The commands, by the storey they look into.
 
 mod arch;
+mod bt;
 mod hotplug;
 mod kernel;
 mod mm;
