@@ -45,7 +45,6 @@ pub use self::queue::{Kind, WorkQueue};
 pub use self::stat::{PoolStat, QueueStat, WorkerStat, pools, queues, worker_stat};
 pub(crate) use self::worker::{Worker, about_to_sleep, runs_again};
 use crate::config::SYSTEM_MAX_ACTIVE;
-use crate::hotplug;
 use crate::spawn::SpawnError;
 
 static SYSTEM: Once<WorkQueue> = Once::new();
@@ -87,7 +86,6 @@ pub(crate) fn init(cx: &mut MaySleep) -> Result<(), SpawnError> {
         pool::pool_of(number).set_number(number);
         worker::start(cx, number)?;
     }
-    hotplug::register(&pool::NOTIFIER);
     let limit = SYSTEM_MAX_ACTIVE;
     let queue = WorkQueue::create(cx, "system", Kind::PerCpu { max_active: limit }).map_err(|_| SpawnError)?;
     SYSTEM.call_once(|| queue);

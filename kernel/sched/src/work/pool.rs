@@ -7,11 +7,10 @@
 //!
 //! * `SCHED-20`: an item's function never runs twice at the same time. An item that runs is queued in the pool where it
 //!   runs ([`super::queue`]), and no worker of that pool takes it before it has ended.
-//! * `SCHED-42`: `running` is the number of busy workers with `counted` set. While a pool is bound, these are the workers that
-//!   run or wait for the CPU, and one that goes idle or to sleep is counted out first. (One that began its item before the
-//!   CPU came back is not counted until it sleeps or ends.)
+//! * `SCHED-42`: `running` is the number of busy workers with `counted` set. In a CPU's pool these are the workers that run or
+//!   wait for the CPU, and one that goes idle or to sleep is counted out first. In a node's pool nobody is counted.
 //! * `SCHED-43`: whenever the lock is free and an item of the pool could run, a worker is on its way to it: one that is
-//!   counted (bound pool), one that was woken for it, one that is being made, or the rescuer.
+//!   counted (a CPU's pool), one that was woken for it, one that is being made, or the rescuer.
 //!
 //! # How many workers run
 //!
@@ -26,10 +25,10 @@
 //! # CPUs that go and come
 //!
 //! The workers of a CPU that goes offline run elsewhere until it is back ([`crate::affinity`]), and take with them what is
-//! pending. Meanwhile the pool is not bound: as in a node's pool, all of them may run. Nothing new comes, because what is
-//! queued for a CPU that is offline goes to the CPU that queues it.
+//! pending, still one at a time. Nothing new comes, because what is queued for a CPU that is offline goes to the CPU that
+//! queues it.
 //!
-//! Linux: `struct worker_pool`, "Concurrency management", `unbind_workers`, in `kernel/workqueue.c` (6.12).
+//! Linux: `struct worker_pool`, "Concurrency management", in `kernel/workqueue.c` (6.12).
 
 use core::sync::atomic::Ordering;
 
@@ -40,7 +39,6 @@ use super::item::WorkItem;
 use super::list::List;
 use super::queue::Lane;
 use super::worker::{MAKER, Worker};
-use crate::hotplug::{Notifier, Order};
 use crate::thread::cpu_number;
 use crate::wait::WaitQueue;
 
@@ -63,8 +61,6 @@ pub(super) struct Inner {
     pub(super) busy: List<Worker>,
     /// `SCHED-42`.
     pub(super) running: usize,
-    /// The workers are bound to an online CPU, and one is let run at a time.
-    pub(super) bound: bool,
     /// A worker more is wanted; `kworkerd` has been told.
     pub(super) wants_worker: bool,
     /// Number of the next worker, for its name.
@@ -93,7 +89,6 @@ impl Pool {
             idlers: 0,
             busy: List::new(),
             running: 0,
-            bound: false,
             wants_worker: false,
             next_worker: 0,
             tickets: 0,
@@ -108,26 +103,8 @@ impl Pool {
 
     /// Tells the pool which one it is. At boot.
     pub(super) fn set_number(&self, number: u16) {
-        let mut inner = self.lock();
-        inner.number = number;
-        inner.bound = number < FIRST_NODE;
+        self.lock().number = number;
     }
-}
-
-/// Told of CPUs that go and come.
-pub(super) static NOTIFIER: Notifier =
-    Notifier::new("work", Order::SCHED).dying(|cpu| set_bound(cpu, false)).online(|cpu, _| set_bound(cpu, true));
-
-/// From now on the workers of `cpu` are held back, or not.
-fn set_bound(cpu: CpuId, bound: bool) {
-    let pool = pool_of(Home::Cpu(cpu).number());
-    let mut inner = pool.lock();
-    inner.bound = bound;
-    // Those that run an item are counted in again when they begin the next or wake from a sleep.
-    inner.busy.iter().for_each(|worker| worker.counted.set(false));
-    inner.running = 0;
-    // The first that is woken wakes the next, and so on.
-    inner.kick(pool);
 }
 
 arch::per_cpu! {
@@ -141,7 +118,7 @@ static NODE_POOLS: [Pool; MAX_NODES] = [const { Pool::new() }; MAX_NODES];
 /// Whose a pool is.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
 pub enum Home {
-    /// Its workers are bound to this CPU.
+    /// Its workers belong to this CPU.
     Cpu(CpuId),
     /// Its workers run anywhere; items that are queued in this node come here.
     Node(NodeId),
@@ -207,7 +184,7 @@ impl Inner {
 
     /// Sees to `SCHED-43`: if there is an item to be run and nobody to run it, wakes an idle worker or has one made.
     pub(super) fn kick(&mut self, pool: &Pool) {
-        if self.bound && self.running > 0 || self.runnable().is_none() {
+        if self.running > 0 || self.runnable().is_none() {
             return;
         }
         let Some(worker) = self.idle.first().map(core::ptr::from_ref) else {
@@ -231,12 +208,12 @@ impl Inner {
 
     /// Should the rescuer take an item?
     pub(super) fn starves(&self) -> bool {
-        self.idlers == 0 && !(self.bound && self.running > 0) && self.runnable().is_some()
+        self.idlers == 0 && self.running == 0 && self.runnable().is_some()
     }
 
     /// A worker, busy and without an item, begins what it should do next, if anything.
     pub(super) fn begin(&mut self, pool: &Pool, worker: &Worker) -> Option<*const WorkItem> {
-        if self.bound && self.running > usize::from(worker.counted.get()) {
+        if self.running > usize::from(worker.counted.get()) {
             return None;
         }
         let item: *const WorkItem = self.runnable()?;
@@ -285,7 +262,7 @@ impl Inner {
 
     /// Counts a busy worker as one that runs, where that counts (`SCHED-42`).
     pub(super) fn count_in(&mut self, worker: &Worker) {
-        if self.bound && !worker.counted.replace(true) {
+        if self.number < FIRST_NODE && !worker.counted.replace(true) {
             self.running += 1;
         }
     }
