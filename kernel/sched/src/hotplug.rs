@@ -30,7 +30,7 @@
 //! raises runs when this CPU is back.
 //!
 //! The way up is [`cpu_on`]: `prepare`, the wake word and an interrupt, the same entry as at boot
-//! ([`crate::init`](mod@crate)), the threads that belong to the CPU come home, `online`.
+//! (`join` in `init.rs`), the threads that belong to the CPU come home, `online`.
 //!
 //! Invariants:
 //!
@@ -319,7 +319,6 @@ pub struct CpusGuard {
 /// The guard may be held over sleeps.
 pub fn keep_cpus(cx: &mut MaySleep) -> CpusGuard {
     let me = current();
-    debug_assert!(!me.stays() || me.keeps_cpus.load(Ordering::Relaxed) > 0, "keep_cpus under a MigrateGuard can hang");
     let mut counted = true;
     FREE.wait_until(cx, || {
         let mut keepers = KEEPERS.lock_irqsave(ATOMIC);
@@ -333,6 +332,8 @@ pub fn keep_cpus(cx: &mut MaySleep) -> CpusGuard {
         mine
     });
     if counted {
+        let nested = me.keeps_cpus.load(Ordering::Relaxed) > 0;
+        debug_assert!(nested || !me.stays(), "keep_cpus under a MigrateGuard can wait for who waits for that guard");
         me.keeps_cpus.store(me.keeps_cpus.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
     }
     CpusGuard { counted, _thread: PhantomData }

@@ -28,6 +28,7 @@
 //!
 //! | lock | class | protects |
 //! |---|---|---|
+//! | stop of the machine | `sched.stop_turn` | a mutex: one stop at a time |
 //! | flush of a queue | `sched.work.flush` | a mutex: one flush or drain of a work queue at a time |
 //! | all queues | `sched.work.all` | a mutex: the list of all work queues |
 //! | work pool | `sched.work` | the queued items of a CPU or node, its workers, and the lanes of queues that use it |
@@ -36,8 +37,8 @@
 //! | wait queue, completion | `sched.wait` | the waiters |
 //! | timer base | `sched.timer` | a CPU's timers and its clock event |
 //! | run queue | `sched.rq` | a CPU's queued threads, and the scheduling part of each thread that belongs to it |
-//! | stopper | `sched.stop` | what a CPU's stopper has to run |
-//! | CPUs kept | `sched.hotplug` | who keeps the CPUs from going and coming, and who has them go and come |
+//! | stopper | `sched.stop` | what a CPU's stopper has to run; nothing in it |
+//! | CPUs kept | `sched.hotplug` | who keeps the CPUs from going and coming, and who has them go and come; nothing in it |
 //! | notifiers | `sched.notifiers` | the list of notifiers; nests in nothing, and nothing in it |
 //! | thread pool | `sched.pool` | dead threads; nests in nothing, and nothing in it |
 //!

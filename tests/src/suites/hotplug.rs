@@ -11,7 +11,7 @@ use sched::{cpu_off, cpu_on, keep_cpus, set_affinity, stop_machine, stop_one_cpu
 use sync::nmi::NmiHandler;
 use sync::{IrqWork, MaySleep, Once, PreemptGuard, smp};
 
-use crate::{Failure, ensure, ensure_eq, ktest, skip};
+use crate::{Failure, Test, ensure, ensure_eq, ktest, skip};
 
 /// A millisecond in nanoseconds.
 const MS: u64 = 1_000_000;
@@ -105,62 +105,73 @@ fn play(ball: &Ball, over: &AtomicBool, cx: &mut MaySleep, me: u64) -> u64 {
     }
 }
 
+/// Each CPU in turn goes and comes, while threads hit a ball to and fro, sleep and spin, timers expire, work and `irq_work`
+/// are queued and calls are made.
+fn go_and_come_under_load(t: &mut Test<'_>, rounds: usize) -> Result<(), Failure> {
+    let others = others()?;
+    let over = Arc::new(AtomicBool::new(false));
+    let mut pairs = Vec::new();
+    for _ in 0..3 {
+        let ball = Arc::new(Ball { turn: AtomicU64::new(0), queues: [WaitQueue::new(), WaitQueue::new()] });
+        for me in 0..2 {
+            let (ball, over) = (ball.clone(), over.clone());
+            pairs.push(spawn(t.cx, None, move |cx| play(&ball, &over, cx, me))?);
+        }
+    }
+    static WORK_RAN: AtomicU64 = AtomicU64::new(0);
+    static ITEM: WorkItem = WorkItem::new(|_, _| {
+        WORK_RAN.fetch_add(1, Ordering::Relaxed);
+    });
+    static IRQ_WORK: IrqWork = IrqWork::new(|_| ());
+    let mut crowd = Crowd::new();
+    for seed in 0..4 {
+        let mut rng = sync::Rng::new(t.rng.next_u64() ^ seed);
+        let turn = move |cx: &mut MaySleep| {
+            let ns = rng.next_u64() % MS;
+            let begin = clock::now_ns();
+            sched::sleep_ns(cx, ns);
+            EARLY.fetch_add(u64::from(clock::now_ns() - begin < ns), Ordering::Relaxed);
+            EXPIRED.fetch_add(1, Ordering::Relaxed);
+            let online: Vec<CpuId> = cpu::online().iter().collect();
+            let target = online[rng.next_u64() as usize % online.len()];
+            sched::queue_work_on(target, &ITEM);
+            IRQ_WORK.queue_on(target);
+            smp::call_on(target, |_| (), 0, ns.is_multiple_of(2));
+        };
+        crowd.add(t.cx, None, turn, || ())?;
+    }
+    crowd.add(t.cx, None, |_| (), || ())?;
+    for round in 0..rounds {
+        let cpu = others[round % others.len()];
+        off(cpu, t.cx)?;
+        ensure!(!cpu::is_online(cpu));
+        if round % 3 == 0 {
+            sched::sleep_ns(t.cx, MS / 2);
+        }
+        on(cpu, t.cx)?;
+        ensure!(cpu::is_online(cpu));
+    }
+    over.store(true, Ordering::Relaxed);
+    crowd.end(t.cx);
+    let hits: u64 = pairs.into_iter().map(|thread| thread.join(t.cx)).sum();
+    ITEM.flush(t.cx);
+    ensure_eq!(EARLY.load(Ordering::Relaxed), 0);
+    ensure!(hits > 0 && EXPIRED.load(Ordering::Relaxed) > 0 && WORK_RAN.load(Ordering::Relaxed) > 0);
+    Ok(())
+}
+
 ktest! {
-    /// Each CPU in turn, 200 times, while threads hit a ball to and fro, sleep and spin, timers expire, work and `irq_work`
-    /// are queued and calls are made.
-    #[tags(race, slow)]
+    /// 200 times.
     #[budget_ms(120_000)]
     fn cpus_go_and_come_200_times_under_load(t: &mut Test) {
-        let others = others()?;
-        let over = Arc::new(AtomicBool::new(false));
-        let mut pairs = Vec::new();
-        for _ in 0..3 {
-            let ball = Arc::new(Ball { turn: AtomicU64::new(0), queues: [WaitQueue::new(), WaitQueue::new()] });
-            for me in 0..2 {
-                let (ball, over) = (ball.clone(), over.clone());
-                pairs.push(spawn(t.cx, None, move |cx| play(&ball, &over, cx, me))?);
-            }
-        }
-        static WORK_RAN: AtomicU64 = AtomicU64::new(0);
-        static ITEM: WorkItem = WorkItem::new(|_, _| {
-            WORK_RAN.fetch_add(1, Ordering::Relaxed);
-        });
-        static IRQ_WORK: IrqWork = IrqWork::new(|_| ());
-        let mut crowd = Crowd::new();
-        for seed in 0..4 {
-            let mut rng = sync::Rng::new(t.rng.next_u64() ^ seed);
-            let turn = move |cx: &mut MaySleep| {
-                let ns = rng.next_u64() % MS;
-                let begin = clock::now_ns();
-                sched::sleep_ns(cx, ns);
-                EARLY.fetch_add(u64::from(clock::now_ns() - begin < ns), Ordering::Relaxed);
-                EXPIRED.fetch_add(1, Ordering::Relaxed);
-                let online: Vec<CpuId> = cpu::online().iter().collect();
-                let target = online[rng.next_u64() as usize % online.len()];
-                sched::queue_work_on(target, &ITEM);
-                IRQ_WORK.queue_on(target);
-                smp::call_on(target, |_| (), 0, ns.is_multiple_of(2));
-            };
-            crowd.add(t.cx, None, turn, || ())?;
-        }
-        crowd.add(t.cx, None, |_| (), || ())?;
-        for round in 0..200 {
-            let cpu = others[round % others.len()];
-            off(cpu, t.cx)?;
-            ensure!(!cpu::is_online(cpu));
-            if round % 3 == 0 {
-                sched::sleep_ns(t.cx, MS / 2);
-            }
-            on(cpu, t.cx)?;
-            ensure!(cpu::is_online(cpu));
-        }
-        over.store(true, Ordering::Relaxed);
-        crowd.end(t.cx);
-        let hits: u64 = pairs.into_iter().map(|thread| thread.join(t.cx)).sum();
-        ITEM.flush(t.cx);
-        ensure_eq!(EARLY.load(Ordering::Relaxed), 0);
-        ensure!(hits > 0 && EXPIRED.load(Ordering::Relaxed) > 0 && WORK_RAN.load(Ordering::Relaxed) > 0);
-        Ok(())
+        go_and_come_under_load(t, 200)
+    }
+
+    /// Where CPUs really run at the same time.
+    #[tags(race)]
+    #[budget_ms(60_000)]
+    fn cpus_go_and_come_while_the_others_run(t: &mut Test) {
+        go_and_come_under_load(t, 30)
     }
 
     /// All CPUs but the boot CPU go, so also the last of a node; threads go on, and then all come back.
@@ -415,7 +426,7 @@ ktest! {
         };
         crowd.add(t.cx, slow, turn, || ())?;
         let mut moved = 0;
-        for round in 0..100 {
+        for round in 0..40 {
             let mask: CpuMask = online.iter().take(1 + round % online.count()).collect();
             let (ran, busy) = (AtomicUsize::new(0), AtomicU64::new(0));
             stop_machine(t.cx, &mask, |_| {
@@ -441,7 +452,7 @@ ktest! {
         let mut threads = Vec::new();
         for cpu in cpu::online().iter().cycle().take(4) {
             threads.push(spawn(t.cx, Some(cpu), move |cx| {
-                for _ in 0..20 {
+                for _ in 0..8 {
                     stop_machine(cx, &CpuMask::of(cpu), |_| {
                         OVERLAPS.fetch_add(INSIDE.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);
                         STOPS.fetch_add(1, Ordering::Relaxed);
@@ -452,7 +463,7 @@ ktest! {
         }
         threads.into_iter().for_each(|thread| thread.join(t.cx));
         ensure_eq!(OVERLAPS.load(Ordering::Relaxed), 0);
-        ensure_eq!(STOPS.load(Ordering::Relaxed), 80);
+        ensure_eq!(STOPS.load(Ordering::Relaxed), 4 * 8);
         Ok(())
     }
 
@@ -467,9 +478,14 @@ ktest! {
         let stopped = stop_one_cpu(t.cx, cpu, || ());
         let queued = WORK.queue_on(cpu);
         WORK.sync(t.cx);
+        let calls = || sync::irq::count(cpu, vector::CALL_FUNCTION);
+        let before = calls();
         ipi::send(cpu, vector::CALL_FUNCTION);
+        sched::sleep_ns(t.cx, 5 * MS);
+        let handled = calls() - before;
         on(cpu, t.cx)?;
         ensure_eq!(called, None);
+        ensure_eq!(handled, 0, "a parked CPU handles interrupts");
         ensure!(!stopped && queued);
         ensure!(RAN_ON.load(Ordering::Relaxed) != cpu.index());
         ensure_eq!(smp::run_on(cpu, cpu::current), Some(cpu));
