@@ -145,7 +145,7 @@ fn a_live_machine_stops_where_it_is_told_to_and_a_command_that_fails_is_status_1
 #[test]
 fn a_deterministic_failure_is_met_again_with_the_frames_behind_its_interrupt() {
     let Some(bench) = Bench::new("a deterministic failure is met again") else { return };
-    let (status, ran) = bench.xtask(&["run", "--deterministic", "--exec", "panic irq", "--no-core"]);
+    let (status, ran) = bench.xtask(&["run", "--deterministic", "--exec", "panic panic_irq", "--no-core"]);
     assert_eq!(status, Some(3), "{ran}");
     // Of the CPU that dies everything; QEMU may let the others run on for a part of their turn before it stops them.
     let exec = "info registers; gr-percpu CURRENT 0; bt";
