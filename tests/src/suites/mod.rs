@@ -15,5 +15,6 @@ mod slab;
 mod sync;
 mod threads;
 mod timer;
+mod trace;
 mod watchdog;
 mod work;
