@@ -21,7 +21,7 @@ pub struct TestCase {
     pub name: &'static str,
     /// Source file.
     pub file: &'static str,
-    /// Line in the source file.
+    /// Line of the `ktest!` that it is in.
     pub line: u32,
     /// `TAG_*` bits.
     pub tags: u32,

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::mpsc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use serde_json::Value;
@@ -11,6 +13,9 @@ use crate::exit::{Exit, stop, usage};
 use crate::process::shell_line;
 use crate::toolchain::core::{self, Core, TARGET};
 use crate::workspace::Workspace;
+
+/// A build that takes longer is announced.
+const SOON: Duration = Duration::from_secs(2);
 
 /// The two files QEMU is given.
 #[derive(Clone, Debug)]
@@ -90,12 +95,24 @@ fn build(
     } else {
         eprintln!("$ {}", shell_line(&cargo));
     }
+    let _patience = said_when_it_takes_long(format!("building {package} ({}), which takes a while", profile.name()));
     let output = cargo.stdin(Stdio::null()).stderr(Stdio::inherit()).output().context("cannot start cargo")?;
     if !output.status.success() {
         return Err(stop(Exit::Build, format!("{package} ({}) did not build", profile.name())));
     }
     executable(&String::from_utf8_lossy(&output.stdout), package)
         .ok_or_else(|| stop(Exit::Build, format!("cargo built {package} but named no executable")))
+}
+
+/// Says this line if what is returned still lives after a moment.
+fn said_when_it_takes_long(line: String) -> mpsc::Sender<()> {
+    let (alive, gone) = mpsc::channel();
+    std::thread::spawn(move || {
+        if gone.recv_timeout(SOON) == Err(mpsc::RecvTimeoutError::Timeout) {
+            eprintln!("grange: {line}");
+        }
+    });
+    alive
 }
 
 fn executable(messages: &str, package: &str) -> Option<PathBuf> {

@@ -100,16 +100,16 @@ pub enum Command {
 /// A CPU and memory shape, and how QEMU is to run it.
 #[derive(Args, Clone, Debug, Default)]
 pub struct MachineArgs {
-    /// CPUs, 1 to 255
+    /// CPUs, 1 to 255 [default: 4; of `bench` 2, of `test` those of its matrix]
     #[arg(long, value_name = "N")]
     pub cpus: Option<u32>,
-    /// NUMA nodes; the CPUs are dealt out as evenly as they go
+    /// NUMA nodes; the CPUs are dealt out as evenly as they go [default: 2; of `bench` 1]
     #[arg(long, value_name = "N")]
     pub nodes: Option<u32>,
     /// CPUs of each node, for uneven machines: 4,2,1
     #[arg(long, value_name = "N,N,…", value_delimiter = ',')]
     pub node_cpus: Option<Vec<u32>>,
-    /// Memory of the whole machine: 512M, 2G
+    /// Memory of the whole machine: 512M, 2G [default: 512M]
     #[arg(long, value_name = "SIZE")]
     pub memory: Option<String>,
     /// Memory of each node, for uneven machines: 256M,64M,0

@@ -1,8 +1,8 @@
 //! Types what comes through a pipe into the kernel's shell.
 //!
 //! A person waits for the prompt; a pipe does not, and what arrives before the kernel has set up its serial port is lost.
-//! So the pipe is held until the prompt is there. At its end the machine is switched off, as a shell leaves at the end of
-//! its script.
+//! So the pipe is held until the prompt is there. At its end the session does, as a shell leaves at the end of its script:
+//! with status 1 if a command failed.
 
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use crate::process::{POLL, interrupted};
 const PROMPT: &[u8] = b"grange> ";
 
 /// What is typed at the end of the pipe.
-const LEAVE: &[u8] = b"\npoweroff\n";
+const LEAVE: &[u8] = b"\nexit\n";
 
 /// Copies `from` to `to`, beginning when the prompt has appeared in the file `console`. The thread ends with the pipe or
 /// with this process.
@@ -58,7 +58,7 @@ mod tests {
         assert_eq!(std::fs::read(&typed).unwrap(), b"");
         std::fs::write(&console, "booting\ngrange> ").unwrap();
         let end = std::time::Instant::now() + std::time::Duration::from_secs(10);
-        while std::fs::read(&typed).unwrap() != b"cpus\nmem\npoweroff\n" {
+        while std::fs::read(&typed).unwrap() != b"cpus\nmem\nexit\n" {
             assert!(std::time::Instant::now() < end, "{:?}", std::fs::read(&typed));
             std::thread::sleep(POLL);
         }

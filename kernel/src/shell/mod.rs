@@ -12,6 +12,7 @@ mod views;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt::{self, Write};
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use arch::exit::{Verdict, debug_exit};
 use grange_kernel::arguments;
@@ -34,6 +35,9 @@ pub(crate) struct Command {
     /// Does it, with arguments that fit.
     pub(crate) run: fn(&mut Session<'_>, &[&str]) -> Result<(), Complaint>,
 }
+
+/// A command of this session has complained. The shell's thread alone uses it.
+static COMPLAINED: AtomicBool = AtomicBool::new(false);
 
 /// All commands that are linked in, in the linker's order.
 #[linkme::distributed_slice]
@@ -102,13 +106,15 @@ pub(crate) fn interact(cx: &mut MaySleep) -> ! {
             Event::None => {}
             Event::Line(line) => {
                 console::print(&core::mem::take(&mut echo));
-                run_line(cx, &line);
+                if !run_line(cx, &line) {
+                    COMPLAINED.store(true, Ordering::Relaxed);
+                }
                 editor.begin(&mut echo);
             }
             Event::Complete(typed) => complete(&mut editor, &typed, &mut echo),
             Event::Abandoned => editor.begin(&mut echo),
             Event::End => {
-                console::print("\nend of input; `poweroff` ends the machine\n");
+                console::print("\nend of input; `exit` ends the machine\n");
                 editor.begin(&mut echo);
             }
         }
@@ -117,7 +123,15 @@ pub(crate) fn interact(cx: &mut MaySleep) -> ! {
 
 /// Runs the commands of `grange.exec=` and ends the machine: passed if all did what was asked.
 pub(crate) fn execute(cx: &mut MaySleep, commands: &str) -> ! {
-    let all_well = run_line(cx, commands);
+    end(run_line(cx, commands))
+}
+
+/// Ends the session and the machine: passed if all commands so far did what was asked.
+fn leave() -> ! {
+    end(!COMPLAINED.load(Ordering::Relaxed))
+}
+
+fn end(all_well: bool) -> ! {
     sync::log::flush();
     debug_exit(if all_well { Verdict::Pass } else { Verdict::Fail })
 }

@@ -358,9 +358,11 @@ pub fn parse(line: &'static str) -> Result<(), ParamError> {
     Ok(())
 }
 
-/// The known key with the fewest edits from `key`; of several the first by the alphabet.
+/// The known key with the fewest edits from `key`, if no more than a third of its letters are wrong; of several the first by
+/// the alphabet.
 fn nearest(key: &str) -> Option<&'static str> {
-    PARAMS.iter().map(|entry| entry.key).min_by_key(|&known| (edits(key, known), known))
+    let near = PARAMS.iter().map(|entry| (edits(key, entry.key), entry.key));
+    near.filter(|&(edits, _)| 3 * edits <= key.len()).min().map(|(_, known)| known)
 }
 
 /// Splits into keys and values; see the module.

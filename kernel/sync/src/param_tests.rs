@@ -52,6 +52,8 @@ fn an_unknown_key_is_refused_with_the_nearest_known_one() {
     let error = parse("test.refusse=1").unwrap_err();
     assert_eq!(error.nearest, Some("test.refuses"));
     assert_eq!(format!("{error}"), "unknown parameter \"test.refusse\"; the nearest known one is \"test.refuses\"");
+    let error = parse("quite_another").unwrap_err();
+    assert_eq!(format!("{error}"), "unknown parameter \"quite_another\"");
 }
 
 #[test]

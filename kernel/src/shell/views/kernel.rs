@@ -8,7 +8,7 @@ use grange_kernel::table::{Table, Value};
 use super::sync::online_cpu;
 use crate::console;
 use crate::crash::{self, End};
-use crate::shell::{COMMANDS, Complaint, Session, command};
+use crate::shell::{COMMANDS, Complaint, Session, command, leave};
 
 command!(help, "[COMMAND] [--json]", "this list, or one line of it", help);
 command!(
@@ -17,6 +17,7 @@ command!(
     "ends the kernel in one of many ways, here or on a CPU; --list explains them",
     panic
 );
+command!(exit, "", "ends the machine, with status 0 if all commands did what was asked, else 1", exit);
 command!(reboot, "", "resets the machine", reboot);
 command!(poweroff, "", "switches the machine off", poweroff);
 
@@ -31,6 +32,10 @@ fn help(session: &mut Session<'_>, arguments: &[&str]) -> Result<(), Complaint> 
         table.row([Value::from(command.name), command.arguments.into(), command.help.into()]);
     }
     session.show(&table)
+}
+
+fn exit(_: &mut Session<'_>, _: &[&str]) -> Result<(), Complaint> {
+    leave()
 }
 
 fn reboot(_: &mut Session<'_>, _: &[&str]) -> Result<(), Complaint> {
