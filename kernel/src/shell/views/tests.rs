@@ -25,12 +25,7 @@ fn test(session: &mut Session<'_>, arguments: &[&str]) -> Result<(), Complaint> 
         // Not the line: tests know that of their block only. `cargo xtask test --list` looks it up in the source.
         let mut table = Table::new("tests", &["suite", "name", "file", "budget ms"]);
         for case in ::tests::run::select(::tests::TESTS.iter(), &plan) {
-            table.row([
-                Value::from(case.suite),
-                case.name.into(),
-                case.file.into(),
-                case.budget_ms.into(),
-            ]);
+            table.row([Value::from(case.suite), case.name.into(), case.file.into(), case.budget_ms.into()]);
         }
         return session.show(&table);
     }
