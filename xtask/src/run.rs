@@ -19,7 +19,7 @@ use crate::rundir::{RunDir, write, write_script};
 use crate::shape::Defaults;
 use crate::symbols::{Symbols, addresses};
 use crate::workspace::Workspace;
-use crate::{console, process, typist};
+use crate::{console, process, typist, watchdog};
 
 /// The machine one gets without asking for another.
 const DEFAULTS: Defaults = Defaults { cpus: 4, nodes: 2 };
@@ -315,7 +315,11 @@ impl Session<'_> {
             &format!("{:#}\n", json!({ "v": 1, "verdict": exit.word(), "exit": exit.code() })),
         )?;
         let part = match ended {
-            Ended::TimeOut(from) => console::around(&bytes, *from, bytes.len(), LINES),
+            Ended::TimeOut(asked) => {
+                // What the kernel's watchdogs had noticed before belongs to it.
+                let from = watchdog::first(&bytes).map_or(*asked, |noticed| noticed.min(*asked));
+                console::around(&bytes, from, bytes.len(), LINES)
+            }
             // What was asked for by `bt`; a session has had it on the terminal, and long ago.
             _ if exit == Exit::Passed && self.commands => console::backtraces(&raw),
             _ if exit == Exit::Passed => String::new(),

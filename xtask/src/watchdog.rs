@@ -48,9 +48,7 @@ pub fn reports(console: &[u8], host: &HostShare) -> Vec<Report> {
     while let Some(bytes) = lines.next() {
         let line = String::from_utf8_lossy(bytes);
         let line = line.trim_end();
-        if MARKS.iter().any(|(first, second)| line.contains(first) && line.contains(second))
-            && !line.ends_with("(drill)")
-        {
+        if begins_one(line) {
             let next = lines.peek().map(|bytes| String::from_utf8_lossy(bytes)).unwrap_or_default();
             let window = age(line).or_else(|| age(&next)).unwrap_or(USUAL);
             let share = host.before_byte(offset, window);
@@ -65,6 +63,23 @@ pub fn reports(console: &[u8], host: &HostShare) -> Vec<Report> {
         offset += bytes.len() as u64;
     }
     reports
+}
+
+/// Where the first report in the console's log begins, in bytes.
+#[must_use]
+pub fn first(console: &[u8]) -> Option<usize> {
+    let mut offset = 0;
+    console.split_inclusive(|&byte| byte == b'\n').find_map(|line| {
+        let at = offset;
+        offset += line.len();
+        begins_one(String::from_utf8_lossy(line).trim_end()).then_some(at)
+    })
+}
+
+/// Whether a line is the first of a report that counts.
+fn begins_one(line: &str) -> bool {
+    let marked = MARKS.iter().any(|(first, second)| line.contains(first) && line.contains(second));
+    marked && !line.ends_with("(drill)")
 }
 
 /// The log with the host's share below the first line of each report.
@@ -109,6 +124,8 @@ mod tests {
         let found = reports(LOG.as_bytes(), &HostShare::new(Instant::now()));
         assert_eq!(found.iter().map(|report| report.window_s).collect::<Vec<_>>(), [23, 12, 120]);
         assert!(found[2].line.contains("a b:12") && !found[2].starved);
+        assert_eq!(first(LOG.as_bytes()), LOG.find("[   30.1] sched"));
+        assert_eq!(first(b"[    1.0] grange up\n"), None);
     }
 
     #[test]

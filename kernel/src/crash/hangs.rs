@@ -60,6 +60,7 @@ pub(super) fn smp_call_lockup(_: &mut MaySleep) {
 pub(super) fn hung_task(cx: &mut MaySleep) {
     static NEVER: Completion = Completion::new();
     NEVER.wait(cx);
+    unreachable!("nobody completes it")
 }
 
 #[inline(never)]
