@@ -45,6 +45,9 @@ arch::per_cpu! {
 /// Context: task, sleeps. Not from a callback.
 pub fn rcu_barrier(cx: &mut MaySleep) {
     cx.assert_may_sleep();
+    // Whoever has the turn may wait for callbacks between two CPUs. If this is the thread that took the CPU offline, in a
+    // notifier that comes before this storey's, nobody else would adopt them.
+    call::adopt();
     let target = SEQ.snap();
     let mut served = false;
     TURNS.wait_until(cx, || {
