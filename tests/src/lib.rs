@@ -43,6 +43,7 @@ pub mod run;
 mod stepping;
 mod storm;
 mod suites;
+mod toggle;
 
 pub use bench::BENCHES;
 pub use case::{TESTS, TestCase};

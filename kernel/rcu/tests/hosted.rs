@@ -176,7 +176,8 @@ fn pipe_updater(cx: &mut MaySleep, pipe: &Pipe, ns: u64, wait: fn(&mut MaySleep)
     let mut current = fresh();
     pipe.current.replace(Some(RcuBox::new(current.clone()))).expect("never null").retire();
     let mut old = Vec::new();
-    while clock::now_ns() < until {
+    // And longer, where the host is slow.
+    while clock::now_ns() < until || turns <= 10 {
         let next = fresh();
         let retired = pipe.current.replace(Some(RcuBox::new(next.clone()))).expect("never null");
         old.push((retired, std::mem::replace(&mut current, next)));
@@ -296,6 +297,54 @@ fn idle_cpus_are_not_woken_by_grace_periods() {
             // the last report may not wake. To wake the idle CPUs would be six more of each kind.
             let per_gp = per_gp.join(cx);
             assert!(per_gp <= 6, "{per_gp} interrupts for two grace periods");
+        });
+    });
+}
+
+#[test]
+fn a_leaf_whose_cpus_have_all_gone_holds_nothing_up_but_its_readers() {
+    in_own_process(|| {
+        machine(4, "grange.rcu_fanout=2 rcutree.rcu_fanout_leaf=2", |cx| {
+            let far = [2, 3].map(CpuId::new);
+            for round in 0..10 {
+                let (ran, state) = (Arc::<AtomicUsize>::default(), Arc::<(AtomicBool, AtomicBool)>::default());
+                let (theirs, theirs_too) = (state.clone(), ran.clone());
+                let reader = spawn(cx, Some(3), move |cx| {
+                    for _ in 0..100 {
+                        queue(&theirs_too);
+                    }
+                    let guard = read_lock(cx);
+                    theirs.0.store(true, Ordering::SeqCst);
+                    while !theirs.1.load(Ordering::SeqCst) {
+                        irq::relax();
+                    }
+                    drop(guard);
+                });
+                assert!(soon(cx, || state.0.load(Ordering::SeqCst)));
+                far.iter().for_each(|&cpu| sched::cpu_off(cpu, cx).unwrap());
+                assert!(rcu::cpu_stats().filter(|cpu| far.contains(&cpu.cpu)).all(|cpu| !cpu.online && !cpu.watched));
+                let (ended, theirs) = (Arc::<AtomicBool>::default(), state.clone());
+                let end = ended.clone();
+                let updater = spawn(cx, None, move |cx| {
+                    if round % 2 == 0 {
+                        synchronize_rcu(cx)
+                    } else {
+                        synchronize_rcu_expedited(cx)
+                    }
+                    end.store(true, Ordering::SeqCst);
+                    theirs.1.load(Ordering::SeqCst)
+                });
+                sched::sleep_ns(cx, 20 * MS);
+                assert!(!ended.load(Ordering::SeqCst), "the reader is still in its section");
+                state.1.store(true, Ordering::SeqCst);
+                assert!(updater.join(cx));
+                reader.join(cx);
+                rcu_barrier(cx);
+                assert_eq!(ran.load(Ordering::Relaxed), 100);
+                synchronize_rcu(cx);
+                synchronize_rcu_expedited(cx);
+                far.iter().for_each(|&cpu| sched::cpu_on(cpu, cx).unwrap());
+            }
         });
     });
 }

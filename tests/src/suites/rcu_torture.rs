@@ -22,6 +22,7 @@ use sched::{Completion, Prio};
 use sync::callback::CallbackHead;
 use sync::{ATOMIC, IrqGuard, MaySleep, PreemptGuard, Rng};
 
+use crate::toggle::{others, toggle_all};
 use crate::{Failure, Test, ensure, ktest};
 
 /// A millisecond in nanoseconds.
@@ -33,10 +34,15 @@ const EACH_NS: u64 = 500 * MS;
 /// And longer, until it has come to this many grace periods: a host may be slow.
 const MIN_TURNS: u64 = 20;
 
+/// What goes on beside readers and updater.
+type Meanwhile = fn(&mut Test<'_>) -> Result<(), Failure>;
+
 struct Pipe {
     /// The element that readers find: its stage.
     current: Rcu<Arc<AtomicUsize>>,
     stop: AtomicBool,
+    /// The updater goes on until this is set.
+    may_end: AtomicBool,
     /// Sections by the stage of their element at their end.
     ages: [AtomicU64; STAGES + 1],
 }
@@ -74,7 +80,7 @@ impl Pipe {
         swap(&current).retire();
         let mut replaced: Vec<(Retired<_>, Arc<AtomicUsize>)> = Vec::new();
         let mut turns = 0;
-        while clock::now_ns() < until || turns < MIN_TURNS {
+        while clock::now_ns() < until || turns < MIN_TURNS || !self.may_end.load(Ordering::Relaxed) {
             let next = fresh();
             replaced.push((swap(&next), core::mem::replace(&mut current, next)));
             wait(cx);
@@ -94,33 +100,51 @@ impl Pipe {
 }
 
 fn torture(t: &mut Test<'_>, name: &str, wait: fn(&mut MaySleep)) -> Result<(), Failure> {
+    // Above the readers, so that it gets its turns among many; but beside them where it would leave them no CPU.
+    let prio = if cpu::online_count() > 1 { Prio::HIGH } else { Prio::NORMAL };
+    [1, 3].into_iter().try_for_each(|per_cpu| torture_with(t, name, (per_cpu, prio), wait, |_| Ok(())))
+}
+
+/// While every CPU goes and comes.
+fn torture_hotplug(t: &mut Test<'_>, name: &str, wait: fn(&mut MaySleep)) -> Result<(), Failure> {
+    others(t.cx)?;
+    torture_with(t, name, (1, Prio::NORMAL), wait, |t| toggle_all(&others(t.cx)?, &mut t.rng, t.cx))
+}
+
+fn torture_with(
+    t: &mut Test<'_>,
+    name: &str,
+    (per_cpu, prio): (usize, Prio),
+    wait: fn(&mut MaySleep),
+    meanwhile: Meanwhile,
+) -> Result<(), Failure> {
     let failed = |error| crate::__failed!("{error}");
-    for per_cpu in [1, 3] {
-        let pipe = Arc::new(Pipe {
-            current: Rcu::new(RcuBox::new(Arc::new(AtomicUsize::new(0)))),
-            stop: AtomicBool::new(false),
-            ages: [const { AtomicU64::new(0) }; STAGES + 1],
-        });
-        let mut readers = Vec::new();
-        for (i, on) in cpu::online().iter().cycle().take(per_cpu * cpu::online_count()).enumerate() {
-            let (pipe, rng) = (pipe.clone(), Rng::new(t.seed ^ i as u64));
-            // Some may move from CPU to CPU.
-            let on = (i % 4 != 3).then_some(on);
-            readers.push(sched::spawn(t.cx, "pipe reader", Prio::NORMAL, on, move |_| pipe.read(rng)).map_err(failed)?);
-        }
-        let theirs = pipe.clone();
-        // Above the readers, so that it gets its turns among many; but beside them where it would leave them no CPU.
-        let prio = if cpu::online_count() > 1 { Prio::HIGH } else { Prio::NORMAL };
-        let updater = sched::spawn(t.cx, "pipe updater", prio, None, move |cx| theirs.update(cx, wait));
-        let turns = updater.map_err(failed)?.join(t.cx);
-        pipe.stop.store(true, Ordering::Relaxed);
-        readers.into_iter().for_each(|reader| reader.join(t.cx));
-        rcu_barrier(t.cx);
-        let ages: Vec<_> = pipe.ages.iter().map(|age| age.load(Ordering::Relaxed)).collect();
-        t.note(format_args!("{name}, {per_cpu} readers a CPU: {turns} grace periods, sections by age {ages:?}"));
-        ensure!(ages[0] >= 100, "too little happened: {turns} grace periods, {ages:?}");
-        ensure!(ages[1..].iter().all(|&sections| sections == 0), "RCU is broken: sections by age {ages:?}");
+    let pipe = Arc::new(Pipe {
+        current: Rcu::new(RcuBox::new(Arc::new(AtomicUsize::new(0)))),
+        stop: AtomicBool::new(false),
+        may_end: AtomicBool::new(false),
+        ages: [const { AtomicU64::new(0) }; STAGES + 1],
+    });
+    let mut readers = Vec::new();
+    for (i, on) in cpu::online().iter().cycle().take(per_cpu * cpu::online_count()).enumerate() {
+        let (pipe, rng) = (pipe.clone(), Rng::new(t.seed ^ i as u64));
+        // Some may move from CPU to CPU.
+        let on = (i % 4 != 3).then_some(on);
+        readers.push(sched::spawn(t.cx, "pipe reader", Prio::NORMAL, on, move |_| pipe.read(rng)).map_err(failed)?);
     }
+    let theirs = pipe.clone();
+    let updater = sched::spawn(t.cx, "pipe updater", prio, None, move |cx| theirs.update(cx, wait));
+    let result = meanwhile(t);
+    pipe.may_end.store(true, Ordering::Relaxed);
+    let turns = updater.map_err(failed)?.join(t.cx);
+    pipe.stop.store(true, Ordering::Relaxed);
+    readers.into_iter().for_each(|reader| reader.join(t.cx));
+    rcu_barrier(t.cx);
+    result?;
+    let ages: Vec<_> = pipe.ages.iter().map(|age| age.load(Ordering::Relaxed)).collect();
+    t.note(format_args!("{name}, {per_cpu} readers a CPU: {turns} grace periods, sections by age {ages:?}"));
+    ensure!(ages[0] >= 100, "too little happened: {turns} grace periods, {ages:?}");
+    ensure!(ages[1..].iter().all(|&sections| sections == 0), "RCU is broken: sections by age {ages:?}");
     Ok(())
 }
 
@@ -180,5 +204,26 @@ ktest! {
     #[budget_ms(60_000)]
     fn no_reader_outlasts_a_polled_grace_period(t: &mut Test) {
         torture(t, "start_poll", wait_by_polling)
+    }
+
+    /// `synchronize_rcu`, while CPUs go and come.
+    #[tags(race, slow)]
+    #[budget_ms(300_000)]
+    fn no_reader_outlasts_a_grace_period_while_cpus_go_and_come(t: &mut Test) {
+        torture_hotplug(t, "synchronize_rcu", synchronize_rcu)
+    }
+
+    /// `synchronize_rcu_expedited`, while CPUs go and come.
+    #[tags(race, slow)]
+    #[budget_ms(300_000)]
+    fn no_reader_outlasts_an_expedited_grace_period_while_cpus_go_and_come(t: &mut Test) {
+        torture_hotplug(t, "synchronize_rcu_expedited", synchronize_rcu_expedited)
+    }
+
+    /// `call_rcu`, while CPUs go and come and the callbacks move.
+    #[tags(race, slow)]
+    #[budget_ms(300_000)]
+    fn no_reader_outlasts_a_callback_while_cpus_go_and_come(t: &mut Test) {
+        torture_hotplug(t, "call_rcu", wait_by_callback)
     }
 }
