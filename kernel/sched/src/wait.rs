@@ -155,7 +155,6 @@ impl WaitQueue {
         let thread = waiter.thread;
         loop {
             self.enter(&waiter);
-            thread.state.announce_sleep();
             if cond() {
                 break;
             }
@@ -179,7 +178,6 @@ impl WaitQueue {
         let alarm = Alarm::set(thread, clock::now_ns().saturating_add(ns));
         let held = loop {
             self.enter(&waiter);
-            thread.state.announce_sleep();
             // In this order: when time is up the condition has the last word, so that a `wake_one` that was meant for
             // this thread is not wasted on it.
             let rang = alarm.rang();
@@ -222,7 +220,7 @@ impl WaitQueue {
         let mut woken = 0;
         while woken < most {
             let Some(waiter) = list.pop() else { break };
-            // A waiter that is off the list but awake comes back or has what it wants.
+            // It sleeps, or has announced that it will and not looked at its condition yet, or has what it wants.
             wake(waiter.thread);
             woken += 1;
         }
@@ -237,12 +235,15 @@ impl WaitQueue {
         self.waiters.load(Ordering::Relaxed) != 0
     }
 
+    /// Queues the running thread and announces its sleep, as one step for wakers: one that takes it off the list between the
+    /// two would find it awake, and if it meant another's condition the thread would then sleep on no list.
     fn enter(&self, waiter: &Waiter) {
         let mut list = self.list.lock_irqsave(ATOMIC);
         // SAFETY: on the stack of a thread that calls `leave` before it goes on.
         if unsafe { list.push(waiter) } {
             self.waiters.fetch_add(1, Ordering::Relaxed);
         }
+        waiter.thread.state.announce_sleep();
     }
 
     fn leave(&self, waiter: &Waiter) {

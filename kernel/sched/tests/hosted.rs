@@ -470,3 +470,41 @@ fn an_idle_cpu_takes_a_thread_that_waits_elsewhere() {
         });
     });
 }
+
+#[test]
+fn a_wake_up_that_was_meant_for_another_condition_loses_nobody() {
+    in_own_process(|| {
+        static QUEUE: WaitQueue = WaitQueue::new();
+        static TURN: AtomicUsize = AtomicUsize::new(0);
+        static SEEN: AtomicUsize = AtomicUsize::new(0);
+        const TURNS: usize = 1_000;
+        machine(3, |cx| {
+            let over = Arc::new(AtomicBool::new(false));
+            let theirs = over.clone();
+            let others = spawn(cx, Some(2), move |_| {
+                while !theirs.load(Ordering::Relaxed) {
+                    QUEUE.wake_all();
+                }
+            });
+            let waiter = spawn(cx, Some(1), |cx| {
+                for turn in 1..=TURNS {
+                    QUEUE.wait_until(cx, || TURN.load(Ordering::Relaxed) >= turn);
+                    SEEN.store(turn, Ordering::Relaxed);
+                }
+            });
+            for turn in 1..=TURNS {
+                clock::udelay((turn % 16) as u64);
+                TURN.store(turn, Ordering::Relaxed);
+                QUEUE.wake_all();
+                let until = clock::now_ns() + 20_000 * MS;
+                while SEEN.load(Ordering::Relaxed) < turn {
+                    assert!(clock::now_ns() < until, "the waiter sleeps on at turn {turn}");
+                    sched::yield_now(cx);
+                }
+            }
+            over.store(true, Ordering::Relaxed);
+            waiter.join(cx);
+            others.join(cx);
+        });
+    });
+}
