@@ -82,17 +82,26 @@ fn idle_once(here: CpuId, poll: bool) {
     if let Some(hooks) = hooks {
         (hooks.idle_enter)();
     }
-    // The last look. Whatever the lines above have started is here or sends an interrupt.
-    if !context::need_resched() && !softirq::pending() {
-        if poll {
-            poll_until_work();
-        } else {
-            irq::halt_with_irqs();
-            irq::disable();
-        }
-    }
+    wait_for_interrupt(poll);
     if let Some(hooks) = hooks {
         (hooks.idle_exit)();
+    }
+}
+
+/// The last look, and the wait of an idle CPU if there is nothing to do. See the module text; public for the test that steps
+/// over it, in an ordinary thread.
+///
+/// Context: idle thread, or pinned; interrupts off before and after.
+pub fn wait_for_interrupt(poll: bool) {
+    // Whatever the caller has started is here or sends an interrupt.
+    if context::need_resched() || softirq::pending() {
+        return;
+    }
+    if poll {
+        poll_until_work();
+    } else {
+        irq::halt_with_irqs();
+        irq::disable();
     }
 }
 

@@ -1,26 +1,23 @@
-//! Threads: wake-ups, preemption, timers, deferred work, mutexes, idle CPUs.
+//! Threads: wake-ups, timers, deferred work. Who gets the CPU is `sched_prio`'s, idle CPUs are `sched_idle`'s.
 //!
 //! Waits in here end by counted work or by generous time: a CPU of an emulated machine may stand still for tens of
 //! milliseconds at any point.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
-use arch::{CpuId, clock, cpu, irq};
-use sched::{Completion, DelayedWork, Mutex, Prio, Softirq, Timer, WaitQueue, WorkItem, tick};
-use sync::{MaySleep, PreemptGuard};
+use arch::{CpuId, clock, cpu};
+use sched::{Completion, DelayedWork, Prio, Timer, WaitQueue, WorkItem};
+use sync::MaySleep;
 
 use crate::{Failure, ensure, ensure_eq, ktest, skip};
 
-/// Wake-ups in each direction of the ping-pong.
-const ROUNDS: u64 = 50_000;
-
 /// A millisecond in nanoseconds.
-const MS: u64 = 1_000_000;
+pub(super) const MS: u64 = 1_000_000;
 
 /// Starts a thread of normal priority, or fails the test.
-fn spawn<T: Send + 'static>(
+pub(super) fn spawn<T: Send + 'static>(
     cx: &mut MaySleep,
     name: &str,
     on: Option<CpuId>,
@@ -30,7 +27,7 @@ fn spawn<T: Send + 'static>(
 }
 
 /// Two CPUs, this one's first; skips the test on a machine with one.
-fn two_cpus() -> Result<(CpuId, CpuId), Failure> {
+pub(super) fn two_cpus() -> Result<(CpuId, CpuId), Failure> {
     let mut cpus = cpu::online().iter();
     match (cpus.next(), cpus.next()) {
         (Some(a), Some(b)) => Ok((a, b)),
@@ -49,8 +46,8 @@ impl Ball {
         Ball { turn: AtomicU64::new(0), queues: [WaitQueue::new(), WaitQueue::new()] }
     }
 
-    fn play(&self, cx: &mut MaySleep, me: usize) {
-        for round in 0..ROUNDS {
+    fn play(&self, cx: &mut MaySleep, me: usize, rounds: u64) {
+        for round in 0..rounds {
             let mine = 2 * round + me as u64;
             self.queues[me].wait_until(cx, || self.turn.load(Ordering::Relaxed) == mine);
             self.turn.store(mine + 1, Ordering::Relaxed);
@@ -59,27 +56,36 @@ impl Ball {
     }
 }
 
-fn ping_pong(cx: &mut MaySleep, a: Option<CpuId>, b: Option<CpuId>) -> Result<(), Failure> {
-    let ball = Arc::new(Ball::new());
+/// So many wake-ups, each needed for the next, between two threads; returns the nanoseconds of each.
+fn ping_pong(cx: &mut MaySleep, wake_ups: u64, a: Option<CpuId>, b: Option<CpuId>) -> Result<u64, Failure> {
+    let (ball, rounds) = (Arc::new(Ball::new()), wake_ups / 2);
     let (ours, theirs) = (ball.clone(), ball.clone());
-    let ping = spawn(cx, "ping", a, move |cx| ours.play(cx, 0))?;
-    let pong = spawn(cx, "pong", b, move |cx| theirs.play(cx, 1))?;
+    let begin = clock::now_ns();
+    let ping = spawn(cx, "ping", a, move |cx| ours.play(cx, 0, rounds))?;
+    let pong = spawn(cx, "pong", b, move |cx| theirs.play(cx, 1, rounds))?;
     ping.join(cx);
     pong.join(cx);
-    ensure_eq!(ball.turn.load(Ordering::Relaxed), 2 * ROUNDS);
-    Ok(())
+    ensure_eq!(ball.turn.load(Ordering::Relaxed), 2 * rounds);
+    Ok((clock::now_ns() - begin) / wake_ups)
 }
 
 ktest! {
     /// 100,000 wake-ups, each needed for the next: a lost one is a hang. Each wakes a halted CPU, which takes an emulator on a
-    /// busy host most of a millisecond; so it is run on as many CPUs as the host has, and not again on more.
+    /// busy host most of a millisecond.
     #[budget_ms(120_000)]
     fn ping_pong_across_cpus_loses_no_wake_up(t: &mut Test) {
         let (a, b) = two_cpus()?;
-        let begin = clock::now_ns();
-        ping_pong(t.cx, Some(a), Some(b))?;
-        let each = (clock::now_ns() - begin) / (2 * ROUNDS);
+        let each = ping_pong(t.cx, 100_000, Some(a), Some(b))?;
         t.figure(format_args!(r#"{{"bench":"sched.ping_pong_across_cpus","ns_each":{each}}}"#));
+        Ok(())
+    }
+
+    /// A million of them, as long as that may take.
+    #[tags(race, slow)]
+    #[budget_ms(1_200_000)]
+    fn a_million_wake_ups_across_cpus_are_none_too_few(t: &mut Test) {
+        let (a, b) = two_cpus()?;
+        ping_pong(t.cx, 1_000_000, Some(a), Some(b))?;
         Ok(())
     }
 
@@ -87,9 +93,7 @@ ktest! {
     #[budget_ms(60_000)]
     fn ping_pong_on_one_cpu_loses_no_wake_up(t: &mut Test) {
         let here = cpu::current();
-        let begin = clock::now_ns();
-        ping_pong(t.cx, Some(here), Some(here))?;
-        let each = (clock::now_ns() - begin) / (2 * ROUNDS);
+        let each = ping_pong(t.cx, 100_000, Some(here), Some(here))?;
         t.figure(format_args!(r#"{{"bench":"sched.ping_pong_on_one_cpu","ns_each":{each}}}"#));
         Ok(())
     }
@@ -98,7 +102,8 @@ ktest! {
     #[tags(race)]
     #[budget_ms(60_000)]
     fn ping_pong_of_unbound_threads_loses_no_wake_up(t: &mut Test) {
-        ping_pong(t.cx, None, None)
+        ping_pong(t.cx, 100_000, None, None)?;
+        Ok(())
     }
 
     /// A thread's result reaches whoever joins it, and its memory its next tenant.
@@ -128,81 +133,6 @@ ktest! {
         for thread in threads {
             ensure!(thread.join(t.cx));
         }
-        Ok(())
-    }
-
-    /// Two threads that never give up one CPU both get it: the slice ends by the tick.
-    #[budget_ms(30_000)]
-    fn a_busy_loop_is_preempted_by_an_equal(t: &mut Test) {
-        let shared = Arc::new((AtomicBool::new(false), AtomicUsize::new(0)));
-        let on = cpu::online().iter().last();
-        let mut threads = Vec::new();
-        for _ in 0..2 {
-            let shared = shared.clone();
-            threads.push(spawn(t.cx, "busy", on, move |_| {
-                // Each waits for the other without giving up the CPU: only preemption lets both get here.
-                shared.1.fetch_add(1, Ordering::Relaxed);
-                while shared.1.load(Ordering::Relaxed) < 2 && !shared.0.load(Ordering::Relaxed) {
-                    irq::relax();
-                }
-                sched::current().involuntary_switches()
-            })?);
-        }
-        let begin = clock::now_ns();
-        while shared.1.load(Ordering::Relaxed) < 2 && clock::now_ns() - begin < 20_000 * MS {
-            sched::sleep_ns(t.cx, MS);
-        }
-        shared.0.store(true, Ordering::Relaxed);
-        let switches: u64 = threads.into_iter().map(|thread| thread.join(t.cx)).sum();
-        ensure_eq!(shared.1.load(Ordering::Relaxed), 2);
-        ensure!(switches >= 1, "{switches} preemptions");
-        Ok(())
-    }
-
-    /// A thread of a higher level gets the CPU at once although another never gives it up.
-    #[budget_ms(30_000)]
-    fn an_urgent_thread_preempts_a_busy_one(t: &mut Test) {
-        let (_, there) = two_cpus()?;
-        let stop = Arc::new(AtomicBool::new(false));
-        let stop_too = stop.clone();
-        let busy = spawn(t.cx, "busy", Some(there), move |_| {
-            while !stop_too.load(Ordering::Relaxed) {
-                irq::relax();
-            }
-        })?;
-        for _ in 0..50 {
-            let urgent = sched::spawn(t.cx, "urgent", Prio::RCU, Some(there), |_| cpu::current());
-            let urgent = urgent.map_err(|error| crate::__failed!("{error}"))?;
-            ensure_eq!(urgent.join(t.cx), there);
-        }
-        ensure!(!busy.is_finished());
-        stop.store(true, Ordering::Relaxed);
-        busy.join(t.cx);
-        Ok(())
-    }
-
-    /// With preemption off even the end of the slice waits.
-    fn nothing_preempts_a_preempt_off_section(t: &mut Test) {
-        let here = cpu::current();
-        let ran = Arc::new(AtomicBool::new(false));
-        let ran_too = ran.clone();
-        let other = sched::spawn(t.cx, "urgent", Prio::RCU, Some(here), move |cx| {
-            sched::sleep_ns(cx, 5 * MS);
-            ran_too.store(true, Ordering::Relaxed);
-        });
-        let other = other.map_err(|error| crate::__failed!("{error}"))?;
-        let seen = {
-            let _pin = PreemptGuard::new(&*t.cx);
-            let before = ran.load(Ordering::Relaxed);
-            let begin = clock::now_ns();
-            while clock::now_ns() - begin < 20 * MS {
-                irq::relax();
-            }
-            (before, ran.load(Ordering::Relaxed))
-        };
-        ensure_eq!(seen.0, seen.1, "it ran in the section");
-        other.join(t.cx);
-        ensure!(ran.load(Ordering::Relaxed));
         Ok(())
     }
 
@@ -293,65 +223,6 @@ ktest! {
         Ok(())
     }
 
-    /// Threads of all CPUs on one mutex: one at a time, and each gets its share.
-    #[tags(race)]
-    #[budget_ms(60_000)]
-    fn a_mutex_lets_one_thread_in_at_a_time(t: &mut Test) {
-        const TURNS: u64 = 2_000;
-        let mutex = Arc::new(Mutex::new(0_u64, sync::lock_class!("test.counter")));
-        let inside = Arc::new(AtomicU32::new(0));
-        let mut threads = Vec::new();
-        let count = 2 * cpu::online_count().min(8) as u64;
-        for cpu in cpu::online().iter().cycle().take(count as usize) {
-            let (mutex, inside) = (mutex.clone(), inside.clone());
-            threads.push(spawn(t.cx, "contender", Some(cpu), move |cx| {
-                let mut alone = true;
-                for turn in 0..TURNS {
-                    let mut value = mutex.lock(cx);
-                    alone &= inside.fetch_add(1, Ordering::Relaxed) == 0;
-                    *value += 1;
-                    if turn % 500 == 0 {
-                        sched::sleep_ns(cx, MS / 10);
-                    }
-                    inside.fetch_sub(1, Ordering::Relaxed);
-                }
-                alone
-            })?);
-        }
-        for thread in threads {
-            ensure!(thread.join(t.cx), "two threads in the mutex");
-        }
-        ensure_eq!(*mutex.lock(t.cx), count * TURNS);
-        Ok(())
-    }
-
-    /// The most urgent waiter is next, whoever came first.
-    fn a_mutex_goes_to_the_most_urgent_waiter(t: &mut Test) {
-        let order = Arc::new(Mutex::new(Vec::new(), sync::lock_class!("test.order")));
-        let gate = Arc::new(Mutex::new((), sync::lock_class!("test.gate")));
-        let held = gate.lock(t.cx);
-        let mut threads = Vec::new();
-        for prio in [Prio::BACKGROUND, Prio::NORMAL, Prio::HIGH] {
-            let (order, gate) = (order.clone(), gate.clone());
-            let thread = sched::spawn(t.cx, "waiter", prio, None, move |cx| {
-                let _gate = gate.lock(cx);
-                order.lock(cx).push(prio);
-            });
-            let thread = thread.map_err(|error| crate::__failed!("{error}"))?;
-            while thread.thread().state() != sched::State::Sleeping {
-                sched::sleep_ns(t.cx, MS);
-            }
-            threads.push(thread);
-        }
-        drop(held);
-        for thread in threads {
-            thread.join(t.cx);
-        }
-        let order = order.lock(t.cx);
-        ensure_eq!(order[..], [Prio::HIGH, Prio::NORMAL, Prio::BACKGROUND]);
-        Ok(())
-    }
-
     /// A wait with a time-out ends either way.
     fn a_wait_ends_by_its_condition_or_by_its_time(t: &mut Test) {
         let done = Arc::new(Completion::new());
@@ -368,91 +239,6 @@ ktest! {
         let queue = WaitQueue::new();
         ensure!(!queue.wait_timeout(t.cx, MS, || false));
         ensure!(!queue.has_waiters());
-        Ok(())
-    }
-
-    /// Raised in a thread, it runs on this CPU before the thread notices; raised with interrupts off, afterwards.
-    fn a_softirq_runs_where_it_was_raised(t: &mut Test) {
-        static RUNS: AtomicU32 = AtomicU32::new(0);
-        static WRONG: AtomicU32 = AtomicU32::new(0);
-        static HANDLER: sync::Once<()> = sync::Once::new();
-        HANDLER.call_once(|| sched::softirq::register(Softirq::Test, || {
-            RUNS.fetch_add(1, Ordering::Relaxed);
-            WRONG.fetch_add(u32::from(!sync::context::in_softirq() || !irq::enabled()), Ordering::Relaxed);
-        }));
-        for expected in 1..=100 {
-            let _pin = PreemptGuard::new(&*t.cx);
-            sched::softirq::raise(Softirq::Test);
-            let begin = clock::now_ns();
-            while RUNS.load(Ordering::Relaxed) < expected && clock::now_ns() - begin < 5_000 * MS {
-                irq::relax();
-            }
-            ensure_eq!(RUNS.load(Ordering::Relaxed), expected);
-        }
-        ensure_eq!(WRONG.load(Ordering::Relaxed), 0);
-        RUNS.store(0, Ordering::Relaxed);
-        Ok(())
-    }
-
-    /// What a switch, a wake-up and a preempt-off section cost; under `-icount shift=0` a nanosecond is an instruction.
-    fn switches_and_wake_ups_are_counted(t: &mut Test) {
-        const TURNS: u64 = 2_000;
-        let here = Some(cpu::current());
-        let begin = clock::now_ns();
-        for _ in 0..TURNS {
-            drop(core::hint::black_box(PreemptGuard::new(&*t.cx)));
-        }
-        let pair = (clock::now_ns() - begin) / TURNS;
-
-        let turns = |cx: &mut MaySleep| (0..TURNS).for_each(|_| sched::yield_now(cx));
-        let one = spawn(t.cx, "turns", here, turns)?;
-        let two = spawn(t.cx, "turns", here, turns)?;
-        let begin = clock::now_ns();
-        one.join(t.cx);
-        two.join(t.cx);
-        let switch = (clock::now_ns() - begin) / (2 * TURNS);
-
-        let stop = Arc::new(AtomicBool::new(false));
-        let stop_too = stop.clone();
-        let sleeper = spawn(t.cx, "sleeper", here, move |cx| {
-            while !stop_too.load(Ordering::Relaxed) {
-                sched::wait::sleep_until_woken(cx, || stop_too.load(Ordering::Relaxed));
-            }
-        })?;
-        let mut wake = 0;
-        for _ in 0..TURNS {
-            sched::yield_now(t.cx);
-            let begin = clock::now_ns();
-            let woken = sched::wake(sleeper.thread());
-            wake += clock::now_ns() - begin;
-            ensure!(woken, "the sleeper had its turn and sleeps");
-        }
-        stop.store(true, Ordering::Relaxed);
-        sched::wake(sleeper.thread());
-        sleeper.join(t.cx);
-        let wake = wake / TURNS;
-        t.figure(format_args!(
-            r#"{{"bench":"sched.costs","preempt_pair":{pair},"yield_switch":{switch},"wake_local":{wake}}}"#
-        ));
-        Ok(())
-    }
-
-    /// A CPU that idles takes no tick, and takes up threads at once when there are some.
-    fn an_idle_cpu_takes_no_tick(t: &mut Test) {
-        let (_, there) = two_cpus()?;
-        // Whatever earlier tests left behind goes to sleep first.
-        let mut quiet = false;
-        for _ in 0..50 {
-            let before = tick::count_on(there);
-            sched::sleep_ns(t.cx, 50 * MS);
-            quiet = tick::count_on(there) == before && !tick::runs_on(there);
-            if quiet {
-                break;
-            }
-        }
-        ensure!(quiet, "CPU {there} still ticks");
-        let thread = spawn(t.cx, "worker", Some(there), |_| cpu::current())?;
-        ensure_eq!(thread.join(t.cx), there);
         Ok(())
     }
 }

@@ -6,17 +6,24 @@
 //! - STEP-1: the state belongs to one CPU and the trap flag to one thread; the caller of
 //!   [`single_step`] is pinned, so they stay together. A handler runs with the flag clear, so
 //!   neither it nor what `at_each` calls is stepped.
+//! - STEP-2: the boundary behind an `sti` is visited, too, although no debug exception comes there: `sti` holds them back
+//!   for an instruction, but not NMIs. So a stepped `sti` is done by the handler, and what follows it is, as after an
+//!   NMI at that place, no longer protected from interrupts that were pending.
 //!
 //! Answers to `arch/x86/kernel/kprobes` and `step.c` of Linux in mechanism, not in purpose.
 
 use core::arch::asm;
+use core::ptr;
 
 use super::apic;
+use super::trap::TrapFrame;
 
 /// DR6: this debug exception comes from single-stepping.
 const SINGLE_STEP: u64 = 1 << 14;
 /// RFLAGS: trap after each instruction.
 const TRAP_FLAG: u64 = 1 << 8;
+/// The instruction that turns interrupts on.
+const STI: u8 = 0xfb;
 
 struct State {
     at_each: Option<fn()>,
@@ -58,7 +65,7 @@ pub fn single_step(f: impl FnOnce(), at_each: fn()) -> u64 {
 }
 
 /// Handles a debug exception of a single-step run; false if it is not one.
-pub(super) fn on_debug() -> bool {
+pub(super) fn on_debug(frame: &mut TrapFrame) -> bool {
     let state = STATE.this_ptr();
     // SAFETY: runs on the CPU and thread of `single_step`, between its two blocks, with the flag
     // clear: nobody else uses the state (STEP-1).
@@ -72,8 +79,14 @@ pub(super) fn on_debug() -> bool {
     if status & SINGLE_STEP == 0 {
         return false;
     }
-    // SAFETY: as above.
-    unsafe { (*state).boundaries += 1 };
-    apic::keeping_command(at_each);
-    true
+    loop {
+        // SAFETY: as above.
+        unsafe { (*state).boundaries += 1 };
+        apic::keeping_command(at_each);
+        // SAFETY: where the CPU goes on there is an instruction.
+        if unsafe { *ptr::with_exposed_provenance::<u8>(frame.ip() as usize) } != STI {
+            return true;
+        }
+        frame.do_sti(); // STEP-2
+    }
 }

@@ -92,6 +92,12 @@ impl TrapFrame {
         self.ip = ip;
     }
 
+    /// Does an `sti` that comes next in the processor's place.
+    pub(super) fn do_sti(&mut self) {
+        self.ip += 1;
+        self.flags |= super::irq::INTERRUPT_FLAG;
+    }
+
     /// The error code that the processor pushed; 0 where it pushes none.
     pub fn error_code(&self) -> u64 {
         self.error_code
@@ -172,7 +178,7 @@ fn exception(vector: u8, frame: &mut TrapFrame) {
         exit::debug_exit(Verdict::Panic)
     };
     match kind {
-        ExceptionKind::Debug if step::on_debug() => return,
+        ExceptionKind::Debug if step::on_debug(frame) => return,
         ExceptionKind::PageFault | ExceptionKind::GeneralProtection => {
             if let Some(ip) = probe::fixup(frame.ip) {
                 frame.ip = ip;
