@@ -6,6 +6,9 @@
 //! only then give up the CPU; the waker makes the condition true, then wakes. Wake-ups may be spurious, so each wait is
 //! a loop.
 //!
+//! Invariant `SCHED-48`: no `wake_one` is lost. Whoever one takes off a queue sleeps only after another look at its condition,
+//! and if it leaves without having queued again, it passes the wake-up on to the next.
+//!
 //! Locks: a queue's lock may be taken in hardirq context, so it is always taken with interrupts off. It nests outside
 //! the timer base and run-queue locks: wake-ups happen under it, which is what keeps a waiter's stack entry alive
 //! while a waker looks at it.
@@ -178,8 +181,7 @@ impl WaitQueue {
         let alarm = Alarm::set(thread, clock::now_ns().saturating_add(ns));
         let held = loop {
             self.enter(&waiter);
-            // In this order: when time is up the condition has the last word, so that a `wake_one` that was meant for
-            // this thread is not wasted on it.
+            // In this order: false means that the condition did not hold when time was up.
             let rang = alarm.rang();
             if cond() {
                 break true;
@@ -190,8 +192,8 @@ impl WaitQueue {
             schedule();
         };
         thread.state.set_running();
-        drop(alarm);
         self.leave(&waiter);
+        drop(alarm);
         held
     }
 
@@ -216,11 +218,15 @@ impl WaitQueue {
         if self.waiters.load(Ordering::Relaxed) == 0 {
             return 0;
         }
-        let mut list = self.list.lock_irqsave(ATOMIC);
+        self.wake_listed(&mut self.list.lock_irqsave(ATOMIC), most)
+    }
+
+    /// Takes the first `most` off the list and wakes them; how many that was.
+    fn wake_listed(&self, list: &mut WaiterList, most: usize) -> usize {
         let mut woken = 0;
         while woken < most {
             let Some(waiter) = list.pop() else { break };
-            // It sleeps, or has announced that it will and not looked at its condition yet, or has what it wants.
+            // It sleeps, or has announced that it will and looks at its condition, or passes this on when it leaves.
             wake(waiter.thread);
             woken += 1;
         }
@@ -246,10 +252,14 @@ impl WaitQueue {
         waiter.thread.state.announce_sleep();
     }
 
+    /// Takes the running thread, which sleeps no more, off the queue (`SCHED-48`).
     fn leave(&self, waiter: &Waiter) {
         let mut list = self.list.lock_irqsave(ATOMIC);
         if list.remove(waiter) {
             self.waiters.fetch_sub(1, Ordering::Relaxed);
+        } else {
+            // Woken since its last `enter`, perhaps after its last look: it cannot know whether it has had what that was for.
+            self.wake_listed(&mut list, 1);
         }
     }
 }
