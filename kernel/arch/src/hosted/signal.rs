@@ -232,12 +232,15 @@ extern "C" fn on_trap(signal: c_int, info: *mut siginfo_t, context: *mut c_void)
         let context = unsafe { &mut *context.cast::<ucontext_t>() };
         let mut frame = TrapFrame::of_signal(context);
         irq::IRQ_ON.set(false);
-        if code == libc::TRAP_TRACE && step::is_stepping() {
+        // A breakpoint instruction has the code SI_KERNEL. Every other one is a debug exception, whose code tells its
+        // cause; a virtual machine may lose the cause of a step on its way, and then it is not TRAP_TRACE.
+        let breakpoint = code == libc::SI_KERNEL;
+        if !breakpoint && step::is_stepping() {
             if !hold::is_held() {
                 or_end(|| step::on_step(&frame));
             }
         } else {
-            let kind = if code == libc::TRAP_TRACE { ExceptionKind::Debug } else { ExceptionKind::Breakpoint };
+            let kind = if breakpoint { ExceptionKind::Breakpoint } else { ExceptionKind::Debug };
             raise(Exception { kind, error_code: 0, address: 0 }, &mut frame);
         }
         irq::IRQ_ON.set(frame.irqs_were_on());
