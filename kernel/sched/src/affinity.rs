@@ -27,7 +27,7 @@ use sync::{ATOMIC, Cx, IrqGuard, MaySleep, PreemptGuard, SpinGuard};
 
 use crate::rq::{IDLE_CPUS, Inner, Place, RunQueue, lock_of};
 use crate::stop;
-use crate::thread::{self, Thread, cpu_number, current};
+use crate::thread::{self, STAYS_FOR_EVER, Thread, current};
 use crate::wait::WaitQueue;
 use crate::wake::queue_on;
 
@@ -93,19 +93,33 @@ pub fn set_affinity(thread: &'static Thread, mask: &CpuMask, cx: &mut MaySleep) 
     if (*mask & ACTIVE.load()).is_empty() {
         return Err(AffinityError::NoneOnline);
     }
-    if thread.home().is_some() {
+    if !assign(thread, None, *mask) {
         return Err(AffinityError::PerCpu);
     }
-    assign(thread, *mask);
     settle(thread, cx);
     Ok(())
 }
 
-/// Writes down a thread's set.
-pub(crate) fn assign(thread: &'static Thread, mask: CpuMask) {
+/// Writes down the set of a thread that belongs to CPU `home`, or to none; false if it does not.
+pub(crate) fn assign(thread: &'static Thread, home: Option<CpuId>, mask: CpuMask) -> bool {
     let _pin = PreemptGuard::new(ATOMIC);
     let _irqs = IrqGuard::new(ATOMIC);
-    lock_of(thread).1.set_allowed(thread, mask);
+    let (_, mut inner) = lock_of(thread);
+    // Under the lock, because the thread may have ended, and be another that belongs elsewhere, by now.
+    let is_home = thread.home() == home;
+    if is_home {
+        inner.set_allowed(thread, mask);
+    }
+    is_home
+}
+
+/// Writes down where a thread that nobody runs belongs and may run.
+pub(crate) fn settle_in(thread: &'static Thread, home: Option<CpuId>, mask: CpuMask) {
+    let _pin = PreemptGuard::new(ATOMIC);
+    let _irqs = IrqGuard::new(ATOMIC);
+    let (_, mut inner) = lock_of(thread);
+    thread.set_home(home);
+    inner.set_allowed(thread, mask);
 }
 
 /// Waits until `thread` is nowhere that it may not be.
@@ -116,13 +130,14 @@ pub(crate) fn settle(thread: &'static Thread, cx: &mut MaySleep) {
     }
 }
 
-/// The CPU that the thread has to leave, if it does. One that sleeps has to leave none: its wake-up finds it a CPU.
+/// The CPU that the thread has to leave, if it does. One that sleeps or is on its way to a queue has to leave none: whoever
+/// queues it finds it a CPU.
 fn misplaced_on(thread: &'static Thread) -> Option<CpuId> {
     let _pin = PreemptGuard::new(ATOMIC);
     let _irqs = IrqGuard::new(ATOMIC);
     let (_, mut inner) = lock_of(thread);
-    let asleep = inner.place(thread) == Place::Off && !thread.on_cpu.load(Ordering::Acquire);
-    (!asleep && !inner.suits(thread)).then(|| thread.cpu())
+    let nowhere = matches!(inner.place(thread), Place::Off | Place::Moving) && !thread.on_cpu.load(Ordering::Acquire);
+    (!nowhere && !inner.suits(thread)).then(|| thread.cpu())
 }
 
 /// Puts every queued thread that may not run on this CPU elsewhere.
@@ -141,8 +156,8 @@ pub(crate) fn push_misplaced() {
     }
 }
 
-/// Queues an `Off`, runnable thread, which may not run where it belongs, on a CPU where it may. Breaks its set if none of
-/// that takes threads. `inner` is the lock of the run queue it belongs to.
+/// Queues an `Off` or `Moving`, runnable thread, which may not run where it belongs, on a CPU where it may. Breaks its set
+/// if none of that takes threads. `inner` is the lock of the run queue it belongs to.
 #[cold]
 #[inline(never)]
 pub(crate) fn place_elsewhere(mut inner: SpinGuard<'static, Inner>, thread: &'static Thread) {
@@ -150,7 +165,7 @@ pub(crate) fn place_elsewhere(mut inner: SpinGuard<'static, Inner>, thread: &'st
     while !inner.suits(thread) {
         let from = thread.cpu();
         let (target, broken) = choose(&mut inner, thread);
-        thread.cpu.store(cpu_number(target), Ordering::Relaxed);
+        inner.send_to(thread, target);
         drop(inner);
         // Threads that belong to their CPU get it back with it.
         if broken && thread.home().is_none() {
@@ -241,18 +256,20 @@ fn close(cpu: CpuId) {
     ACTIVE.clear(cpu);
 }
 
-/// Does a thread hold a [`MigrateGuard`] on `cpu`?
+/// Does a thread hold a [`MigrateGuard`] on `cpu`? The CPU's own threads count as all others do, but those that stay for
+/// ever.
 pub(crate) fn anybody_stays(cpu: CpuId) -> bool {
     let mut found = false;
-    thread::for_each(|thread| found |= thread.stays() && thread.cpu() == cpu && thread.home() != Some(cpu));
+    thread::for_each(|thread| {
+        found |= (1..STAYS_FOR_EVER).contains(&thread.stays.load(Ordering::Relaxed)) && thread.cpu() == cpu;
+    });
     found
 }
 
 /// Gives the threads that belong to `cpu`, which takes threads again, their CPU back.
 pub(crate) fn bring_home(cpu: CpuId, cx: &mut MaySleep) {
     thread::for_each(|thread| {
-        if thread.home() == Some(cpu) {
-            assign(thread, CpuMask::of(cpu));
+        if thread.home() == Some(cpu) && assign(thread, Some(cpu), CpuMask::of(cpu)) {
             settle(thread, cx);
         }
     });

@@ -227,6 +227,8 @@ pub(crate) fn is_leaving() -> bool {
 /// Context: idle thread, interrupts off before and after, the run queue empty.
 pub(crate) fn be_parked(here: CpuId, poll: bool) {
     IDLE_CPUS.clear(here);
+    // Again: if the idle thread came here by way of a pass, it has started it. Before the last look at lazy `irq_work`.
+    tick::stop();
     sync::irq::close();
     timer::stop_event();
     if let Some(hooks) = hooks() {

@@ -22,7 +22,7 @@ use crate::hooks::hooks;
 use crate::rq::RunQueue;
 use crate::spawn::{self, SpawnError};
 use crate::switch::{self, IDLE_THREAD};
-use crate::thread::{self, BOOT_THREAD, CURRENT, NAME_BYTES, Thread, cpu_number};
+use crate::thread::{self, BOOT_THREAD, CURRENT, NAME_BYTES, STAYS_FOR_EVER, Thread, cpu_number};
 use crate::{below, idle, softirq, stop, tick, work};
 
 /// Makes the boot flow the first thread and starts the boot CPU's tick. Returns that thread's token, with interrupts on.
@@ -117,7 +117,7 @@ fn enter(here: CpuId, thread: &'static Thread) {
 /// Gives an idle thread its name and its CPU. It must not have run.
 pub(crate) fn name_idle(thread: &'static Thread, cpu: CpuId) {
     thread.set_identity(NumberedName::new("idle/", cpu).as_str(), CpuMask::of(cpu), Some(cpu));
-    thread.stays.store(1, Ordering::Relaxed);
+    thread.stays.store(STAYS_FOR_EVER, Ordering::Relaxed);
     thread.is_idle.store(true, Ordering::Relaxed);
     thread.cpu.store(cpu_number(cpu), Ordering::Relaxed);
     // SAFETY: the CPU has no idle thread yet and looks at this only when it has nothing else to run; one aligned word.

@@ -5,7 +5,8 @@
 //! Invariants:
 //!
 //! * `SCHED-6`: a thread is `Queued` exactly while it is linked into `lists[prio]` of the run queue that
-//!   `Thread::cpu` names; `Current` exactly while that run queue's `current` is it; else `Off`.
+//!   `Thread::cpu` names; `Current` exactly while that run queue's `current` is it; `Moving` exactly while somebody
+//!   who holds no run-queue lock is about to queue it; else `Off`. Only who has made it `Moving` queues it.
 //! * `SCHED-7`: bit `n` of `levels` is set exactly when `lists[n]` is not empty.
 //! * `SCHED-8`: the idle thread is never `Queued`; it is what is left when no list holds anything.
 //!
@@ -31,8 +32,12 @@ static RQ_CLASS: LockClass = LockClass::new("sched.rq");
 /// Where a thread is, seen from its run queue.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Place {
-    /// Neither queued nor running: asleep, dead, not started, or on its way from one run queue to another.
+    /// Neither queued nor running: asleep, dead, or not started.
     Off,
+    /// On its way from one run queue to another, the one that `Thread::cpu` names already. Its state may be `Sleeping`: a
+    /// thread that was preempted on its way to sleep is moved like any other. Who wakes it leaves the queueing to who
+    /// moves it.
+    Moving,
     /// Linked into a list.
     Queued,
     /// The run queue's current thread.
@@ -219,7 +224,14 @@ impl Inner {
         self.find(|inner, thread| !inner.suits(thread))
     }
 
-    /// Links an `Off` thread in, at the back of its level or at the front.
+    /// Sends a thread that is `Off` and to run, and whose stack is free, to another CPU's queue: the last that is done to
+    /// it under this lock. The caller queues it there, or sends it on, under that queue's.
+    pub(crate) fn send_to(&mut self, thread: &Thread, to: CpuId) {
+        self.entry(thread).place = Place::Moving;
+        thread.cpu.store(cpu_number(to), Ordering::Relaxed);
+    }
+
+    /// Links an `Off` or `Moving` thread in, at the back of its level or at the front.
     pub(crate) fn enqueue(&mut self, rq: &RunQueue, thread: &'static Thread, at_front: bool) {
         let entry = self.entry(thread);
         assert!(entry.place != Place::Queued, "SCHED-6: {thread:?} is queued twice");
@@ -366,7 +378,7 @@ impl Inner {
     pub(crate) fn set_prio(&mut self, rq: &RunQueue, thread: &'static Thread, prio: Prio) -> bool {
         let old = self.prio(thread);
         match self.place(thread) {
-            Place::Off => {
+            Place::Off | Place::Moving => {
                 self.entry(thread).prio = prio;
                 false
             }
@@ -457,7 +469,6 @@ pub fn set_prio(thread: &'static Thread, prio: Prio) {
 ///
 /// Context: task, softirq, hardirq; takes the run-queue lock.
 pub fn prio_of(thread: &'static Thread) -> Prio {
-    // In this order: the reschedule that `kick` may ask for is looked at when interrupts are on again.
     let _pin = PreemptGuard::new(ATOMIC);
     let _irqs = IrqGuard::new(ATOMIC);
     let (_, mut inner) = lock_of(thread);

@@ -25,6 +25,7 @@ use crate::config::STACKS_KEPT;
 use crate::hooks::hooks;
 use crate::idle;
 use crate::init::name_idle;
+use crate::rq::set_prio;
 use crate::stack_depth;
 use crate::switch::{finish_switch, leave_for_ever};
 use crate::thread::{Prio, Thread, current, publish};
@@ -297,9 +298,9 @@ where
 /// Sends a thread that the caller owns on its way.
 fn start(thread: &'static Thread, prio: Prio, body: Body) {
     thread.state.set_running();
-    // SAFETY: the caller owns the thread: no run queue knows it, so no lock is needed for its entry.
-    unsafe { (*thread.rq.get()).prio = prio };
-    // SAFETY: as above; nobody else looks at the body of a thread that has not run.
+    // Under the lock: reports know the thread by now.
+    set_prio(thread, prio);
+    // SAFETY: the caller owns the thread, and nobody else looks at the body of one that has not run.
     unsafe { *thread.body.get() = Some(body) };
     // SAFETY: as above; `obtain` gave it a stack.
     unsafe { prepare(thread, thread_main) };

@@ -36,7 +36,7 @@ use sync::{LockClass, MaySleep, PreemptGuard, SpinLock};
 use crate::hotplug::keep_cpus;
 use crate::mutex::Mutex;
 use crate::spawn::{self, SpawnError};
-use crate::thread::{Prio, Thread, current};
+use crate::thread::{Prio, STAYS_FOR_EVER, Thread, current};
 use crate::wait::{self, Completion};
 use crate::{NumberedName, affinity, wake, watchdog};
 
@@ -151,7 +151,7 @@ impl Stopper {
 /// The life of `migration/N`.
 fn stopper(cx: &mut MaySleep) {
     // For good: it is what is left when all others have to go.
-    current().stays.store(1, Ordering::Relaxed);
+    current().stays.store(STAYS_FOR_EVER, Ordering::Relaxed);
     let me = Stopper::of(cpu::current());
     loop {
         me.serve(cx);

@@ -48,6 +48,9 @@ const SOME_CPUS: u16 = u16::MAX - 1;
 /// `Thread::home` of a thread that belongs to no CPU.
 const NO_CPU: u16 = u16::MAX;
 
+/// Added to `Thread::stays` of idle threads and stoppers, which never leave their CPU, nor does it wait for them.
+pub(crate) const STAYS_FOR_EVER: u32 = 1 << 31;
+
 /// How urgent a thread is. A runnable thread of a higher level always runs before one of a lower level; equals take
 /// turns.
 #[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -150,10 +153,11 @@ pub struct Thread {
     /// The set of CPUs in short: the one CPU, [`ANY_CPU`] or [`SOME_CPUS`]. Written with the set, under the lock of run queue
     /// `cpu`; read without it as a hint.
     reach: AtomicU16,
-    /// The CPU that the thread belongs to, for which it was made; [`NO_CPU`] for most. Written by `spawn`.
+    /// The CPU that the thread belongs to, for which it was made; [`NO_CPU`] for most. Written for each tenant, under the lock
+    /// of run queue `cpu`; read without it as a hint.
     home: AtomicU16,
-    /// How many [`MigrateGuard`](crate::MigrateGuard)s the thread holds; idle threads and stoppers stay for ever. Written by
-    /// the thread; read under the lock of run queue `cpu`.
+    /// How many [`MigrateGuard`](crate::MigrateGuard)s the thread holds, and [`STAYS_FOR_EVER`]. Written by the thread;
+    /// read under the lock of run queue `cpu`.
     pub(crate) stays: AtomicU32,
     /// Whether the thread shall park, and has; [`crate::park`].
     pub(crate) parking: AtomicU8,
@@ -270,6 +274,11 @@ impl Thread {
         (home < MAX_CPUS).then(|| CpuId::new(home))
     }
 
+    /// Says to which CPU it belongs, if any. The caller holds the lock of its run queue.
+    pub(crate) fn set_home(&self, home: Option<CpuId>) {
+        self.home.store(home.map_or(NO_CPU, cpu_number), Ordering::Relaxed);
+    }
+
     /// Must it come back to the CPU where it was?
     pub(crate) fn stays(&self) -> bool {
         self.stays.load(Ordering::Relaxed) != 0
@@ -327,8 +336,7 @@ impl Thread {
         for (to, byte) in self.name.iter().zip(bytes) {
             to.store(byte, Ordering::Relaxed);
         }
-        affinity::assign(self, on);
-        self.home.store(home.map_or(NO_CPU, cpu_number), Ordering::Relaxed);
+        affinity::settle_in(self, home, on);
         self.stays.store(0, Ordering::Relaxed);
         self.parking.store(0, Ordering::Relaxed);
         self.tid.store(NEXT_TID.fetch_add(1, Ordering::Relaxed), Ordering::Relaxed);

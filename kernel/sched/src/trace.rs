@@ -20,8 +20,7 @@ use crate::thread::Thread;
 pub enum NotAtRest {
     /// A CPU runs it, or is still leaving it: only that CPU can say where it is.
     OnCpu(CpuId),
-    /// It is being made, or is on its way from one run queue to another, and soon is neither; or it is the idle thread of
-    /// a CPU that has not come up.
+    /// It is being made, or is about to be queued after a sleep; or it is the idle thread of a CPU that has not come up.
     OnItsWay,
     /// It has ended.
     Gone,
@@ -50,15 +49,17 @@ pub fn backtrace_of(thread: &'static Thread, tid: u64, visit: &mut dyn FnMut(u64
     // An idle thread is never queued and never sleeps; that of a CPU that has not come up has no context.
     let idled = || thread.is_idle() && thread.voluntary_switches() + thread.involuntary_switches() > 0;
     let rests = match inner.place(thread) {
-        Place::Queued => true,
+        // On its way to a queue: who moves it needs this lock to get it there.
+        Place::Queued | Place::Moving => true,
         Place::Off => thread.state() == State::Sleeping || idled(),
         Place::Current => false,
     };
     if !rests {
         return Err(NotAtRest::OnItsWay);
     }
-    // SAFETY: the thread has left a CPU or is queued, so it has a context; it was written before `on_cpu` was cleared or before
-    // the thread was queued under this lock, and is not written before somebody takes this lock and runs the thread.
+    // SAFETY: the thread has left a CPU, is queued or about to be, so it has a context; it was written before `on_cpu` was
+    // cleared or before somebody sent the thread to this queue or queued it under this lock, and is not written
+    // before somebody takes this lock and runs the thread.
     let context = unsafe { (*thread.context.get()).assume_init_ref() };
     // SAFETY: the stack is written only while the thread is nobody's tenant, which it is not before it has run again.
     let stack = unsafe { (*thread.stack.get()).as_ref() };

@@ -16,7 +16,7 @@ use sync::{ATOMIC, IrqGuard, PreemptGuard, SpinGuard, context, events, explore};
 use crate::affinity::{ACTIVE, place_elsewhere};
 use crate::rq::{IDLE_CPUS, Inner, Place, RunQueue, kick, lock_of};
 use crate::stop;
-use crate::thread::{Thread, cpu_number};
+use crate::thread::Thread;
 
 /// Wakes `thread` if it sleeps or is about to. True if this call did it.
 ///
@@ -45,7 +45,8 @@ fn wake_sleeping(thread: &'static Thread) -> bool {
     }
     events::event(events::Kind::WakeUp, core::ptr::from_ref(thread).addr());
     if inner.place(thread) != Place::Off {
-        // It has not got round to giving up its CPU, or was preempted on the way: it finds itself `Running`.
+        // It has not got round to giving up its CPU, or was preempted on the way, and may be on its way to another since: it
+        // finds itself `Running`.
         return true;
     }
     // Acquire: pairs with the Release in `finish_switch` (SCHED-5). While its last CPU is still leaving its stack,
@@ -70,15 +71,14 @@ fn place(rq: &'static RunQueue, mut inner: SpinGuard<'static, Inner>, thread: &'
     if target == home {
         place_on(rq, inner, thread, home);
     } else {
-        // `Off` and `Running`: no other waker touches it and no CPU looks for it while it is between two queues.
-        thread.cpu.store(cpu_number(target), Ordering::Relaxed);
+        inner.send_to(thread, target);
         drop(inner);
         let rq = RunQueue::of(target);
         place_on(rq, rq.lock(), thread, target);
     }
 }
 
-/// Queues an `Off`, runnable thread that belongs to `rq` there, if it may run there, else elsewhere (`SCHED-23`).
+/// Queues an `Off` or `Moving`, runnable thread that belongs to `rq` there, if it may run there, else elsewhere (`SCHED-23`).
 #[inline]
 fn place_on(rq: &'static RunQueue, mut inner: SpinGuard<'static, Inner>, thread: &'static Thread, cpu: CpuId) {
     if inner.suits(thread) {
@@ -88,7 +88,7 @@ fn place_on(rq: &'static RunQueue, mut inner: SpinGuard<'static, Inner>, thread:
     }
 }
 
-/// Queues an `Off` thread that belongs to `rq` and has the CPU look at it if it is more urgent.
+/// Queues an `Off` or `Moving` thread that belongs to `rq` and has the CPU look at it if it is more urgent.
 #[inline]
 pub(crate) fn queue_on(rq: &'static RunQueue, mut inner: SpinGuard<'_, Inner>, thread: &'static Thread, cpu: CpuId) {
     inner.enqueue(rq, thread, false);
@@ -155,7 +155,7 @@ pub(crate) fn pull_to_idle(here: CpuId) -> bool {
             return false;
         };
         inner.dequeue(from, thread);
-        thread.cpu.store(cpu_number(here), Ordering::Relaxed);
+        inner.send_to(thread, here);
         thread
     };
     let rq = RunQueue::this();

@@ -508,3 +508,54 @@ fn a_wake_up_that_was_meant_for_another_condition_loses_nobody() {
         });
     });
 }
+
+#[test]
+fn a_thread_preempted_on_its_way_to_sleep_is_queued_once_however_it_is_pulled_and_woken() {
+    const ROUNDS: u64 = 2000;
+    in_own_process(|| {
+        machine(4, |cx| {
+            let rounds = Arc::new(AtomicU64::new(0));
+            let over = || {
+                let rounds = rounds.clone();
+                move || rounds.load(Ordering::Relaxed) >= ROUNDS
+            };
+            // They announce a sleep and compute for long before they look: they are preempted, and queued, as sleepers.
+            let sleepers: Vec<_> = (0..6)
+                .map(|_| {
+                    let (rounds, over) = (rounds.clone(), over());
+                    spawn(cx, None, move |cx| {
+                        while !over() {
+                            sched::wait::sleep_until_woken(cx, || {
+                                let begin = clock::now_ns();
+                                while clock::now_ns() - begin < 2 * MS {
+                                    irq::relax();
+                                }
+                                over()
+                            });
+                            rounds.fetch_add(1, Ordering::Relaxed);
+                        }
+                    })
+                })
+                .collect();
+            // CPUs that get idle, and look for threads, again and again.
+            let idlers: Vec<_> = (1..4)
+                .map(|cpu| {
+                    let over = over();
+                    spawn(cx, Some(cpu), move |cx| {
+                        while !over() {
+                            sched::sleep_ns(cx, MS / 20);
+                        }
+                    })
+                })
+                .collect();
+            while sleepers.iter().any(|sleeper| !sleeper.is_finished()) {
+                for sleeper in &sleepers {
+                    sched::wake(sleeper.thread());
+                }
+            }
+            for thread in sleepers.into_iter().chain(idlers) {
+                thread.join(cx);
+            }
+        });
+    });
+}

@@ -11,7 +11,8 @@ use grange_sched as sched;
 use machine::{machine_with, spawn};
 use sched::hotplug::{self, HotplugError, Notifier, Order};
 use sched::{
-    AffinityError, MigrateGuard, Softirq, Timer, cpu_off, cpu_on, keep_cpus, park, set_affinity, stop_machine,
+    AffinityError, Completion, MigrateGuard, Softirq, Timer, WorkItem, cpu_off, cpu_on, keep_cpus, park, set_affinity,
+    stop_machine,
 };
 use sync::MaySleep;
 
@@ -359,5 +360,32 @@ fn who_keeps_the_cpus_holds_a_controller_up() {
         }
         cpu_off(id(1), cx).unwrap();
         keeper.join(cx);
+    });
+}
+
+#[test]
+fn a_cpu_waits_for_a_work_item_that_stays_on_it() {
+    static GATE: Completion = Completion::new();
+    static BEGUN: Completion = Completion::new();
+    static STAYED: AtomicBool = AtomicBool::new(false);
+    static ITEM: WorkItem = WorkItem::new(|_, cx| {
+        let _here = MigrateGuard::new(&*cx);
+        BEGUN.complete();
+        GATE.wait(cx);
+        STAYED.store(cpu::current() == id(1) && cpu::is_online(id(1)), Ordering::Relaxed);
+    });
+    on_machine!(3, |cx| {
+        assert!(sched::queue_work_on(id(1), &ITEM));
+        BEGUN.wait(cx);
+        let controller = spawn(cx, Some(0), |cx| cpu_off(id(1), cx));
+        // It waits for longer than the CPU would take to go.
+        sched::sleep_ns(cx, 200 * MS);
+        let waits = !controller.is_finished();
+        GATE.complete();
+        assert_eq!(controller.join(cx), Ok(()));
+        assert!(waits, "CPU 1 went under a MigrateGuard");
+        ITEM.flush(cx);
+        assert!(STAYED.load(Ordering::Relaxed), "the item was elsewhere in the end");
+        assert_eq!(cpu_on(id(1), cx), Ok(()));
     });
 }

@@ -104,7 +104,7 @@ pub(super) fn look_again() {
 
 /// Makes `khungtaskd`.
 pub(super) fn start(cx: &mut MaySleep) -> Result<(), SpawnError> {
-    spawn(cx, "khungtaskd", Prio::CRITICAL, None, daemon)?.detach();
+    spawn(cx, "khungtaskd", Prio::RCU, None, daemon)?.detach();
     Ok(())
 }
 
