@@ -71,7 +71,7 @@ fn idle_once(here: CpuId, poll: bool) {
         return;
     }
     let hooks = hooks();
-    if hooks.is_some_and(|hooks| (hooks.needs_tick)()) {
+    if tick::is_kept() || hooks.is_some_and(|hooks| (hooks.needs_tick)()) {
         tick::start();
     } else if tick::runs_here() {
         tick::stop();

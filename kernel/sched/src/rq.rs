@@ -107,8 +107,8 @@ arch::per_cpu! {
     static RUN_QUEUE: RunQueue = RunQueue::new();
 }
 
-/// CPUs that run their idle thread with nothing queued. A hint: set by the idle loop, cleared when it leaves or when
-/// a waker claims the CPU.
+/// CPUs that run their idle thread with nothing queued. A hint: set by the idle loop, cleared when it leaves or by who
+/// claims the CPU for a thread, and who then makes it look (by queueing there, or a reschedule), so that the loop sets it again.
 pub(crate) static IDLE_CPUS: AtomicCpuMask = AtomicCpuMask::new();
 
 impl RunQueue {
@@ -395,12 +395,12 @@ impl Inner {
         }
     }
 
-    /// A queued thread that may leave for `to`: it does not stay, may run there, and its stack is free (`SCHED-5`). The
-    /// most urgent level first. Takes time in the number of queued threads; only idle CPUs ask.
-    pub(crate) fn find_movable(&mut self, to: CpuId) -> Option<&'static Thread> {
+    /// A queued thread that may leave for a CPU of `to`: it does not stay, may run there, and its stack is free (`SCHED-5`).
+    /// The most urgent level first. Takes time in the number of queued threads; asked only for idle CPUs.
+    pub(crate) fn find_movable(&mut self, to: CpuMask) -> Option<&'static Thread> {
         self.find(|inner, thread| {
             // Acquire: pairs with the Release in `finish_switch`; its saved context is complete.
-            !thread.stays() && inner.allowed(thread).contains(to) && !thread.on_cpu.load(Ordering::Acquire)
+            !thread.stays() && !(inner.allowed(thread) & to).is_empty() && !thread.on_cpu.load(Ordering::Acquire)
         })
     }
 
@@ -450,6 +450,16 @@ pub(crate) fn kick(inner: &Inner, cpu: CpuId) {
     }
     // Its handler sets `need_resched` there; equal ones merge on the way.
     ipi::send(cpu, vector::RESCHEDULE);
+}
+
+/// Has `cpu` pass through the scheduler soon, whatever it runs, its idle thread included. A CPU that is offline has done so.
+///
+/// Context: task, softirq, hardirq; takes the run-queue lock. Not NMI. Does not wait for it.
+pub fn resched_cpu(cpu: CpuId) {
+    // In this order: the reschedule that `kick` may ask for is looked at when interrupts are on again.
+    let _pin = PreemptGuard::new(ATOMIC);
+    let _irqs = IrqGuard::new(ATOMIC);
+    kick(&RunQueue::of(cpu).lock(), cpu);
 }
 
 /// Sets a thread's priority; `RCU` uses it to boost readers and to let them go again.

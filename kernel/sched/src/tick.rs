@@ -1,4 +1,5 @@
-//! The tick: slices, the heartbeat, RCU's look at a busy CPU. It runs while a CPU is busy and stops while it idles.
+//! The tick: slices, the heartbeat, RCU's look at a busy CPU, and idle CPUs called to help. It runs while a CPU is busy and
+//! stops while it idles, unless somebody wants it on ([`keep_on`]).
 //!
 //! The tick is a deadline on the CPU's one-shot clock event ([`crate::timer`]), not a periodic interrupt, so that timers
 //! between two ticks are precise. Ticks of different CPUs are spread over the period, so that they do not all want
@@ -8,15 +9,18 @@
 //!
 //! Linux: `kernel/time/tick-sched.c`, `scheduler_tick` in `kernel/sched/core.c`.
 
+use core::sync::atomic::{AtomicBool, Ordering};
+
 use arch::trap::TrapFrame;
 use arch::{CpuId, clock, cpu};
 use sync::context;
 
 use crate::config::tick_ns;
 use crate::hooks::{TickFrom, hooks};
-use crate::rq::RunQueue;
+use crate::rq::{RunQueue, resched_cpu};
 use crate::thread::current;
 use crate::timer::{self, NEVER};
+use crate::wake;
 
 arch::per_cpu! {
     /// Ticks that this CPU has taken; its heartbeat.
@@ -27,6 +31,11 @@ arch::per_cpu! {
     /// This CPU's tick runs. Written with interrupts off; read in any context, NMI included: a lazy `irq_work` relies on
     /// the tick only while this is true.
     static RUNS: bool = false;
+}
+
+arch::per_cpu! {
+    /// The tick goes on while this CPU idles. Written by any CPU, read by this one.
+    static KEPT: AtomicBool = AtomicBool::new(false);
 }
 
 /// The timer interrupt.
@@ -40,8 +49,15 @@ fn tick() {
     TICKS.inc();
     let thread = current();
     let from = if thread.is_idle() { TickFrom::Idle } else { TickFrom::Busy };
-    if from == TickFrom::Busy && RunQueue::this().lock().charge_tick(thread) {
-        context::set_need_resched();
+    if from == TickFrom::Busy {
+        let rq = RunQueue::this();
+        let mut inner = rq.lock();
+        if inner.charge_tick(thread) {
+            context::set_need_resched();
+        }
+        if rq.queued() > 0 {
+            wake::call_idle(&mut inner, cpu::current());
+        }
     }
     if let Some(hooks) = hooks() {
         (hooks.tick)(from);
@@ -65,6 +81,35 @@ pub(crate) fn stop() {
     }
     RUNS.set(false);
     timer::set_tick(NEVER);
+}
+
+/// Has the tick of `cpu` run from now on, though the CPU idles; starts it if it is stopped. An offline CPU starts it when it
+/// comes back.
+///
+/// One user at a time, which is RCU: nothing counts.
+///
+/// Context: task, softirq, hardirq; takes the run-queue lock. Not NMI. Does not wait for it.
+pub fn keep_on(cpu: CpuId) {
+    kept(cpu).store(true, Ordering::Relaxed);
+    // The CPU leaves its idle loop, which starts the tick, and finds the word when it idles again: the reschedule orders them.
+    resched_cpu(cpu);
+}
+
+/// Takes [`keep_on`] back: the tick stops when the CPU idles next, at the latest with the tick after this.
+///
+/// Context: any.
+pub fn let_stop(cpu: CpuId) {
+    kept(cpu).store(false, Ordering::Relaxed);
+}
+
+/// Is this CPU's tick to go on while it idles? The caller is pinned.
+pub(crate) fn is_kept() -> bool {
+    kept(cpu::current()).load(Ordering::Relaxed)
+}
+
+fn kept(cpu: CpuId) -> &'static AtomicBool {
+    // SAFETY: per-CPU areas of present CPUs live for ever, and the word is atomic.
+    unsafe { &*KEPT.ptr_on(cpu) }
 }
 
 /// Does this CPU's tick run?

@@ -10,7 +10,7 @@
 
 use core::sync::atomic::Ordering;
 
-use arch::{CpuId, cpu};
+use arch::{CpuId, CpuMask, cpu, ipi, vector};
 use sync::{ATOMIC, IrqGuard, PreemptGuard, SpinGuard, context, events, explore};
 
 use crate::affinity::{ACTIVE, place_elsewhere};
@@ -84,6 +84,8 @@ fn place_on(rq: &'static RunQueue, mut inner: SpinGuard<'static, Inner>, thread:
     if inner.suits(thread) {
         queue_on(rq, inner, thread, cpu);
     } else {
+        // It may have been claimed for this thread: then it is to say again that it idles.
+        kick(&inner, cpu);
         place_elsewhere(inner, thread);
     }
 }
@@ -124,18 +126,33 @@ fn select_cpu(inner: &mut Inner, thread: &Thread) -> CpuId {
             return (allowed & ACTIVE.load()).first().unwrap_or(home);
         }
     }
-    if idle.contains(home) {
+    if idle.is_empty() || (idle.contains(home) && IDLE_CPUS.clear(home)) {
         return home;
     }
-    let node = cpu::node_of(home);
-    let mut anywhere = None;
-    for cpu in idle.iter() {
-        if cpu::node_of(cpu) == node {
-            return cpu;
-        }
-        anywhere.get_or_insert(cpu);
+    claim_idle(idle, home).unwrap_or(home)
+}
+
+/// Claims one of the CPUs `idle`, which idled a moment ago, unless others have claimed them all; one of `near`'s node first.
+fn claim_idle(idle: CpuMask, near: CpuId) -> Option<CpuId> {
+    let is_near = |cpu: &CpuId| cpu::node_of(*cpu) == cpu::node_of(near);
+    let claim = |cpu: &CpuId| IDLE_CPUS.clear(*cpu);
+    idle.iter().filter(is_near).find(claim).or_else(|| idle.iter().find(claim))
+}
+
+/// Has an idle CPU come and fetch a thread that waits on this CPU's queue, if there are both.
+///
+/// Context: the tick, under this CPU's run-queue lock.
+pub(crate) fn call_idle(inner: &mut Inner, here: CpuId) {
+    let idle = IDLE_CPUS.load();
+    if idle.is_empty() {
+        return;
     }
-    anywhere.unwrap_or(home)
+    if let Some(thread) = inner.find_movable(idle)
+        && let Some(cpu) = claim_idle(idle & inner.allowed(thread), here)
+    {
+        // Its idle loop starts over: it says again that it idles, and pulls.
+        ipi::send(cpu, vector::RESCHEDULE);
+    }
 }
 
 /// Fetches a thread that waits on another CPU's queue to this one, which is idle. True if one came.
@@ -145,20 +162,28 @@ pub(crate) fn pull_to_idle(here: CpuId) -> bool {
     if !ACTIVE.test(here) {
         return false;
     }
-    let busiest = cpu::online().iter().filter(|cpu| *cpu != here).max_by_key(|cpu| RunQueue::of(*cpu).queued());
-    let Some(from) = busiest.map(RunQueue::of).filter(|rq| rq.queued() > 0) else {
-        return false;
-    };
-    let thread = {
-        let mut inner = from.lock();
-        let Some(thread) = inner.find_movable(here) else {
+    let mut others = cpu::online() - CpuMask::of(here);
+    // The busiest first; what waits there may all have to stay there.
+    while let Some(busiest) = others.iter().max_by_key(|cpu| RunQueue::of(*cpu).queued()) {
+        let from = RunQueue::of(busiest);
+        if from.queued() == 0 {
             return false;
-        };
-        inner.dequeue(from, thread);
-        inner.send_to(thread, here);
-        thread
-    };
-    let rq = RunQueue::this();
-    place_on(rq, rq.lock(), thread, here);
-    true
+        }
+        if let Some(thread) = take_movable(from, here) {
+            let rq = RunQueue::this();
+            place_on(rq, rq.lock(), thread, here);
+            return true;
+        }
+        others.remove(busiest);
+    }
+    false
+}
+
+/// Sends a thread that waits on `from` to the CPU `here`.
+fn take_movable(from: &RunQueue, here: CpuId) -> Option<&'static Thread> {
+    let mut inner = from.lock();
+    let thread = inner.find_movable(CpuMask::of(here))?;
+    inner.dequeue(from, thread);
+    inner.send_to(thread, here);
+    Some(thread)
 }

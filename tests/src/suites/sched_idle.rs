@@ -1,16 +1,18 @@
 //! Idle CPUs: no tick, and nothing slept over.
 
+use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::ptr;
-use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering::Relaxed};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use arch::{cpu, irq, vector};
-use sched::{Prio, Softirq, State, Thread, tick};
-use sync::{IrqWork, MaySleep};
+use sched::{MigrateGuard, Prio, Softirq, State, Thread, tick};
+use sync::{IrqWork, MaySleep, PreemptGuard, context};
 
 use super::sched::{MS, spawn, two_cpus};
 use super::sched_softirq;
 use crate::stepping::{self, Visit};
-use crate::{Failure, ensure, ensure_eq, ktest};
+use crate::{Failure, ensure, ensure_eq, ktest, skip};
 
 ktest! {
     /// A CPU that idles takes no tick, and takes up threads at once when there are some.
@@ -29,6 +31,105 @@ ktest! {
         ensure!(quiet, "CPU {there} still ticks");
         let thread = spawn(t.cx, "worker", Some(there), |_| cpu::current())?;
         ensure_eq!(thread.join(t.cx), there);
+        Ok(())
+    }
+
+    /// A CPU that idles ticks while somebody wants it to, and no longer.
+    fn an_idle_cpus_tick_can_be_kept_on(t: &mut Test) {
+        let (_, there) = two_cpus()?;
+        let ticks = |cx: &mut MaySleep, wanted: u64| {
+            let begin = tick::count_on(there);
+            for _ in 0..500 {
+                if tick::count_on(there) - begin >= wanted {
+                    return true;
+                }
+                sched::sleep_ns(cx, 10 * MS);
+            }
+            false
+        };
+        tick::keep_on(there);
+        let kept = ticks(t.cx, 200);
+        tick::let_stop(there);
+        ensure!(kept, "CPU {there} did not go on ticking");
+        let mut stopped = false;
+        for _ in 0..500 {
+            stopped = !tick::runs_on(there);
+            if stopped {
+                break;
+            }
+            sched::sleep_ns(t.cx, 10 * MS);
+        }
+        ensure!(stopped, "CPU {there} ticks on");
+        Ok(())
+    }
+
+    /// A CPU that is told to reschedule is, though what it runs is alone there and the most urgent.
+    fn a_cpu_can_be_made_to_reschedule(t: &mut Test) {
+        let (here, there) = two_cpus()?;
+        let ready = Arc::new(AtomicBool::new(false));
+        let theirs = ready.clone();
+        let thread = sched::spawn(t.cx, "busy", Prio::CRITICAL, Some(there), move |cx| {
+            let _pin = PreemptGuard::new(&*cx);
+            theirs.store(true, Relaxed);
+            let begin = tick::count_on(there);
+            while !context::need_resched() && tick::count_on(there) - begin < 100 {
+                irq::relax();
+            }
+            context::need_resched()
+        });
+        let thread = thread.map_err(|error| crate::__failed!("{error}"))?;
+        while !ready.load(Relaxed) {
+            sched::sleep_ns(t.cx, MS);
+        }
+        sched::resched_cpu(there);
+        ensure!(thread.join(t.cx), "CPU {there} was not told");
+        // The caller's own.
+        let own = spawn(t.cx, "own", Some(here), |cx| {
+            let _pin = PreemptGuard::new(&*cx);
+            sched::resched_cpu(cpu::current());
+            context::need_resched()
+        })?;
+        ensure!(own.join(t.cx));
+        Ok(())
+    }
+
+    /// Two threads that may run anywhere share a CPU, others idle without a tick: one of them is fetched.
+    fn an_idle_cpu_fetches_one_of_two_threads_that_share_another(t: &mut Test) {
+        const TICKS: u64 = 50;
+        if cpu::online().count() < 3 {
+            skip!("needs three CPUs: this one, one that is shared, and one that idles");
+        }
+        let _here = MigrateGuard::new(&*t.cx);
+        let there = cpu::online().iter().find(|cpu| *cpu != cpu::current());
+        let shared = Arc::new((AtomicBool::new(false), [const { AtomicUsize::new(usize::MAX) }; 2]));
+        let mut threads = Vec::new();
+        for me in 0..2 {
+            let shared = shared.clone();
+            threads.push(spawn(t.cx, "share", there, move |_| {
+                while !shared.0.load(Relaxed) {
+                    shared.1[me].store(cpu::current().index(), Relaxed);
+                    irq::relax();
+                }
+            })?);
+        }
+        let on = || shared.1.each_ref().map(|on| on.load(Relaxed));
+        while on().contains(&usize::MAX) {
+            sched::sleep_ns(t.cx, MS);
+        }
+        for thread in &threads {
+            sched::set_affinity(thread.thread(), &cpu::online(), t.cx).map_err(|error| crate::__failed!("{error}"))?;
+        }
+        // Not asleep: this CPU would fetch one on its way into idling.
+        let begin = tick::count();
+        while on()[0] == on()[1] && tick::count() - begin < TICKS {
+            irq::relax();
+        }
+        let on = on();
+        shared.0.store(true, Relaxed);
+        for thread in threads {
+            thread.join(t.cx);
+        }
+        ensure!(on[0] != on[1], "both are on CPU {} after {TICKS} ticks", on[0]);
         Ok(())
     }
 
