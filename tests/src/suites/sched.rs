@@ -56,26 +56,36 @@ impl Ball {
     }
 }
 
-/// So many wake-ups, each needed for the next, between two threads; returns the nanoseconds of each.
-fn ping_pong(cx: &mut MaySleep, wake_ups: u64, a: Option<CpuId>, b: Option<CpuId>) -> Result<u64, Failure> {
-    let (ball, rounds) = (Arc::new(Ball::new()), wake_ups / 2);
-    let (ours, theirs) = (ball.clone(), ball.clone());
+/// So many wake-ups between two threads, each needed for the next, with several such pairs at once; returns the nanoseconds
+/// of each wake-up.
+fn ping_pong(cx: &mut MaySleep, pairs: u64, wake_ups: u64, a: Option<CpuId>, b: Option<CpuId>) -> Result<u64, Failure> {
+    let rounds = wake_ups / 2;
     let begin = clock::now_ns();
-    let ping = spawn(cx, "ping", a, move |cx| ours.play(cx, 0, rounds))?;
-    let pong = spawn(cx, "pong", b, move |cx| theirs.play(cx, 1, rounds))?;
-    ping.join(cx);
-    pong.join(cx);
-    ensure_eq!(ball.turn.load(Ordering::Relaxed), 2 * rounds);
-    Ok((clock::now_ns() - begin) / wake_ups)
+    let mut players = Vec::new();
+    let mut balls = Vec::new();
+    for _ in 0..pairs {
+        let ball = Arc::new(Ball::new());
+        for (me, (name, on)) in [("ping", a), ("pong", b)].into_iter().enumerate() {
+            let ball = ball.clone();
+            players.push(spawn(cx, name, on, move |cx| ball.play(cx, me, rounds))?);
+        }
+        balls.push(ball);
+    }
+    players.into_iter().for_each(|player| player.join(cx));
+    for ball in balls {
+        ensure_eq!(ball.turn.load(Ordering::Relaxed), 2 * rounds);
+    }
+    Ok((clock::now_ns() - begin) / (pairs * wake_ups))
 }
 
 ktest! {
-    /// 100,000 wake-ups, each needed for the next: a lost one is a hang. Each wakes a halted CPU, which takes an emulator on a
-    /// busy host most of a millisecond.
+    /// 100,000 wake-ups, each needed for the next: a lost one is a hang. One pair alone finds the other CPU halted each time,
+    /// which takes an emulator on a busy host most of a millisecond; eight pairs find it busy, idling or on its way there.
     #[budget_ms(120_000)]
     fn ping_pong_across_cpus_loses_no_wake_up(t: &mut Test) {
         let (a, b) = two_cpus()?;
-        let each = ping_pong(t.cx, 100_000, Some(a), Some(b))?;
+        let each = ping_pong(t.cx, 1, 20_000, Some(a), Some(b))?;
+        ping_pong(t.cx, 8, 10_000, Some(a), Some(b))?;
         t.figure(format_args!(r#"{{"bench":"sched.ping_pong_across_cpus","ns_each":{each}}}"#));
         Ok(())
     }
@@ -85,7 +95,7 @@ ktest! {
     #[budget_ms(1_200_000)]
     fn a_million_wake_ups_across_cpus_are_none_too_few(t: &mut Test) {
         let (a, b) = two_cpus()?;
-        ping_pong(t.cx, 1_000_000, Some(a), Some(b))?;
+        ping_pong(t.cx, 1, 1_000_000, Some(a), Some(b))?;
         Ok(())
     }
 
@@ -93,7 +103,7 @@ ktest! {
     #[budget_ms(60_000)]
     fn ping_pong_on_one_cpu_loses_no_wake_up(t: &mut Test) {
         let here = cpu::current();
-        let each = ping_pong(t.cx, 100_000, Some(here), Some(here))?;
+        let each = ping_pong(t.cx, 1, 100_000, Some(here), Some(here))?;
         t.figure(format_args!(r#"{{"bench":"sched.ping_pong_on_one_cpu","ns_each":{each}}}"#));
         Ok(())
     }
@@ -102,7 +112,7 @@ ktest! {
     #[tags(race)]
     #[budget_ms(60_000)]
     fn ping_pong_of_unbound_threads_loses_no_wake_up(t: &mut Test) {
-        ping_pong(t.cx, 100_000, None, None)?;
+        ping_pong(t.cx, 1, 100_000, None, None)?;
         Ok(())
     }
 
