@@ -4,7 +4,8 @@
 //!
 //! Invariants:
 //!
-//! * `SCHED-14`: a raised softirq runs on the CPU that raised it, after the raise (elsewhere if that CPU goes offline first); raises before it runs are merged.
+//! * `SCHED-14`: a raised softirq runs on the CPU that raised it, after the raise (elsewhere if that CPU goes offline first);
+//!   raises before it runs are merged.
 //! * `SCHED-15`: softirqs do not nest. They run with preemption off.
 //! * `SCHED-16`: an interrupt's exit runs at most [`SOFTIRQ_MAX_ROUNDS`] rounds and about [`SOFTIRQ_MAX_NS`]; the rest
 //!   is `ksoftirqd/N`'s, a thread of normal priority, so that a flood of them cannot starve threads.
@@ -13,6 +14,8 @@
 //!
 //! Linux: `kernel/softirq.c`. There a raise in task context wakes `ksoftirqd`; here it sends a self-IPI, which needs no
 //! run-queue lock, and so is allowed under one.
+
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use arch::{CpuId, clock, ipi, irq, vector};
 use sync::context::{self, PREEMPT_OFFSET};
@@ -168,9 +171,12 @@ pub(crate) fn daemon_of(cpu: CpuId) -> &'static Thread {
 /// Context: task.
 pub(crate) fn adopt(from: CpuId) {
     let _pin = PreemptGuard::new(ATOMIC);
-    // SAFETY: areas of present CPUs live for ever; the owner is parked. What an NMI raises there now is served when the
-    // CPU is back.
-    let bits = unsafe { PENDING.ptr_on(from).replace(0) };
+    // SAFETY: areas of present CPUs live for ever; the owner is parked, so but for an NMI's `or` nobody else accesses it.
+    let pending = unsafe { AtomicU32::from_ptr(PENDING.ptr_on(from)) };
+    // An NMI's `or` is no atomic access to us. It may read before this and write after it: then what we have taken is pending
+    // there once more, which is harmless, and its own bit is served when the CPU is back.
+    // Relaxed: Acquire and Release are those of the CPU's wake word.
+    let bits = pending.swap(0, Ordering::Relaxed);
     if bits != 0 {
         PENDING.or(bits);
         ipi::send_self(vector::IRQ_WORK);

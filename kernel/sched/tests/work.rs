@@ -10,7 +10,7 @@ use arch::{CpuId, clock, cpu, irq};
 use grange_sched as sched;
 use machine::{machine_with, spawn};
 use sched::work::{self, Kind};
-use sched::{Completion, DelayedWork, Semaphore, Timer, WorkItem, WorkQueue};
+use sched::{Completion, DelayedWork, Prio, Semaphore, Timer, WorkItem, WorkQueue};
 use sync::MaySleep;
 
 const MS: u64 = 1_000_000;
@@ -715,6 +715,27 @@ fn work_is_queued_flushed_and_cancelled_while_cpus_go_and_come() {
             LONELY.flush(cx);
             assert_eq!(i64::from(RUNS.load(Ordering::Relaxed)), queued);
             assert!(ALONE.load(Ordering::Relaxed), "twice at once");
+        });
+    });
+}
+
+#[test]
+fn a_worker_more_urgent_than_who_queues_runs_before_the_call_returns() {
+    in_own_process(|| {
+        machine(|cx| {
+            let queuer = sched::spawn(cx, "queuer", Prio::BACKGROUND, Some(CpuId::new(1)), |cx| {
+                let mut late = 0;
+                for round in 1..=200 {
+                    // It may still be the item's, or be on its way to sleep, when the item has ended.
+                    COUNTS.flush(cx);
+                    sched::sleep_ns(cx, MS / 10);
+                    assert!(sched::queue_work_on(cpu::current(), &COUNTS));
+                    late += u32::from(RUNS.load(Ordering::Relaxed) != round);
+                    COUNTS.flush(cx);
+                }
+                late
+            });
+            assert_eq!(queuer.expect("memory for a thread").join(cx), 0, "items that ran later");
         });
     });
 }

@@ -17,9 +17,10 @@
 //! - `IW-3` What was written before a `queue` that returned true, or that returned false because
 //!   the item was pending, is seen by the call that follows.
 //! - `IW-4` Nothing waits on a CPU that is offline: what was on its lists runs on it before it parks, and what is
-//!   queued there from then on goes to a CPU that is online. Enforced by [`host`].
+//!   queued there from then on goes to a CPU that is online. Enforced by [`host`]; and [`queue_on`](IrqWork::queue_on) is
+//!   not for NMI handlers: the CPU could leave between their look and their push, as a stop does not wait for an NMI.
 //!
-//! Context: any for queueing; the function runs in hardirq context with interrupts off.
+//! Context: any for queueing on this CPU; the function runs in hardirq context with interrupts off.
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
@@ -122,8 +123,9 @@ impl IrqWork {
 
     /// Has it called on `cpu`, or on this CPU if `cpu` is offline; false if it was pending already, on whichever CPU.
     ///
-    /// Context: any. Lock-free.
+    /// Context: any but NMI (`IW-4`). Lock-free.
     pub fn queue_on(&'static self, cpu: CpuId) -> bool {
+        debug_assert!(!context::in_nmi(), "IW-4: an NMI handler queues to another CPU");
         let pin = PreemptGuard::new(ATOMIC);
         if cpu == cpu::current() || !cpu::is_online(cpu) {
             return self.queue_here(&pin);
@@ -187,7 +189,7 @@ impl IrqWork {
 /// Where what is queued on this CPU runs: here, or on the first CPU that is online if this one is not (`IW-4`).
 ///
 /// A CPU that is on its way out, or parked and hit by an NMI, looks at its lists no more. The caller is pinned, so no CPU
-/// goes offline between the look and the push.
+/// goes offline between the look and the push; nor does one whose NMI handler it is, and the boot CPU stays.
 fn host() -> CpuId {
     let here = cpu::current();
     if cpu::is_online(here) { here } else { cpu::online().first().unwrap_or(here) }

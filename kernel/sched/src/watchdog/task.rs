@@ -15,16 +15,16 @@ use core::ptr;
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use arch::{clock, cpu};
-use sync::{ATOMIC, IrqGuard, MaySleep};
+use sync::MaySleep;
 
-use super::answer::{Collected, Frames};
+use super::answer::{Collected, Frames, MAX_FRAMES};
 use super::pace::{Incident, Pace};
 use super::report::{Seconds, backtrace, evidence, locks_of_thread, report};
 use super::{Kind, limits};
-use crate::rq::{Place, lock_of};
 use crate::spawn::{SpawnError, spawn};
 use crate::state::State;
 use crate::thread::{Prio, Thread, current, for_each};
+use crate::trace::backtrace_of;
 use crate::wait::WaitQueue;
 
 /// Looks in a time-out.
@@ -140,7 +140,8 @@ fn look(thread: &'static Thread, watched_ns: u64, anew: bool, late_ns: u64, peri
     let watch = &thread.watch;
     let switches = thread.voluntary_switches() + thread.involuntary_switches();
     let same_switches = watch.switches.swap(switches, Ordering::Relaxed) == switches;
-    let same_tenant = watch.tid.swap(thread.tid(), Ordering::Relaxed) == thread.tid();
+    let tid = thread.tid();
+    let same_tenant = watch.tid.swap(tid, Ordering::Relaxed) == tid;
     let well = match thread.state() {
         _ if thread.is_idle() || thread.on_cpu() => true,
         State::Sleeping => watch.idling.load(Ordering::Relaxed) || thread.alarm.is_armed(),
@@ -153,7 +154,7 @@ fn look(thread: &'static Thread, watched_ns: u64, anew: bool, late_ns: u64, peri
     let age = watched_ns.saturating_sub(watch.since_ns.load(Ordering::Relaxed));
     let mut incident = Incident::quiet_below(watch.quiet_below_ns.load(Ordering::Relaxed));
     if incident.is_due(age, limits().task_ns)
-        && let Some(sight) = Sight::of(thread)
+        && let Some(sight) = Sight::of(thread, tid)
     {
         watch.quiet_below_ns.store(incident.threshold(), Ordering::Relaxed);
         sight.report(thread, age, late_ns, period);
@@ -169,21 +170,20 @@ struct Sight {
 }
 
 impl Sight {
-    /// `None` if it is on a CPU after all.
-    fn of(thread: &'static Thread) -> Option<Sight> {
-        let _off = IrqGuard::new(ATOMIC);
-        let (_, mut inner) = lock_of(thread);
-        if inner.place(thread) == Place::Current || thread.on_cpu.load(Ordering::Acquire) {
-            return None;
-        }
-        // SAFETY: it waits inside `Mutex::lock`, which it cannot leave while we hold the lock that waking it takes.
-        let word = unsafe { thread.watch.waits_for.load(Ordering::Relaxed).as_ref() };
-        let owner = word.map(|word| crate::mutex::owner_in(word.load(Ordering::Relaxed)));
+    /// `None` if it is on a CPU after all, or has ended.
+    fn of(thread: &'static Thread, tid: u64) -> Option<Sight> {
+        let mut sight = Sight { sleeps: thread.state() == State::Sleeping, owner: None, frames: [0; MAX_FRAMES] };
         let mut frames = Collected::new();
-        // SAFETY: off its CPU, and it cannot get one while we hold the lock (SCHED-4, SCHED-5): its context is saved.
-        unsafe { (*thread.context.get()).assume_init_ref() }.walk(0..u64::MAX, &mut |ip| frames.push(ip));
-        let sleeps = thread.state() == State::Sleeping;
-        Some(Sight { sleeps, owner: owner.flatten(), frames: frames.done() })
+        let visit = &mut |ip| {
+            frames.push(ip);
+            sight.sleeps = thread.state() == State::Sleeping;
+            // SAFETY: it waits inside `Mutex::lock`, which it cannot leave while the lock is held that waking it takes.
+            let word = unsafe { thread.watch.waits_for.load(Ordering::Relaxed).as_ref() };
+            sight.owner = word.and_then(|word| crate::mutex::owner_in(word.load(Ordering::Relaxed)));
+        };
+        backtrace_of(thread, tid, visit).ok()?;
+        sight.frames = frames.done();
+        Some(sight)
     }
 
     fn report(&self, thread: &'static Thread, age: u64, late_ns: u64, period: u64) {

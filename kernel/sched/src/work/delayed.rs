@@ -12,7 +12,7 @@ use core::ptr;
 use core::sync::atomic::{AtomicU16, Ordering};
 
 use arch::{CpuId, cpu, irq};
-use sync::{ATOMIC, IrqGuard, MaySleep};
+use sync::{ATOMIC, IrqGuard, MaySleep, PreemptGuard};
 
 use super::item::{Claim, WorkItem};
 use super::queue::Queue;
@@ -76,6 +76,8 @@ impl DelayedWork {
     /// Context: task, sleeps; not from its own function.
     pub fn flush(&self, cx: &mut MaySleep) {
         while self.item.is_delayed() {
+            // In this order: the reschedule that a wake-up may ask for is looked at when interrupts are on again.
+            let _pin = PreemptGuard::new(ATOMIC);
             let _irqs = IrqGuard::new(ATOMIC);
             if self.timer.cancel() {
                 self.end_delay();
@@ -89,12 +91,16 @@ impl DelayedWork {
 
     /// Arms the timer of an item that nobody owns. False if it is pending, cancelled just now, or refused.
     pub(super) fn start(&'static self, queue: &Queue, cpu: CpuId, ns: u64) -> bool {
+        // In this order: the reschedule that a wake-up may ask for is looked at when interrupts are on again.
+        let _pin = PreemptGuard::new(ATOMIC);
         let _irqs = IrqGuard::new(ATOMIC);
         self.item.claim(true) == Claim::Owned && self.arm(queue, cpu, ns)
     }
 
     /// The same for one that is perhaps pending. True if it was.
     pub(super) fn restart(&'static self, queue: &Queue, cpu: CpuId, ns: u64) -> bool {
+        // In this order: the reschedule that a wake-up may ask for is looked at when interrupts are on again.
+        let _pin = PreemptGuard::new(ATOMIC);
         let _irqs = IrqGuard::new(ATOMIC);
         loop {
             let was_pending = self.item.grab(Some(&self.timer));

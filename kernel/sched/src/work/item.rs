@@ -22,7 +22,7 @@ use core::ptr;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use arch::irq;
-use sync::{ATOMIC, IrqGuard, MaySleep};
+use sync::{ATOMIC, IrqGuard, MaySleep, PreemptGuard};
 
 use super::list::{Linked, Links};
 use super::pool::{Inner, Pool, pool_of};
@@ -217,6 +217,8 @@ impl WorkItem {
 
     pub(super) fn cancel_with(&self, timer: Option<&Timer>) -> bool {
         // SCHED-41: until it is given up.
+        // In this order: the reschedule that a wake-up may ask for is looked at when interrupts are on again.
+        let _pin = PreemptGuard::new(ATOMIC);
         let _irqs = IrqGuard::new(ATOMIC);
         let grabbed = self.grab(timer);
         if grabbed {

@@ -31,7 +31,7 @@ use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use arch::{CpuId, NodeId, cpu};
 use mm::AllocError;
-use sync::{ATOMIC, IrqGuard, LockClass, MaySleep};
+use sync::{ATOMIC, IrqGuard, LockClass, MaySleep, PreemptGuard};
 
 use super::delayed::DelayedWork;
 use super::item::{Claim, WorkItem};
@@ -303,6 +303,8 @@ impl WorkQueue {
     /// The item stays where it is until its function has begun to run for the last time, or [`WorkItem::cancel_sync`]
     /// or [`WorkItem::flush`] has returned with nobody queueing it again.
     pub unsafe fn queue_raw(&self, cpu: CpuId, item: &WorkItem) -> bool {
+        // In this order: the reschedule that a wake-up may ask for is looked at when interrupts are on again.
+        let _pin = PreemptGuard::new(ATOMIC);
         let _irqs = IrqGuard::new(ATOMIC);
         if item.claim(false) != Claim::Owned {
             return false;
