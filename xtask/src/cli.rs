@@ -433,7 +433,7 @@ pub struct SmpArgs {
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
-  cargo xtask debug --test 'mutex.*' --cpus 4
+  cargo xtask debug --test 'sched_mutex.*' --cpus 4
   cargo xtask debug --core latest --exec \"gr-cpus; gr-tasks\"
 
 The kernel stops at its first instruction or at the first of --break and --test, and where it panics or a test fails.

@@ -39,6 +39,9 @@ struct Share {
 /// What one of them has got.
 struct Got {
     turns: u32,
+    /// Turns by the kernel's account: all that it has seen itself, those that the host cut to nothing, and one for each time
+    /// that somebody more urgent came in between.
+    given: u64,
     ticks: u64,
     work: u64,
 }
@@ -64,7 +67,7 @@ impl Share {
         while self.arrived.load(Ordering::Relaxed) < all && !self.over.load(Ordering::Relaxed) {
             irq::relax();
         }
-        let mut got = Got { turns: 0, ticks: 0, work: 0 };
+        let mut got = Got { turns: 0, given: 0, ticks: 0, work: 0 };
         // Switches so far, and ticks at a moment between two of them.
         let now = || loop {
             let switches = sched::current().involuntary_switches();
@@ -73,7 +76,8 @@ impl Share {
                 break (switches, ticks);
             }
         };
-        let mut seen = now();
+        let begin = now();
+        let mut seen = begin;
         while !self.over.load(Ordering::Relaxed) {
             let last = self.last.swap(me, Ordering::Relaxed);
             let now = now();
@@ -91,6 +95,7 @@ impl Share {
             got.work += 1;
             irq::relax();
         }
+        got.given = 1 + seen.0 - begin.0;
         got
     }
 }
@@ -115,19 +120,20 @@ ktest! {
         share.over.store(true, Ordering::Relaxed);
         let got: Vec<Got> = threads.into_iter().map(|thread| thread.join(t.cx)).collect();
         for got in &got {
-            t.note(format_args!("{} turns, {} ticks, {} rounds of work", got.turns, got.ticks, got.work));
+            t.note(format_args!("{} turns of {}, {} ticks, {} rounds of work", got.turns, got.given, got.ticks, got.work));
         }
         let turns: u32 = got.iter().map(|got| got.turns).sum();
         ensure!(turns >= TURNS, "only {turns} turns");
-        let wrong = share.wrong.load(Ordering::Relaxed);
-        // A turn that the host cuts to nothing is not seen.
-        ensure!(wrong <= turns as usize / 10, "{wrong} of {turns} turns out of order");
+        // What the threads have not seen of their turns can make others look out of order, and their numbers differ.
+        let unseen: u64 = got.iter().map(|got| got.given - u64::from(got.turns)).sum();
+        let wrong = share.wrong.load(Ordering::Relaxed) as u64;
+        ensure!(wrong <= unseen, "{wrong} of {turns} turns out of order, {unseen} not seen");
         let all = || got.iter().map(|got| got.turns);
         let (least, most) = (all().min().unwrap_or(0), all().max().unwrap_or(0));
-        ensure!(most - least <= 2, "{least} to {most} turns");
-        for Got { turns, ticks, .. } in got {
+        ensure!(u64::from(most - least) <= 2 + unseen, "{least} to {most} turns, {unseen} not seen");
+        for Got { given, ticks, .. } in got {
             // A turn is two ticks, the second of which ends it.
-            ensure!(ticks <= u64::from(turns + turns / 10 + 1), "{ticks} ticks inside of {turns} turns");
+            ensure!(ticks <= given + 1, "{ticks} ticks inside of {given} turns");
         }
         Ok(())
     }
@@ -160,7 +166,7 @@ ktest! {
         Ok(())
     }
 
-    /// A thread of a higher level gets the CPU at once although another never gives it up.
+    /// A thread of a higher level gets the CPU at once, not at a tick, although another never gives it up.
     #[budget_ms(30_000)]
     fn an_urgent_thread_preempts_a_busy_one(t: &mut Test) {
         let (_, there) = two_cpus()?;
@@ -171,40 +177,51 @@ ktest! {
                 irq::relax();
             }
         })?;
+        let mut at_once = 0;
         for _ in 0..50 {
-            let urgent = sched::spawn(t.cx, "urgent", Prio::RCU, Some(there), |_| cpu::current());
+            let before = tick::count_on(there);
+            let urgent = sched::spawn(t.cx, "urgent", Prio::RCU, Some(there), move |_| (cpu::current(), tick::count_on(there)));
             let urgent = urgent.map_err(|error| crate::__failed!("{error}"))?;
-            ensure_eq!(urgent.join(t.cx), there);
+            let (ran_on, ticks) = urgent.join(t.cx);
+            ensure_eq!(ran_on, there);
+            at_once += u32::from(ticks == before);
         }
         ensure!(!busy.is_finished());
         stop.store(true, Ordering::Relaxed);
         busy.join(t.cx);
+        // On a host that lets CPUs stand still a tick may come first now and then; who waits for it does so every time.
+        ensure!(at_once >= 10, "{at_once} of 50 before the next tick");
         Ok(())
     }
 
     /// With preemption off even the end of the slice waits.
     fn nothing_preempts_a_preempt_off_section(t: &mut Test) {
         let here = cpu::current();
-        let ran = Arc::new(AtomicBool::new(false));
-        let ran_too = ran.clone();
-        let other = sched::spawn(t.cx, "urgent", Prio::RCU, Some(here), move |cx| {
-            sched::sleep_ns(cx, 5 * MS);
-            ran_too.store(true, Ordering::Relaxed);
-        });
-        let other = other.map_err(|error| crate::__failed!("{error}"))?;
-        let seen = {
-            let _pin = PreemptGuard::new(&*t.cx);
-            let before = ran.load(Ordering::Relaxed);
-            let begin = clock::now_ns();
-            while clock::now_ns() - begin < 20 * MS {
-                irq::relax();
+        for _ in 0..50 {
+            let ran = Arc::new(AtomicBool::new(false));
+            let ran_too = ran.clone();
+            let other = spawn_at(t.cx, Prio::RCU, here, move |cx| {
+                sched::sleep_ns(cx, 5 * MS);
+                ran_too.store(true, Ordering::Relaxed);
+            })?;
+            let (before, after) = {
+                let _pin = PreemptGuard::new(&*t.cx);
+                let before = ran.load(Ordering::Relaxed);
+                let begin = clock::now_ns();
+                while clock::now_ns() - begin < 20 * MS {
+                    irq::relax();
+                }
+                (before, ran.load(Ordering::Relaxed))
+            };
+            other.join(t.cx);
+            ensure!(ran.load(Ordering::Relaxed));
+            // Else the host was so slow that it had run before the section: once more.
+            if !before {
+                ensure!(!after, "it ran in the section");
+                return Ok(());
             }
-            (before, ran.load(Ordering::Relaxed))
-        };
-        ensure_eq!(seen.0, seen.1, "it ran in the section");
-        other.join(t.cx);
-        ensure!(ran.load(Ordering::Relaxed));
-        Ok(())
+        }
+        Err(crate::__failed!("the other thread was always first"))
     }
 
     /// Whoever wakes a more urgent thread of its own CPU is behind it: the other has run when the call returns. A thread that is
