@@ -309,8 +309,9 @@ class Thread:
         if [symbol_of(ip) for ip in frames] == [TRAMPOLINE]:
             return "has not run yet"
         for ip in frames:
-            if not function(ip - 1).startswith(HOW):
-                return where(ip - 1)
+            for place in places(ip - 1):
+                if not place.startswith(HOW) and not is_helper(place):
+                    return place
         return where(frames[0] - 1) if frames else "?"
 
 
@@ -344,10 +345,30 @@ def function(ip):
     return symbol_of(ip) or f"{ip:#x}"
 
 
+def places(ip):
+    """The functions inlined at an address, innermost first, and the one that holds them: `function at file:line` for the
+    first, and the function alone for the others, of which gdb does not tell the line."""
+    line, block, found = gdb.find_pc_line(ip), gdb.block_for_pc(ip), []
+    while block is not None and not block.is_static and not block.is_global:
+        if block.function is not None:
+            # Of the one that holds the others the symbol table has the whole path, which debug information may lack.
+            inlined = block.superblock is not None and not block.superblock.is_static
+            name = block.function.name if inlined else function(ip)
+            at = f" at {line.symtab.filename}:{line.line}" if line.symtab and not found else ""
+            found.append(f"{name}{at}")
+        block = block.superblock
+    return found or [function(ip)]
+
+
+def is_helper(place):
+    """A function of core, or one whose name has no path: a generic one, inlined."""
+    return place.startswith("core::") or "::" not in place.split("<")[0].split(" at ")[0]
+
+
 def where(ip):
-    """`function at file:line` of an address."""
-    name, line = function(ip), gdb.find_pc_line(ip)
-    return f"{name} at {line.symtab.filename}:{line.line}" if line.symtab else name
+    """The innermost function of the kernel's own at an address."""
+    all_places = places(ip)
+    return next((place for place in all_places if not is_helper(place)), all_places[0])
 
 
 class Tasks(gdb.Command):
