@@ -47,10 +47,11 @@ fn fill((page, _, pattern): Block) {
 }
 
 fn is_filled((page, _, pattern): Block) -> bool {
-    // SAFETY: as in `fill`.
-    [0, page.bytes() / 8 - 1]
-        .iter()
-        .all(|&word| unsafe { page.virt().cast::<u64>().add(word).read_volatile() } == pattern)
+    [0, page.bytes() / 8 - 1].iter().all(|&word| {
+        // SAFETY: as in `fill`.
+        let found = unsafe { page.virt().cast::<u64>().add(word).read_volatile() };
+        found == pattern
+    })
 }
 
 /// Blocks that a thread has; what is left at its end goes back then.
