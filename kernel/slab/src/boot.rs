@@ -55,7 +55,7 @@ pub fn init() {
             NODES => (size_of::<CacheNode>(), align_of::<CacheNode>()),
             class => (SMALLEST_SHEAF << class, SMALLEST_SHEAF),
         };
-        let layout = Layout { name, size, align, flags: CacheFlags::NO_SHEAVES, ctor: None, capacity: 0 };
+        let layout = Layout::new(name, size).align(align).flags(CacheFlags::NO_SHEAVES.union(CacheFlags::NO_MERGE));
         BOOT[index].call_once(|| bare(layout).expect("a boot cache is well-formed"));
     }
     for node in online_nodes() {
@@ -104,7 +104,17 @@ fn bare(layout: Layout) -> Result<RawCache, CreateError> {
 ///
 /// # Errors
 /// A size or alignment that no slab can hold, or no memory.
+///
+/// # Panics
+/// Where it would return an error, if the flags have [`CacheFlags::PANIC`].
 pub fn create(layout: Layout) -> Result<&'static RawCache, CreateError> {
+    match try_create(layout) {
+        Err(error) if layout.flags.contains(CacheFlags::PANIC) => panic!("cache {}: {error}", layout.name),
+        result => result,
+    }
+}
+
+fn try_create(layout: Layout) -> Result<&'static RawCache, CreateError> {
     let caches = BOOT[CACHES].get().expect("the slab allocator is not up");
     let nodes = BOOT[NODES].get().expect("the slab allocator is not up");
     let cache = bare(layout)?;

@@ -31,6 +31,11 @@ bitflags! {
         const NO_SHEAVES = 1 << 2;
         /// One of the `kmalloc` size classes.
         const KMALLOC = 1 << 3;
+        /// The cache has its slabs and counters for itself: `create` never hands out an existing one, nor this one to
+        /// others.
+        const NO_MERGE = 1 << 4;
+        /// `create` panics where it would return an error: for what the kernel cannot live without.
+        const PANIC = 1 << 5;
     }
 }
 
@@ -38,21 +43,48 @@ bitflags! {
 /// allocation that made it.
 pub type Ctor = fn(NonNull<u8>);
 
-/// What a cache is made of.
+/// What a cache is made of: a name, a size, and what is set apart from the defaults.
+///
+/// ```
+/// use grange_slab::{CacheFlags, Layout};
+/// const INODES: Layout = Layout::new("inode", 600).align(64).flags(CacheFlags::NO_MERGE.union(CacheFlags::PANIC));
+/// ```
 #[derive(Clone, Copy, Debug)]
+#[must_use = "a layout is nothing until `create` makes a cache of it"]
 pub struct Layout {
-    /// Name in `slabinfo`.
-    pub name: &'static str,
-    /// Bytes that the user gets.
-    pub size: usize,
-    /// Alignment of every object, a power of two.
-    pub align: usize,
-    /// What is special.
-    pub flags: CacheFlags,
+    pub(crate) name: &'static str,
+    pub(crate) size: usize,
+    pub(crate) align: usize,
+    pub(crate) flags: CacheFlags,
+    pub(crate) ctor: Option<Ctor>,
+    pub(crate) capacity: usize,
+}
+
+impl Layout {
+    /// Objects of `size` bytes, aligned to 8, shown as `name` in `slabinfo`.
+    pub const fn new(name: &'static str, size: usize) -> Self {
+        Self { name, size, align: align_of::<usize>(), flags: CacheFlags::empty(), ctor: None, capacity: 0 }
+    }
+
+    /// Alignment of every object: a power of two up to a page. Less than 8 means 8.
+    pub const fn align(self, align: usize) -> Self {
+        Self { align, ..self }
+    }
+
+    /// What is special about the cache; replaces what was said before.
+    pub const fn flags(self, flags: CacheFlags) -> Self {
+        Self { flags, ..self }
+    }
+
     /// Constructor.
-    pub ctor: Option<Ctor>,
-    /// Sheaf capacity that the user asks for, if more than the default (M-1).
-    pub capacity: usize,
+    pub const fn ctor(self, ctor: Ctor) -> Self {
+        Self { ctor: Some(ctor), ..self }
+    }
+
+    /// Sheaf capacity that the user asks for; counts if it is more than the default (M-1).
+    pub const fn capacity(self, capacity: usize) -> Self {
+        Self { capacity, ..self }
+    }
 }
 
 /// Why a cache could not be made.

@@ -72,7 +72,7 @@ pub(crate) fn init() {
     for ((size, name), slot) in CLASSES.into_iter().zip(&CACHES) {
         // A power of two is aligned to itself, up to a page; 96 and 192 to what divides them.
         let align = (1 << size.trailing_zeros()).min(PAGE_SIZE);
-        let layout = Layout { name, size, align, flags: CacheFlags::KMALLOC, ctor: None, capacity: 0 };
+        let layout = Layout::new(name, size).align(align).flags(CacheFlags::KMALLOC);
         slot.call_once(|| crate::create(layout).expect("no memory for the kmalloc caches"));
     }
 }

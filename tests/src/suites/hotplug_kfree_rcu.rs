@@ -14,7 +14,7 @@ use crate::{Failure, ensure, ensure_eq, ktest};
 const LARGE: usize = 40_000;
 
 fn cache(name: &'static str) -> Result<&'static RawCache, Failure> {
-    let layout = Layout { name, size: 96, align: 8, flags: CacheFlags::empty(), ctor: None, capacity: 0 };
+    let layout = Layout::new(name, 96).flags(CacheFlags::NO_MERGE);
     slab::create(layout).map_err(|error| crate::__failed!("{name}: {error}"))
 }
 

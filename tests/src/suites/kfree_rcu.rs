@@ -33,8 +33,7 @@ const STAMP: u64 = 0x6772_616e_6765_2121;
 
 /// A cache of nodes for one test.
 fn cache(name: &'static str) -> Result<&'static RawCache, Failure> {
-    let (size, align) = (size_of::<Node>(), align_of::<Node>());
-    let layout = Layout { name, size, align, flags: CacheFlags::empty(), ctor: None, capacity: 0 };
+    let layout = Layout::new(name, size_of::<Node>()).align(align_of::<Node>()).flags(CacheFlags::NO_MERGE);
     slab::create(layout).map_err(|error| crate::__failed!("{name}: {error}"))
 }
 

@@ -25,7 +25,7 @@ const WORDS: usize = SIZE / 8;
 
 /// A cache for one test.
 fn cache(name: &'static str) -> Result<&'static RawCache, Failure> {
-    let layout = Layout { name, size: SIZE, align: 8, flags: CacheFlags::empty(), ctor: None, capacity: 0 };
+    let layout = Layout::new(name, SIZE).flags(CacheFlags::NO_MERGE);
     slab::create(layout).map_err(|error| crate::__failed!("{name}: {error}"))
 }
 
