@@ -34,6 +34,9 @@
 //!
 //! Answers to Linux `mm/slub.c` (7.x), where sheaves came in 2025 and became universal in 7.0.
 
+#[cfg(test)]
+extern crate std;
+
 pub mod boot;
 pub mod cache;
 pub mod deferred;
@@ -53,6 +56,8 @@ mod order;
 mod sheaf;
 mod slab_ref;
 mod slow;
+#[cfg(test)]
+mod test_machine;
 
 pub use boot::{create, init};
 pub use cache::{CacheFlags, CreateError, Ctor, Layout, RawCache};

@@ -1,4 +1,6 @@
-//! A hosted machine with a scheduler, for the tests of this storey and of `rcu`, which includes this file by its path.
+//! A hosted machine with a scheduler, for the tests of this storey, and of `rcu` and `slab`, which include this file by its
+//! path.
+#![allow(dead_code, reason = "nobody who includes this uses all of it")]
 
 use arch::hosted::{self, HostAlloc, Stopped};
 use arch::{CpuId, PhysAddr, smp};
@@ -32,9 +34,22 @@ pub(crate) fn try_machine_with(
     before_others: impl FnOnce(&mut MaySleep) + Send,
     body: impl FnOnce(&mut MaySleep) + Send,
 ) -> Result<(), Stopped> {
-    hosted::boot_cold(cpus, 1, MEM, || {
+    try_machine_on(cpus, 1, before_others, body)
+}
+
+/// [`try_machine_with`], with the CPUs on so many nodes.
+///
+/// # Errors
+/// How the machine stopped.
+pub(crate) fn try_machine_on(
+    cpus: usize,
+    nodes: usize,
+    before_others: impl FnOnce(&mut MaySleep) + Send,
+    body: impl FnOnce(&mut MaySleep) + Send,
+) -> Result<(), Stopped> {
+    hosted::boot_cold(cpus, nodes, MEM, || {
         sync::init();
-        let regions: Vec<_> = arch::topology::memory_ranges()
+        let regions: std::vec::Vec<_> = arch::topology::memory_ranges()
             .iter()
             .map(|m| mm::Region { start: PhysAddr::new(m.start), end: PhysAddr::new(m.start + m.len), node: m.node })
             .collect();
@@ -45,7 +60,7 @@ pub(crate) fn try_machine_with(
         let mut cx = unsafe { sched::init() }.expect("memory for the first threads");
         before_others(&mut cx);
         let mut stack = |_: CpuId| {
-            let stack = vec![0_u128; arch::task::STACK_SIZE / 16].leak();
+            let stack = std::vec![0_u128; arch::task::STACK_SIZE / 16].leak();
             stack.as_mut_ptr_range().end.cast::<u8>()
         };
         let missing = smp::start_all(|cpu| sched::start_secondary(cpu), &mut stack);
