@@ -3,7 +3,7 @@
 //! Statics outlive a machine (HOST-1), so each test that boots one wraps its body in
 //! [`in_own_process`](arch::hosted::in_own_process).
 
-// What the file below takes from the module above it.
+#[expect(clippy::single_component_path_imports, reason = "the file below takes it from the module above it")]
 use sched;
 use sync::MaySleep;
 
