@@ -163,6 +163,7 @@ impl Barn {
 
     /// Exchanges a full sheaf for an empty one. On `Err` the caller keeps `full`.
     pub(crate) fn replace_full(&self, full: SheafRef, spin: Spin) -> Result<SheafRef, NoSwap> {
+        debug_assert!(!full.is_empty() && !full.is_oversize());
         if !self.has_room_for_full() {
             return Err(NoSwap::TooManyFull);
         }

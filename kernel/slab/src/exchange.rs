@@ -12,7 +12,8 @@
 //! 3. exchange main with an empty sheaf of the barn;
 //! 4. the barn has too many full ones: flush the spare to slabs and reuse it;
 //! 5. the barn has no empty ones: allocate one, with the lock dropped, and install it;
-//! 6. give the object back to its slab.
+//! 6. no memory for one: empty main in batches;
+//! 7. give the object back to its slab.
 //!
 //! With [`Spin::Never`] nothing is waited for, and a step that would have to is skipped.
 
@@ -54,25 +55,31 @@ impl RawCache {
         Some(object)
     }
 
+    /// Exchanges an empty main for a sheaf that holds objects, as far as that goes under the lock: spare, then barn. False,
+    /// and nothing is changed, if both have none.
+    pub(crate) fn exchange_empty_main(&self, held: &mut Sheaves, spin: Spin) -> bool {
+        if let Some(spare) = held.spare.filter(|spare| !spare.is_empty()) {
+            held.make_main(spare);
+            return true;
+        }
+        let Some(full) = self.barn().and_then(|barn| barn.replace_empty(held.main, spin)) else {
+            self.count(Stat::BarnGetFail);
+            return false;
+        };
+        self.count(Stat::BarnGet);
+        held.main = full;
+        true
+    }
+
     /// Makes main hold objects (M-5). On `None` the lock is dropped.
     fn replace_empty_main(&self, mut held: Held, flags: AllocFlags, spin: Spin) -> Option<Held> {
-        if !held.main.is_empty() {
+        if !held.main.is_empty() || self.exchange_empty_main(&mut held, spin) {
             return Some(held);
         }
-        if let Some(spare) = held.spare.filter(|spare| !spare.is_empty()) {
-            held.swap_spare(spare);
-            return Some(held);
-        }
-        let barn = self.barn()?;
-        if let Some(full) = barn.replace_empty(held.main, spin) {
-            self.count(Stat::BarnGet);
-            held.main = full;
-            return Some(held);
-        }
-        self.count(Stat::BarnGetFail);
         if spin == Spin::Never {
             return None;
         }
+        let barn = self.barn()?;
         let empty = held.spare.take().or_else(|| barn.get_empty(spin));
         drop(held);
 
@@ -156,54 +163,49 @@ impl RawCache {
         put
     }
 
+    /// Exchanges a full main for a sheaf with room, as far as that goes under the lock: spare, then barn. On `Err` nothing
+    /// is changed, and the spare, if there is one, is full as well.
+    pub(crate) fn exchange_full_main(&self, held: &mut Sheaves, spin: Spin) -> Result<(), NoSwap> {
+        let barn = self.barn().ok_or(NoSwap::NoEmpty)?;
+        match held.spare {
+            None => {
+                let empty = barn.get_empty(spin).ok_or(NoSwap::NoEmpty)?;
+                held.make_main(empty);
+            }
+            Some(spare) if !spare.is_full() => held.make_main(spare),
+            Some(_) => {
+                held.main = barn.replace_full(held.main, spin)?;
+                self.count(Stat::BarnPut);
+            }
+        }
+        Ok(())
+    }
+
     /// Makes main have room (M-6). On `None` the lock is dropped.
     fn replace_full_main(&self, mut held: Held, spin: Spin) -> Option<Held> {
         if !held.main.is_full() {
             return Some(held);
         }
-        let barn = self.barn()?;
-        match held.spare {
-            None if held.main.is_bootstrap() => {
-                if let Some(empty) = barn.get_empty(spin) {
-                    held.main = empty;
-                    return Some(held);
-                }
+        let Err(why) = self.exchange_full_main(&mut held, spin) else { return Some(held) };
+        // With a spare, main was offered to the barn.
+        let refused = held.spare.is_some();
+        if why == NoSwap::TooManyFull {
+            self.count(Stat::BarnPutFail);
+            if let Some(spare) = held.spare.take_if(|_| spin == Spin::May) {
+                drop(held);
+                self.flush(spare);
+                return self.install_empty(spare, spin);
             }
-            None => {
-                if let Some(empty) = barn.get_empty(spin) {
-                    held.spare = Some(core::mem::replace(&mut held.main, empty));
-                    return Some(held);
-                }
-            }
-            Some(spare) if !spare.is_full() => {
-                held.swap_spare(spare);
-                return Some(held);
-            }
-            Some(spare) => match barn.replace_full(held.main, spin) {
-                Ok(empty) => {
-                    self.count(Stat::BarnPut);
-                    held.main = empty;
-                    return Some(held);
-                }
-                Err(NoSwap::TooManyFull) if spin == Spin::May => {
-                    self.count(Stat::BarnPutFail);
-                    held.spare = None;
-                    drop(held);
-                    self.flush(spare);
-                    return self.install_empty(spare, spin);
-                }
-                Err(NoSwap::TooManyFull) => self.count(Stat::BarnPutFail),
-                Err(NoSwap::NoEmpty) => {}
-            },
         }
         drop(held);
         let flags = AllocFlags::NO_RESERVE | AllocFlags::NOWARN;
-        let empty = SheafRef::alloc(self, self.sheaf_capacity().max(1), flags, spin);
-        match empty {
-            Some(empty) => self.install_empty(empty, spin),
-            None if spin == Spin::May => self.flush_some_of_main(),
-            None => None,
+        if let Some(empty) = SheafRef::alloc(self, self.sheaf_capacity().max(1), flags, spin) {
+            return self.install_empty(empty, spin);
         }
+        if refused && why == NoSwap::NoEmpty {
+            self.count(Stat::BarnPutFail);
+        }
+        if spin == Spin::May { self.flush_main() } else { None }
     }
 
     /// Makes `empty` the main sheaf of whatever CPU this is by now, unless main has room again (M-7).
@@ -216,14 +218,12 @@ impl RawCache {
             }
             return None;
         };
-        if held.main.is_bootstrap() {
-            held.main = empty;
-        } else if held.spare.is_none() {
-            held.spare = Some(core::mem::replace(&mut held.main, empty));
+        if held.spare.is_none() {
+            held.make_main(empty);
         } else if !held.main.is_full() {
             surplus(empty, barn, spin);
         } else if let Some(spare) = held.spare.filter(|spare| !spare.is_full()) {
-            held.swap_spare(spare);
+            held.make_main(spare);
             surplus(empty, barn, spin);
         } else if spin == Spin::May {
             // Both are full: the barn takes main, over its limit if need be.
@@ -237,17 +237,22 @@ impl RawCache {
         Some(held)
     }
 
-    /// Without memory for another sheaf, makes room by flushing part of main.
-    fn flush_some_of_main(&self) -> Option<Held> {
+    /// Without memory for another sheaf, empties main, a batch at a time with the lock dropped in between.
+    fn flush_main(&self) -> Option<Held> {
         const BATCH: usize = 32;
         let mut batch = [core::ptr::null_mut(); BATCH];
-        let mut held = self.sheaves()?;
-        let count = held.main.take(&mut batch);
-        drop(held);
-        self.count_many(Stat::SheafFlush, count as u64);
-        self.give_back_many(&mut batch[..count]);
-        held = self.sheaves()?;
-        Some(held)
+        loop {
+            let held = self.sheaves()?;
+            let count = held.main.take(&mut batch);
+            let left = held.main.size();
+            drop(held);
+            self.count_many(Stat::SheafFlush, count as u64);
+            self.give_back_many(&mut batch[..count]);
+            if left == 0 {
+                // CPU-4: it may be another main, and not be empty.
+                return self.sheaves();
+            }
+        }
     }
 
     /// Gives every object of `sheaf` back to its slab. The caller keeps the empty sheaf.
@@ -295,9 +300,9 @@ fn surplus(empty: SheafRef, barn: &Barn, spin: Spin) {
 }
 
 impl Sheaves {
-    /// Exchanges main with `spare`, the sheaf in the spare's place.
-    fn swap_spare(&mut self, spare: SheafRef) {
-        let old = core::mem::replace(&mut self.main, spare);
+    /// Makes `sheaf` main, and main the spare: exchanges the two, or fills the spare's place while that is vacant.
+    fn make_main(&mut self, sheaf: SheafRef) {
+        let old = core::mem::replace(&mut self.main, sheaf);
         self.spare = (!old.is_bootstrap()).then_some(old);
     }
 

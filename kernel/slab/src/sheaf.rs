@@ -229,6 +229,10 @@ impl SheafRef {
     /// Moves objects from the top of the sheaf to the front of `to`. Returns how many.
     pub(crate) fn take(self, to: &mut [*mut u8]) -> usize {
         let count = self.size().min(to.len());
+        if count == 0 {
+            // It may be the bootstrap sheaf, which nobody may write to.
+            return 0;
+        }
         let size = self.size() - count;
         // SAFETY: the slots from `size` on hold `count` objects (SHEAF-2), and `to` has room for them; the two do not
         // overlap, because nobody else refers to the sheaf's array (SHEAF-1).
