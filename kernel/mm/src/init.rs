@@ -1,7 +1,7 @@
 //! Boot: from memory regions to descriptors, memory map and free lists.
 //!
 //! 1. The regions are cut to whole pages and sorted.
-//! 2. For the table of sections, and for the descriptors of each section, memory is set aside: at the start of the region
+//! 2. For the tables of sections and of homes, and for the descriptors of each section, memory is set aside: at the start of the region
 //!    that the section begins with, so in its own node; where that is too small, in another region of the node, then in
 //!    any. Only the cursors of the regions move.
 //! 3. The descriptors are written, each once, with the right node and kind, and entered in the table.
@@ -14,10 +14,13 @@
 //!
 //! Linux: `mm/mm_init.c`, `mm/sparse.c` (6.18).
 
+use core::sync::atomic::AtomicU8;
+
 use arch::{MAX_NODES, NodeId, PAGE_SHIFT, PAGE_SIZE, PhysAddr};
 use arrayvec::ArrayVec;
 
 use crate::buddy::MAX_ORDER;
+use crate::home::NO_HOME;
 use crate::memmap::{MAP, MemMap, SECTION_PAGES, Section};
 use crate::page::{Page, PageKind};
 use crate::zone::{self, Spin, Zone};
@@ -71,10 +74,11 @@ pub unsafe fn init(regions: &[Region]) {
     }
 }
 
-/// Begins to use per-CPU page lists.
+/// Tells the CPUs their [homes](crate::home), and begins to use per-CPU page lists.
 ///
 /// Context: boot CPU, once, after the per-CPU area of every present CPU is in place and this CPU uses its own.
 pub fn init_percpu() {
+    crate::home::init_percpu();
     crate::pcp::enable();
 }
 
@@ -96,6 +100,15 @@ pub(crate) unsafe fn build<'z>(map: &MemMap, base: usize, regions: &[Region], zo
     }
     // SAFETY: all entries were written above, and the memory is never given back.
     map.install(unsafe { core::slice::from_raw_parts(table, sections) }, base);
+
+    let homes = set_aside(&mut spans, 0, (sections * SECTION_PAGES).div_ceil(PAGE_SIZE))
+        .expect("no region has room for the table of homes");
+    let homes = at::<AtomicU8>(base, homes);
+    // SAFETY: as for `table`; all are written here.
+    map.install_homes(unsafe {
+        homes.write_bytes(NO_HOME, sections * SECTION_PAGES);
+        core::slice::from_raw_parts(homes, sections * SECTION_PAGES)
+    });
 
     // Set aside everything first: where memory was set aside decides what kind a descriptor has.
     let mut descriptors: ArrayVec<(usize, usize, usize), MAX_REGIONS> = ArrayVec::new();
@@ -211,6 +224,11 @@ impl Iterator for Blocks {
         self.next += 1 << order;
         Some((pfn, order))
     }
+}
+
+/// The node with memory that is nearest to `node`: itself if it has any.
+pub(crate) fn nearest_with_memory(node: NodeId) -> Option<NodeId> {
+    nearest_first(node, arch::cpu::distance).into_iter().next()
 }
 
 /// Step 5: the nodes with memory, nearest to `node` first; of equally near ones the next in number first, so that the

@@ -5,6 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::vec::Vec;
 
 use super::*;
+use crate::memmap::SECTION_SIZE;
 
 const MIB: u64 = 1 << 20;
 
@@ -76,6 +77,30 @@ fn two_nodes_and_a_hole_have_their_descriptors_at_home() {
     assert!(machine.map.page(5 * SECTION_PAGES).is_none(), "a section without memory has no descriptors");
     assert_eq!(machine.map.page(0).unwrap().kind(), PageKind::Hole);
     assert!(machine.map.page_at(0).is_none() && machine.map.page_at(usize::MAX).is_none());
+}
+
+#[test]
+fn every_frame_has_a_home_byte_and_what_is_no_frame_has_none() {
+    let machine = boot(&[region(MIB, 20 * MIB, 0), region(24 * MIB, 64 * MIB, 1)]);
+    let base = machine.map.direct_map(0).addr();
+    let mut places = Vec::new();
+    for pfn in 0..16 * SECTION_PAGES {
+        let addr = base + (pfn << PAGE_SHIFT);
+        let home = machine.map.home(pfn);
+        assert_eq!(home.load(core::sync::atomic::Ordering::Relaxed), NO_HOME);
+        for byte in [addr, addr + PAGE_SIZE - 1] {
+            assert!(core::ptr::eq(home, machine.map.home_at(byte).unwrap()));
+            // SAFETY: below the end of the last section.
+            assert!(core::ptr::eq(home, unsafe { machine.map.home_at_unchecked(byte) }));
+        }
+        places.push(core::ptr::from_ref(home).addr());
+    }
+    assert!(places.is_sorted() && places.windows(2).all(|pair| pair[0] != pair[1]), "one byte each");
+    let table = machine.map.page_at(places[0]).unwrap();
+    assert_eq!(table.kind(), PageKind::Descriptors, "in memory that was set aside");
+    for outside in [base - 1, base + 16 * SECTION_SIZE, 0, usize::MAX] {
+        assert!(machine.map.home_at(outside).is_none(), "{outside:#x}");
+    }
 }
 
 #[test]

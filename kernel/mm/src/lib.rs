@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`page`] | [`Page`], the descriptor of a frame, and [`page_of`], the way to it from an address |
 //! | `memmap` | the table behind that: sections of 4 MiB |
+//! | [`home`] | of which node's slab a page is: a byte a frame, for the free paths |
 //! | [`init`](mod@init) | boot: from memory regions to descriptors and free lists |
 //! | `buddy` | the free lists of a node, without locks |
 //! | `zone` | the same behind a lock, with watermarks and a list for frees from NMI |
@@ -44,6 +45,7 @@ extern crate std;
 mod alloc;
 mod buddy;
 mod flags;
+pub mod home;
 pub mod init;
 pub mod inject;
 mod memmap;
@@ -66,6 +68,7 @@ pub use alloc::{
 };
 pub use buddy::MAX_ORDER;
 pub use flags::{AllocError, AllocFlags};
+pub use home::{home_node, home_of, home_of_unchecked, this_home};
 pub use init::{Region, init, init_percpu};
 pub use page::{Page, PageKind, SlabView, page_of, page_of_unchecked};
 pub use pair::SlabPair;

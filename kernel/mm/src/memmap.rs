@@ -2,7 +2,7 @@
 //!
 //! Physical memory is cut into *sections* of 4 MiB, the size of the largest block. For each section that holds any
 //! memory there are 1,024 descriptors in one piece, in memory of the node that the section begins on; a table with one
-//! pointer a section finds them. A section is never shared by two descriptor arrays, so a block of the largest order
+//! pointer a section finds them. A flat table of one byte a frame holds their [homes](crate::home). A section is never shared by two descriptor arrays, so a block of the largest order
 //! has its descriptors side by side.
 //!
 //! Invariants:
@@ -13,7 +13,7 @@
 //! Linux: `SPARSEMEM` without the virtual memory map (`mm/sparse.c`, 6.18), with smaller sections because our nodes may be.
 
 use core::ptr;
-use core::sync::atomic::{AtomicPtr, AtomicUsize, Ordering::Relaxed};
+use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicUsize, Ordering::Relaxed};
 
 use arch::{PAGE_SHIFT, PAGE_SIZE};
 
@@ -33,6 +33,8 @@ pub(crate) type Section = AtomicPtr<Page>;
 pub(crate) struct MemMap {
     table: AtomicPtr<Section>,
     sections: AtomicUsize,
+    /// The home of the frame at address 0, if the table went that far: indexed by address, not by frame.
+    homes: AtomicPtr<AtomicU8>,
     /// Address of physical address 0 in the direct map.
     base: AtomicUsize,
 }
@@ -42,7 +44,12 @@ pub(crate) static MAP: MemMap = MemMap::new();
 
 impl MemMap {
     pub(crate) const fn new() -> Self {
-        Self { table: AtomicPtr::new(ptr::null_mut()), sections: AtomicUsize::new(0), base: AtomicUsize::new(0) }
+        Self {
+            table: AtomicPtr::new(ptr::null_mut()),
+            sections: AtomicUsize::new(0),
+            homes: AtomicPtr::new(ptr::null_mut()),
+            base: AtomicUsize::new(0),
+        }
     }
 
     /// Puts a table in place (MAP-1). Its entries may be filled after, with [`set_section`](Self::set_section).
@@ -50,6 +57,17 @@ impl MemMap {
         self.base.store(base, Relaxed);
         self.table.store(table.as_ptr().cast_mut(), Relaxed);
         self.sections.store(table.len(), Relaxed);
+    }
+
+    /// Puts the homes in place, after the table (MAP-1).
+    ///
+    /// # Panics
+    /// If there are not as many as frames, or the mapping wraps round the end of the address space.
+    pub(crate) fn install_homes(&self, homes: &'static [AtomicU8]) {
+        let (sections, base) = (self.sections.load(Relaxed), self.base.load(Relaxed));
+        assert!(homes.len() == sections * SECTION_PAGES, "a home for each frame");
+        assert!(base.is_multiple_of(PAGE_SIZE) && base.checked_add(sections * SECTION_SIZE).is_some());
+        self.homes.store(homes.as_ptr().cast_mut().wrapping_sub(base >> PAGE_SHIFT), Relaxed);
     }
 
     pub(crate) fn is_installed(&self) -> bool {
@@ -92,6 +110,35 @@ impl MemMap {
     pub(crate) fn page_at(&self, addr: usize) -> Option<&'static Page> {
         // An address below the direct map wraps to an offset behind the end of the table.
         self.at_offset(addr.wrapping_sub(self.base.load(Relaxed)))
+    }
+
+    /// The home of a frame.
+    ///
+    /// # Panics
+    /// If there is no such frame.
+    pub(crate) fn home(&self, pfn: usize) -> &'static AtomicU8 {
+        self.home_at(self.base.load(Relaxed) + (pfn << PAGE_SHIFT)).expect("a frame of the memory map")
+    }
+
+    /// The home of the frame at an address of the direct map.
+    #[inline(always)]
+    pub(crate) fn home_at(&self, addr: usize) -> Option<&'static AtomicU8> {
+        let offset = addr.wrapping_sub(self.base.load(Relaxed));
+        if offset >> SECTION_SHIFT >= self.sections.load(Relaxed) {
+            return None;
+        }
+        // SAFETY: the direct map has this address.
+        Some(unsafe { self.home_at_unchecked(addr) })
+    }
+
+    /// The same without a test.
+    ///
+    /// # Safety
+    /// `addr` lies in the direct map, below the end of the last section.
+    #[inline(always)]
+    pub(crate) unsafe fn home_at_unchecked(&self, addr: usize) -> &'static AtomicU8 {
+        // SAFETY: `install` was given one for each frame.
+        unsafe { &*self.homes.load(Relaxed).wrapping_add(addr >> PAGE_SHIFT) }
     }
 
     /// Where a frame is in the direct map.

@@ -24,11 +24,11 @@ use core::ptr::NonNull;
 use mm::AllocFlags;
 use sync::{ATOMIC, LocalGuard, LocalTryLock, PreemptGuard};
 
+use crate::Spin;
 use crate::cache::RawCache;
 use crate::sheaf::SheafRef;
 use crate::slab_ref::SlabRef;
 use crate::stats::{COUNT, Stat};
-use crate::{Spin, local_node};
 
 /// The sheaves of one CPU (CPU-1).
 pub(crate) struct Sheaves {
@@ -118,7 +118,7 @@ impl RawCache {
 
     #[inline(always)]
     pub(crate) fn free_to(&self, slab: SlabRef, object: NonNull<u8>) {
-        if slab.node() == local_node() && self.free_fast(object) {
+        if slab.is_home() && self.free_fast(object) {
             return;
         }
         self.free_slow(slab, object);

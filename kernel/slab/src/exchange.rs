@@ -142,7 +142,7 @@ impl RawCache {
     #[cold]
     #[inline(never)]
     pub(crate) fn free_slow(&self, slab: SlabRef, object: NonNull<u8>) {
-        if slab.node() == local_node() && self.free_to_sheaf(object, Spin::May) {
+        if slab.is_home() && self.free_to_sheaf(object, Spin::May) {
             return;
         }
         self.count(Stat::FreeSlowpath);

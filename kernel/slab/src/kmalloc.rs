@@ -190,8 +190,7 @@ pub unsafe fn kfree_nolock(object: NonNull<u8>) {
     }
     if let Some(slab) = SlabRef::of(object) {
         let cache = slab.cache();
-        let local = slab.node() == crate::local_node();
-        if local && (cache.free_fast(object) || cache.free_to_sheaf(object, Spin::Never)) {
+        if slab.is_home() && (cache.free_fast(object) || cache.free_to_sheaf(object, Spin::Never)) {
             return;
         }
     }

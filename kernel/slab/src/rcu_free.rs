@@ -38,7 +38,7 @@ use crate::{Spin, local_node};
 pub unsafe fn free(object: NonNull<u8>, spin: Spin) -> bool {
     let Some(slab) = SlabRef::of(object) else { return false };
     let cache = slab.cache();
-    let done = slab.node() == local_node() && cache.sheaf_capacity() != 0 && push(cache, object, spin);
+    let done = slab.is_home() && cache.sheaf_capacity() != 0 && push(cache, object, spin);
     cache.count(if done { Stat::FreeRcuSheaf } else { Stat::FreeRcuSheafFail });
     done
 }

@@ -16,6 +16,7 @@ use core::ptr::{self, NonNull};
 use core::sync::atomic::Ordering::Relaxed;
 
 use arch::NodeId;
+use mm::home::NO_HOME;
 use mm::{Page, PageKind, SlabView};
 use sync::CallbackHead;
 
@@ -72,6 +73,7 @@ impl SlabRef {
         view.cache.store(ptr::from_ref(cache).cast_mut().cast(), Relaxed);
         view.on_partial.store(false, Relaxed);
         view.pair.store(State { freelist: ptr::null_mut(), inuse: objects, objects }.pack());
+        page.set_home(page.node().index() as u8);
         page.set_kind(PageKind::Slab);
         slab
     }
@@ -79,6 +81,7 @@ impl SlabRef {
     /// Turns the slab, which nobody refers to any more, back into plain pages.
     pub(crate) fn unmake(self) -> &'static Page {
         self.0.slab().cache.store(ptr::null_mut(), Relaxed);
+        self.0.set_home(NO_HOME);
         self.0.set_kind(PageKind::Allocated);
         self.0
     }
@@ -96,6 +99,12 @@ impl SlabRef {
     #[inline]
     pub(crate) fn node(self) -> NodeId {
         self.0.node()
+    }
+
+    /// Whether objects of the slab may go into a sheaf of this CPU (M-8). A hint unless pinned.
+    #[inline]
+    pub(crate) fn is_home(self) -> bool {
+        self.0.home() == mm::this_home()
     }
 
     pub(crate) fn order(self) -> usize {
