@@ -14,6 +14,8 @@
 //! | [`irq`], [`nmi`], [`irq_work`], [`smp`], [`tlb`] | interrupts, and calls from one CPU to others |
 //! | [`log`], [`log_ring`] | the log, callable up to NMI |
 //! | [`explore`], [`events`] | places where another CPU may come in between; what happened, hashed: for test builds |
+//! | [`fault`] | which allocations fail on purpose |
+//! | [`mod@glob`] | names by pattern |
 //! | [`param`], [`rng`], [`percpu_dyn`] | command line parameters, seeded random numbers, dynamic per-CPU variables |
 //!
 //! Nothing here allocates. What may be called in which context stands at each function under *Context*;
@@ -31,6 +33,7 @@ extern crate std;
 pub mod atomic;
 pub mod callback;
 pub mod cx;
+pub mod glob;
 pub mod llist;
 pub mod log_ring;
 pub mod rng;
@@ -43,6 +46,8 @@ pub mod context;
 pub mod events;
 #[cfg(not(loom))]
 pub mod explore;
+#[cfg(not(loom))]
+pub mod fault;
 #[cfg(not(loom))]
 pub mod hooks;
 #[cfg(not(loom))]
@@ -73,6 +78,7 @@ pub mod tlb;
 
 pub use callback::CallbackHead;
 pub use cx::{ATOMIC, Atomic, Cx, MaySleep};
+pub use glob::glob;
 pub use llist::{LlistChain, LlistHead, LlistNode};
 pub use rng::Rng;
 pub use seqcount::SeqCount;
