@@ -7,7 +7,8 @@
 //! | [`alloc_pages_nolock`], [`free_pages_nolock`] | any | never | |
 //!
 //! An allocation goes: fault injection; this CPU's lists, if the node is right; the zones, nearest first, down to their min
-//! watermark; this CPU's lists emptied into the zones and once more; with RESERVE, down to the last page.
+//! watermark; this CPU's lists emptied into the zones and once more; with RESERVE, down to the last page. What came that way
+//! is marked ([`Page::is_reserve`]).
 //!
 //! Invariants:
 //! - **ALLOC-1** A block is given to one owner at a time: taken off its list by whoever holds the list's lock, and put back
@@ -26,7 +27,7 @@ use crate::buddy::MAX_ORDER;
 use crate::flags::{AllocError, AllocFlags};
 use crate::memmap::MAP;
 use crate::page::{Page, PageKind};
-use crate::zone::{self, Spin};
+use crate::zone::{self, Spin, Zone};
 use crate::{inject, oom, pcp, shrinker};
 
 /// A block of `2^order` pages from `node`, or the nearest node that has one; from near this CPU if there is no `node`.
@@ -70,11 +71,9 @@ pub fn alloc_pages_sleep(
         return Ok(page);
     }
     if flags.contains(AllocFlags::MAY_SLEEP) && order <= MAX_ORDER {
-        for effort in shrinker::Effort::ALL {
-            shrinker::reclaim(effort, 1 << order, cx);
-            if let Some(page) = try_alloc(order, node, flags, Spin::May) {
-                return Ok(page);
-            }
+        let page = shrinker::reclaim_until(1 << order, cx, || try_alloc(order, node, flags, Spin::May));
+        if let Some(page) = page {
+            return Ok(page);
         }
     }
     count_failure(node);
@@ -164,8 +163,9 @@ fn try_alloc(order: usize, node: Option<NodeId>, flags: AllocFlags, spin: Spin) 
     if order > MAX_ORDER || inject::should_fail(order) {
         return None;
     }
-    let page = find(order, node, flags, spin)?;
+    let (page, reserve) = find(order, node, flags, spin)?;
     hand_out(page, order);
+    page.set_reserve(reserve);
     if flags.contains(AllocFlags::ZERO) {
         // SAFETY: the block is ours, and the direct map of `bytes` from its start is writable memory.
         unsafe { ptr::write_bytes(page.virt(), 0, page.bytes()) };
@@ -173,22 +173,33 @@ fn try_alloc(order: usize, node: Option<NodeId>, flags: AllocFlags, spin: Spin) 
     Some(page)
 }
 
-fn find(order: usize, node: Option<NodeId>, flags: AllocFlags, spin: Spin) -> Option<&'static Page> {
+/// A free block, and whether it is from below the min watermark.
+fn find(order: usize, node: Option<NodeId>, flags: AllocFlags, spin: Spin) -> Option<(&'static Page, bool)> {
     let wanted = node.unwrap_or_else(|| arch::cpu::node_of(arch::cpu::current()));
-    pcp::alloc(order, node, zone::of(wanted).min(), spin)
-        .or_else(|| from_zones(order, wanted, spin, |zone| zone.min()))
+    let only = flags.contains(AllocFlags::THIS_NODE);
+    let above_min = || from_zones(order, wanted, only, spin, Zone::min);
+    pcp::alloc(order, if only { Some(wanted) } else { node }, zone::of(wanted).min(), spin)
+        .or_else(above_min)
         .or_else(|| {
             // What this CPU holds back may be all that is left, or what a larger block needs to merge.
             if spin == Spin::May {
                 pcp::drain_local();
             }
-            from_zones(order, wanted, spin, |zone| if flags.may_dip() { 0 } else { zone.min() })
+            above_min()
         })
+        .map(|page| (page, false))
+        .or_else(|| Some((flags.may_dip().then(|| from_zones(order, wanted, only, spin, |_| 0))??, true)))
 }
 
-/// Asks the zones, nearest first.
-fn from_zones(order: usize, wanted: NodeId, spin: Spin, mark: impl Fn(&zone::Zone) -> usize) -> Option<&'static Page> {
-    zone::of(wanted).fallback().find_map(|node| {
+/// Asks the zones, nearest first, or the wanted one only.
+fn from_zones(
+    order: usize,
+    wanted: NodeId,
+    only: bool,
+    spin: Spin,
+    mark: impl Fn(&Zone) -> usize,
+) -> Option<&'static Page> {
+    zone::of(wanted).fallback().filter(|&node| !only || node == wanted).find_map(|node| {
         let zone = zone::of(node);
         let mut found = None;
         zone.take(&MAP, order, 1, mark(zone), spin, |page| found = Some(page));

@@ -18,6 +18,8 @@ bitflags! {
         const NO_RESERVE = 1 << 3;
         /// Failure is expected and not reported in the log.
         const NOWARN = 1 << 4;
+        /// From the node that was asked for or from none. Without it a node is a wish: the nearest with memory will do.
+        const THIS_NODE = 1 << 5;
     }
 }
 
@@ -25,8 +27,9 @@ impl AllocFlags {
     /// It fails rather than wait. The absence of all flags.
     pub const NOWAIT: Self = Self::empty();
 
-    /// Whether pages below the min watermark may be taken.
-    pub(crate) fn may_dip(self) -> bool {
+    /// Whether pages below the min watermark may be taken: RESERVE, unless NO_RESERVE is said as well.
+    #[must_use]
+    pub fn may_dip(self) -> bool {
         self.contains(Self::RESERVE) && !self.contains(Self::NO_RESERVE)
     }
 }

@@ -177,6 +177,7 @@ fn a_full_node_falls_back_to_the_nearest_and_keeps_its_reserve() {
             assert_eq!(nodes[0], wanted);
             let (mut held, mut order_seen) = (Vec::with_capacity(1 << 14), Vec::new());
             while let Ok(page) = alloc_pages(0, Some(wanted), NONE) {
+                assert!(!page.is_reserve());
                 if order_seen.last() != Some(&page.node()) {
                     order_seen.push(page.node());
                 }
@@ -188,9 +189,40 @@ fn a_full_node_falls_back_to_the_nearest_and_keeps_its_reserve() {
                 assert!(node.min > 0);
             }
             assert!(alloc_pages(0, None, NONE | AllocFlags::RESERVE | AllocFlags::NO_RESERVE).is_err());
-            held.push(alloc_pages(0, None, NONE | AllocFlags::RESERVE).expect("the reserve, on demand"));
+            let reserve = alloc_pages(0, None, NONE | AllocFlags::RESERVE).expect("the reserve, on demand");
+            assert!(reserve.is_reserve() && stats::is_low(wanted));
+            free_pages(reserve, 0);
+            held.push(alloc_pages(0, None, NONE | AllocFlags::RESERVE).expect("the reserve, once more"));
             assert!(stats::node(wanted).failed >= 1);
-            held.into_iter().for_each(|page| free_pages(page, 0));
+            held.drain(..).for_each(|page| free_pages(page, 0));
+            let ordinary = alloc_pages(0, Some(wanted), NONE | AllocFlags::RESERVE).expect("all is back");
+            assert!(!ordinary.is_reserve(), "the mark goes with the block");
+            free_pages(ordinary, 0);
+            assert_same(&before, cx);
+        });
+    });
+}
+
+#[test]
+fn a_block_from_this_node_is_from_this_node_or_from_none() {
+    hosted::in_own_process(|| {
+        machine(2, 2, 8 << 20, |cx| {
+            let before = settle(cx);
+            for wanted in (0..2).map(NodeId::new) {
+                let mut held = Vec::with_capacity(1 << 12);
+                while let Ok(page) = alloc_pages(0, Some(wanted), NONE | AllocFlags::THIS_NODE) {
+                    assert_eq!(page.node(), wanted);
+                    held.push(page);
+                }
+                assert!(
+                    !held.is_empty()
+                        && alloc_pages(0, Some(wanted), NONE).is_ok_and(|page| {
+                            free_pages(page, 0);
+                            page.node() != wanted
+                        })
+                );
+                held.into_iter().for_each(|page| free_pages(page, 0));
+            }
             assert_same(&before, cx);
         });
     });

@@ -106,6 +106,11 @@ fn may_report(order: usize, flags: AllocFlags) -> Option<u64> {
     if flags.contains(AllocFlags::NOWARN) || order > MAX_ORDER {
         return None;
     }
+    is_due()
+}
+
+/// Whether a failure may be reported now; then how many were not since the last.
+fn is_due() -> Option<u64> {
     let now_ns = arch::clock::now_ns();
     let next_ns = NEXT_NS.load(Ordering::Relaxed);
     let due = now_ns >= next_ns
@@ -115,6 +120,18 @@ fn may_report(order: usize, flags: AllocFlags) -> Option<u64> {
         return None;
     }
     Some(LEFT_OUT.swap(0, Ordering::Relaxed))
+}
+
+/// One line about an object that an allocator above this one has no memory for, as rare as the reports of this storey.
+///
+/// Context: any but NMI.
+pub fn warn_object(cache: &str, bytes: usize, node: Option<NodeId>, flags: AllocFlags) {
+    if flags.contains(AllocFlags::NOWARN) {
+        return;
+    }
+    if let Some(left_out) = is_due() {
+        log::warn!("{cache}: no {bytes} bytes near {}, flags {flags:?}{}", Near(node), LeftOut(left_out));
+    }
 }
 
 struct Near(Option<NodeId>);

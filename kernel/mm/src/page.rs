@@ -10,7 +10,7 @@
 //! | 16–31 | `next`, `prev` | free list | partial list | | `next`: next page of the area |
 //! | 32–39 | `cache` | | its cache | size in bytes | |
 //! | 40–47 | `on_partial`, `aux` | | slab's own | | |
-//! | 48–51 | kind, order, node, unused | | | | |
+//! | 48–51 | kind, order, node, reserve | | | | |
 //! | 52–55 | page frame number | | | | |
 //! | 56–63 | link for lock-less lists | deferred free | deferred free | | |
 //!
@@ -98,6 +98,8 @@ pub struct Page {
     /// Order of the block, in its head and in its tails. Written by the page allocator.
     order: AtomicU8,
     node: u8,
+    /// Of an allocated block's head: it came from below the min watermark. Written at each allocation, and by the owner.
+    reserve: AtomicBool,
     pfn: u32,
     llist: LlistNode,
 }
@@ -139,6 +141,7 @@ impl Page {
             kind: AtomicU8::new(kind as u8),
             order: AtomicU8::new(0),
             node: node.index() as u8,
+            reserve: AtomicBool::new(false),
             pfn: u32::try_from(pfn).expect("PAGE-1: memory above 16 TiB"),
             llist: LlistNode::new(),
         }
@@ -181,6 +184,23 @@ impl Page {
     #[inline]
     pub fn node(&self) -> NodeId {
         NodeId::new(usize::from(self.node))
+    }
+
+    /// Whether the block that this is the head of came from below the min watermark: memory that is only for those who
+    /// asked with [`RESERVE`](crate::AllocFlags::RESERVE), which the owner has to see to (S5-4).
+    ///
+    /// Context: any; the caller owns the block.
+    #[inline]
+    pub fn is_reserve(&self) -> bool {
+        self.reserve.load(Ordering::Relaxed)
+    }
+
+    /// Says whether it is.
+    ///
+    /// Context: any; the caller owns the block. No other may give ordinary memory this mark.
+    #[inline]
+    pub fn set_reserve(&self, reserve: bool) {
+        self.reserve.store(reserve, Ordering::Relaxed);
     }
 
     /// The page frame number.

@@ -83,7 +83,7 @@ pub(crate) enum Effort {
 }
 
 impl Effort {
-    pub(crate) const ALL: [Self; 3] = [Self::Collect, Self::Ask, Self::Everything];
+    const ALL: [Self; 3] = [Self::Collect, Self::Ask, Self::Everything];
 }
 
 /// The last one registered, or null.
@@ -119,6 +119,17 @@ pub fn all() -> impl Iterator<Item = &'static Shrinker> {
     core::iter::successors(unsafe { first.as_ref() }, |at| unsafe {
         // SAFETY: as above.
         at.next.load(Ordering::Relaxed).as_ref()
+    })
+}
+
+/// Reclaims with growing effort until `attempt`, called after each, gives something. `pages` is what it needs.
+///
+/// Context: thread that may sleep; no lock held that a shrinker takes.
+pub fn reclaim_until<T>(pages: usize, cx: &mut MaySleep, mut attempt: impl FnMut() -> Option<T>) -> Option<T> {
+    cx.assert_may_sleep();
+    Effort::ALL.into_iter().find_map(|effort| {
+        reclaim(effort, pages, cx);
+        attempt()
     })
 }
 

@@ -97,6 +97,20 @@ pub fn nodes() -> impl Iterator<Item = NodeStats> {
     zone::with_memory().map(|(id, _)| node(id))
 }
 
+/// The nodes with memory, nearest to `node` first: itself, if it has any.
+///
+/// Context: any.
+pub fn nearest(node: NodeId) -> impl Iterator<Item = NodeId> {
+    zone::of(node).fallback()
+}
+
+/// Whether so few pages of `node` are free that frees go past the per-CPU lists. Of a node without memory: no.
+///
+/// Context: any. A hint, read without a lock.
+pub fn is_low(node: NodeId) -> bool {
+    zone::of(node).is_low()
+}
+
 /// Free pages of all nodes, without a lock: those on the free lists only.
 ///
 /// Context: any.
