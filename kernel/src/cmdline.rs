@@ -5,7 +5,7 @@
 //! one line that names it.
 
 use arch::exit::{Verdict, debug_exit};
-use sync::{events, explore, param};
+use sync::{events, explore, mutants, param};
 
 use crate::console::Raw;
 use crate::crash;
@@ -62,11 +62,12 @@ pub(crate) fn parse(text: &'static [u8]) {
     use core::fmt::Write;
 
     let refused = match core::str::from_utf8(text).map(param::parse) {
-        Ok(Ok(())) => match without_effect() {
-            None => return,
-            Some((key, feature)) => {
+        Ok(Ok(())) => match (without_effect(), mutants::choose()) {
+            (None, Ok(())) => return,
+            (Some((key, feature)), _) => {
                 writeln!(Raw, "grange: command line refused: {key}= needs a kernel with the feature `{feature}`")
             }
+            (None, Err(unknown)) => writeln!(Raw, "grange: command line refused: {unknown}"),
         },
         Ok(Err(error)) => {
             writeln!(Raw, "grange: command line refused: {error}; the shell's `params` lists all")
@@ -86,6 +87,7 @@ fn without_effect() -> Option<(&'static str, &'static str)> {
     let given = [
         ("grange.explore", "explore", explore::ONE_IN.is_set() && !explore::ENABLED),
         ("grange.events", "events", events::PERIOD.is_set() && !events::ENABLED),
+        ("grange.bug", "mutants", mutants::BUG.is_set() && !mutants::ENABLED),
     ];
     given.into_iter().find_map(|(key, feature, idle)| idle.then_some((key, feature)))
 }

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use crate::cli::{BuildArgs, KernelArgs, Profile};
 use crate::exit::{Exit, stop, usage};
+use crate::mutants;
 use crate::process::shell_line;
 use crate::toolchain::core::{self, Core, TARGET};
 use crate::workspace::Workspace;
@@ -47,6 +48,15 @@ impl Profile {
             Profile::Release => "release",
             Profile::Checking => "checking",
             Profile::Dev => "dev",
+            Profile::Mutants => "mutants",
+        }
+    }
+
+    /// The features of the kernel that belong to it.
+    fn features(self) -> &'static [&'static str] {
+        match self {
+            Profile::Mutants => &["mutants"],
+            Profile::Release | Profile::Checking | Profile::Dev => &[],
         }
     }
 }
@@ -68,7 +78,11 @@ pub fn make(workspace: &Workspace, args: &KernelArgs, default: Profile) -> anyho
         (given, _) => given.clone().unwrap_or_default(),
     };
     let kernel = match (&args.kernel, core) {
-        (None, Some(core)) => build(workspace, core, "grange", profile, args.features)?,
+        (None, Some(core)) => {
+            let kernel = build(workspace, core, "grange", profile, &[args.features, profile.features()].concat())?;
+            mutants::expect(&kernel, profile == Profile::Mutants)?;
+            kernel
+        }
         (given, _) => given.clone().unwrap_or_default(),
     };
     let profile = if args.kernel.is_some() { "given" } else { profile.name() };

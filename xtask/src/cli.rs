@@ -189,6 +189,8 @@ pub enum Profile {
     Checking,
     /// Not optimised
     Dev,
+    /// `checking` with hooks inside locked sections, and a bug made on purpose if grange.bug= names one
+    Mutants,
 }
 
 /// Which kernel.

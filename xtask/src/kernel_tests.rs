@@ -114,7 +114,7 @@ pub fn list_benches(kernel: &Path) -> anyhow::Result<Vec<KernelBench>> {
 }
 
 /// Reads an array that linkme has put together, of elements of `size` bytes.
-fn read<T>(
+pub(crate) fn read<T>(
     kernel: &Path,
     section: &str,
     size: usize,
@@ -147,11 +147,7 @@ fn at<'data>(elf: &object::File<'data>, address: u64, length: usize) -> Option<&
 fn decode(elf: &object::File<'_>, case: &[u8]) -> Option<KernelTest> {
     let word = |offset: usize| Some(u64::from_le_bytes(case.get(offset..offset + 8)?.try_into().ok()?));
     let half = |offset: usize| Some(u32::from_le_bytes(case.get(offset..offset + 4)?.try_into().ok()?));
-    let string = |offset: usize| {
-        let length = usize::try_from(word(offset + 8)?).ok().filter(|&length| length <= MAX_STRING)?;
-        std::str::from_utf8(at(elf, word(offset)?, length)?).ok().map(str::to_owned)
-    };
-    let [suite, name, file] = STRINGS.map(string);
+    let [suite, name, file] = STRINGS.map(|offset| text_at(elf, case, offset));
     Some(KernelTest {
         id: TestId { suite: suite?, name: name? },
         file: file?,
@@ -160,6 +156,13 @@ fn decode(elf: &object::File<'_>, case: &[u8]) -> Option<KernelTest> {
         budget_ms: half(BUDGET)?,
         entry: word(RUN)?,
     })
+}
+
+/// The text of the `&str` at an offset into an element.
+pub(crate) fn text_at(elf: &object::File<'_>, element: &[u8], offset: usize) -> Option<String> {
+    let word = |offset: usize| Some(u64::from_le_bytes(element.get(offset..offset + 8)?.try_into().ok()?));
+    let length = usize::try_from(word(offset + 8)?).ok().filter(|&length| length <= MAX_STRING)?;
+    std::str::from_utf8(at(elf, word(offset)?, length)?).ok().map(str::to_owned)
 }
 
 /// Which tests the user wants.

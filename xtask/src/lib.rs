@@ -6,7 +6,7 @@
 //! | [`toolchain`], [`artifact`] | makes sure of a bare-metal core and of QEMU; builds loader and kernel |
 //! | [`shape`], [`kernel_args`], [`qemu`], [`qmp`] | a machine's shape and the QEMU line that gives it |
 //! | [`frames`], [`ktap`], [`verdict`] | what a guest said on COM2, and whether that is a pass: pure functions |
-//! | [`kernel_tests`], [`symbols`], [`console`] | what is read from the kernel's ELF, and its addresses made readable |
+//! | [`kernel_tests`], [`mutants`], [`symbols`], [`console`] | what is read from the kernel's ELF, and its addresses made readable |
 //! | [`guest`], [`pulse`], [`rundir`], [`post_mortem`] | one boot under watch, and the folder that keeps what it left |
 //! | [`replay`], [`load`], [`ledger`] | whether two boots were one, also on a busy host; what is kept of long runs |
 //! | [`run`] with [`typist`], [`test`], [`rerun`], [`mod@bench`], [`smp`], [`debug`] | the commands that boot |
@@ -32,6 +32,7 @@ pub mod ledger;
 pub mod lint;
 pub mod load;
 pub mod models;
+pub mod mutants;
 pub mod post_mortem;
 pub mod process;
 pub mod pulse;

@@ -27,7 +27,7 @@ use arch::CpuId;
 use rcu::FullCookie;
 use sched::hotplug::{Notifier, Order};
 use sched::{DelayedWork, WorkItem};
-use sync::{ATOMIC, CallbackHead, IrqWork, LockClass, MaySleep, PreemptGuard, SpinLock};
+use sync::{ATOMIC, CallbackHead, IrqWork, LockClass, MaySleep, PreemptGuard, SpinLock, hook};
 
 use crate::bnode::{Bnode, Pages, RECORDS};
 use crate::free_now;
@@ -199,6 +199,7 @@ pub(crate) fn enqueue(object: NonNull<u8>, head: Option<NonNull<RcuPtr>>) -> boo
     let krc = this_krc();
     let kick = {
         let mut load = krc.load.lock_irqsave(ATOMIC);
+        hook!("kfree_rcu.bulk");
         let is_first = load.is_empty();
         // Under the lock, so that cookies enter a channel in order (BULK-1).
         let cookie = rcu::get_state_full();

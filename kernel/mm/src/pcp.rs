@@ -19,7 +19,7 @@ use core::ptr;
 use core::sync::atomic::{AtomicBool, AtomicU8, Ordering::Relaxed};
 
 use arch::{CpuId, MAX_CPUS, NodeId};
-use sync::{ATOMIC, LocalTryLock};
+use sync::{ATOMIC, LocalGuard, LocalTryLock, hook};
 
 use crate::memmap::MAP;
 use crate::page::{Page, PageKind};
@@ -114,6 +114,14 @@ fn enabled() -> bool {
     ENABLED.load(Relaxed)
 }
 
+/// This CPU's lists, unless this context interrupted a user of them.
+#[inline]
+fn lock() -> Option<LocalGuard<'static, Lists>> {
+    let lists = LocalTryLock::this(&LISTS, ATOMIC)?;
+    hook!("mm.pcp");
+    Some(lists)
+}
+
 /// A block of `order` for a caller who wants it from `node` (or, with `None`, from near this CPU), if the lists of this
 /// CPU can serve that: kind `Free`, not yet anybody's.
 ///
@@ -122,7 +130,7 @@ pub(crate) fn alloc(order: usize, node: Option<NodeId>, mark: usize, spin: Spin)
     if order > MAX_PCP_ORDER || !enabled() {
         return None;
     }
-    let mut lists = LocalTryLock::this(&LISTS, ATOMIC)?;
+    let mut lists = lock()?;
     let home = home(arch::cpu::current());
     if node.is_some_and(|node| node != home) {
         return None;
@@ -145,7 +153,7 @@ pub(crate) fn free(page: &'static Page, order: usize, spin: Spin) -> bool {
     if order > MAX_PCP_ORDER || !enabled() || zone::of(page.node()).is_low() {
         return false;
     }
-    let Some(mut lists) = LocalTryLock::this(&LISTS, ATOMIC) else { return false };
+    let Some(mut lists) = lock() else { return false };
     let home = home(arch::cpu::current());
     if page.node() != home {
         return false;
@@ -165,7 +173,7 @@ pub(crate) fn drain_local() {
     if !enabled() {
         return;
     }
-    let Some(mut lists) = LocalTryLock::this(&LISTS, ATOMIC) else { return };
+    let Some(mut lists) = lock() else { return };
     let home = home(arch::cpu::current());
     for (order, list) in lists.0.iter_mut().enumerate() {
         list.flush(order, usize::MAX, home, Spin::May);

@@ -15,7 +15,7 @@
 use core::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use arch::{MAX_NODES, NodeId};
-use sync::{ATOMIC, LlistHead, LockClass, SpinIrqGuard, SpinLock};
+use sync::{ATOMIC, LlistHead, LockClass, SpinIrqGuard, SpinLock, hook};
 
 use crate::buddy::{FreeLists, MAX_ORDER};
 use crate::memmap::{MAP, MemMap};
@@ -132,6 +132,7 @@ impl Zone {
             Spin::May => self.lists.lock_irqsave(ATOMIC),
             Spin::Never => self.lists.try_lock_irqsave(ATOMIC)?,
         };
+        hook!("mm.zone");
         for node in self.deferred.take_all() {
             // SAFETY: only `defer` adds to this list, and it adds links of descriptors.
             let page = unsafe { Page::from_llist(node) };

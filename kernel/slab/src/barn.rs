@@ -24,7 +24,7 @@
 use core::ptr;
 use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
-use sync::{ATOMIC, LockClass, SpinIrqGuard, SpinLock};
+use sync::{ATOMIC, LockClass, SpinIrqGuard, SpinLock, hook};
 
 use crate::Spin;
 use crate::sheaf::{Chain, Sheaf, SheafRef};
@@ -93,10 +93,16 @@ impl Barn {
     }
 
     fn lock(&self, spin: Spin) -> Option<SpinIrqGuard<'_, Lists>> {
-        match spin {
-            Spin::May => Some(self.lists.lock_irqsave(ATOMIC)),
-            Spin::Never => self.lists.try_lock_irqsave(ATOMIC),
-        }
+        let lists = match spin {
+            Spin::May => self.lists.lock_irqsave(ATOMIC),
+            Spin::Never => self.lists.try_lock_irqsave(ATOMIC)?,
+        };
+        hook!("slab.barn");
+        Some(lists)
+    }
+
+    fn wait_lock(&self) -> SpinIrqGuard<'_, Lists> {
+        self.lock(Spin::May).expect("waited for")
     }
 
     pub(crate) fn nr_full(&self) -> u32 {
@@ -131,7 +137,7 @@ impl Barn {
     /// Puts an empty sheaf in, over the limit if need be. May spin.
     pub(crate) fn put_empty(&self, sheaf: SheafRef) {
         debug_assert!(sheaf.is_empty() && !sheaf.is_bootstrap() && !sheaf.is_oversize());
-        let mut lists = self.lists.lock_irqsave(ATOMIC);
+        let mut lists = self.wait_lock();
         lists.empty.push(sheaf);
         self.nr_empty.store(self.nr_empty() + 1, Relaxed);
     }
@@ -139,7 +145,7 @@ impl Barn {
     /// Puts a full (or partly full) sheaf in, over the limit if need be. May spin.
     pub(crate) fn put_full(&self, sheaf: SheafRef) {
         debug_assert!(!sheaf.is_empty() && !sheaf.is_oversize());
-        let mut lists = self.lists.lock_irqsave(ATOMIC);
+        let mut lists = self.wait_lock();
         lists.full.push(sheaf);
         self.nr_full.store(self.nr_full() + 1, Relaxed);
     }
@@ -180,7 +186,7 @@ impl Barn {
 
     /// Takes everything out: (full, empty). The caller flushes and frees.
     pub(crate) fn drain(&self) -> (Chain, Chain) {
-        let mut lists = self.lists.lock_irqsave(ATOMIC);
+        let mut lists = self.wait_lock();
         self.nr_full.store(0, Relaxed);
         self.nr_empty.store(0, Relaxed);
         (lists.full.take(), lists.empty.take())

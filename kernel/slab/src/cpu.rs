@@ -22,7 +22,7 @@ use core::mem::offset_of;
 use core::ptr::NonNull;
 
 use mm::AllocFlags;
-use sync::{ATOMIC, LocalGuard, LocalTryLock, PreemptGuard};
+use sync::{ATOMIC, LocalGuard, LocalTryLock, PreemptGuard, hook};
 
 use crate::Spin;
 use crate::cache::RawCache;
@@ -70,7 +70,9 @@ impl RawCache {
         let pin = PreemptGuard::new(ATOMIC);
         // SAFETY: pinned before the copy is chosen; the copy was made with the cache and lives as long (CPU-1).
         let cpu = unsafe { &*self.cpu().this_ptr() };
-        cpu.sheaves.try_lock_pinned(pin)
+        let held = cpu.sheaves.try_lock_pinned(pin)?;
+        hook!("slab.sheaves");
+        Some(held)
     }
 
     /// Allocates an object, or nothing when there is no memory.

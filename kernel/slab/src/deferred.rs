@@ -19,7 +19,7 @@ use core::ptr::NonNull;
 use arch::CpuId;
 use sched::hotplug::CpusGuard;
 use sync::hooks::Slot;
-use sync::{ATOMIC, IrqWork, LlistChain, LlistHead, LlistNode, MaySleep, PreemptGuard};
+use sync::{ATOMIC, IrqWork, LlistChain, LlistHead, LlistNode, MaySleep, PreemptGuard, hook};
 
 use crate::sheaf::SheafRef;
 use crate::slab_ref::SlabRef;
@@ -63,7 +63,9 @@ fn push(which: List, node: NonNull<LlistNode>) {
         List::RcuSheaves => &here.rcu_sheaves,
     };
     // SAFETY: the node lies in memory that the caller gives away with this call, and nobody else links it.
-    if unsafe { list.add(node.as_ptr()) } {
+    let was_empty = unsafe { list.add(node.as_ptr()) };
+    hook!("slab.deferred.push");
+    if was_empty {
         here.work.queue_lazy();
     }
 }
@@ -125,6 +127,7 @@ fn drain(deferred: &Deferred) {
 
 fn oldest_first(list: &LlistHead, mut f: impl FnMut(NonNull<LlistNode>)) {
     let chain: LlistChain = list.take_all();
+    hook!("slab.deferred.drain");
     for node in chain.reversed() {
         f(NonNull::new(node).expect("a chain yields nodes"));
     }

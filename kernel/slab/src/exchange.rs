@@ -20,7 +20,7 @@
 use core::ptr::NonNull;
 
 use mm::AllocFlags;
-use sync::LocalGuard;
+use sync::{LocalGuard, hook};
 
 use crate::barn::{Barn, NoSwap};
 use crate::cache::RawCache;
@@ -82,6 +82,7 @@ impl RawCache {
         let barn = self.barn()?;
         let empty = held.spare.take().or_else(|| barn.get_empty(spin));
         drop(held);
+        hook!("slab.unlocked.empty");
 
         let full = self.filled(empty, flags)?;
         let Some(mut held) = self.sheaves() else {
@@ -198,6 +199,7 @@ impl RawCache {
             }
         }
         drop(held);
+        hook!("slab.unlocked.full");
         let flags = AllocFlags::NO_RESERVE | AllocFlags::NOWARN;
         if let Some(empty) = SheafRef::alloc(self, self.sheaf_capacity().max(1), flags, spin) {
             return self.install_empty(empty, spin);

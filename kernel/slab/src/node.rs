@@ -11,7 +11,7 @@
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use arch::NodeId;
-use sync::{ATOMIC, LockClass, SpinIrqGuard, SpinLock};
+use sync::{ATOMIC, LockClass, SpinIrqGuard, SpinLock, hook};
 
 use crate::Spin;
 use crate::barn::Barn;
@@ -110,10 +110,12 @@ impl CacheNode {
 
     /// Takes the list lock; with [`Spin::Never`] only tries to.
     pub(crate) fn lock(&self, spin: Spin) -> Option<SpinIrqGuard<'_, Partial>> {
-        match spin {
-            Spin::May => Some(self.partial.lock_irqsave(ATOMIC)),
-            Spin::Never => self.partial.try_lock_irqsave(ATOMIC),
-        }
+        let partial = match spin {
+            Spin::May => self.partial.lock_irqsave(ATOMIC),
+            Spin::Never => self.partial.try_lock_irqsave(ATOMIC)?,
+        };
+        hook!("slab.list");
+        Some(partial)
     }
 
     pub(crate) fn slab_added(&self, objects: u32) {

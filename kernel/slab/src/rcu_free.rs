@@ -20,7 +20,7 @@
 use core::ptr::NonNull;
 
 use mm::AllocFlags;
-use sync::CallbackHead;
+use sync::{CallbackHead, hook};
 
 use crate::cache::RawCache;
 use crate::sheaf::SheafRef;
@@ -57,6 +57,7 @@ fn push(cache: &RawCache, object: NonNull<u8>, spin: Spin) -> bool {
                 Some(empty) => *held.rcu_free.insert(empty),
                 None => {
                     drop(held);
+                    hook!("slab.unlocked.rcu_free");
                     let flags = AllocFlags::NO_RESERVE | AllocFlags::NOWARN;
                     let capacity = cache.sheaf_capacity().max(1);
                     let Some(empty) = SheafRef::alloc(cache, capacity, flags, spin) else { return false };
@@ -83,6 +84,7 @@ fn push(cache: &RawCache, object: NonNull<u8>, spin: Spin) -> bool {
         return true;
     }
     held.rcu_free = None;
+    hook!("slab.rcu_free.detached");
     sheaf.set_node(local_node());
     if spin == Spin::May || (arch::irq::enabled() && !sync::context::in_nmi()) {
         // RCUF-1: still under the sheaf lock.

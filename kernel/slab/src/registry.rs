@@ -4,7 +4,7 @@ use core::ptr;
 use core::sync::atomic::Ordering::Relaxed;
 
 use sched::Mutex;
-use sync::{ATOMIC, LockClass, MaySleep, SpinLock};
+use sync::{ATOMIC, LockClass, MaySleep, SpinIrqGuard, SpinLock, hook};
 
 use crate::cache::RawCache;
 
@@ -24,9 +24,15 @@ unsafe impl Send for Head {}
 
 static CACHES: SpinLock<Head> = SpinLock::new(Head(ptr::null_mut()), &CLASS);
 
+fn lock() -> SpinIrqGuard<'static, Head> {
+    let head = CACHES.lock_irqsave(ATOMIC);
+    hook!("slab.caches");
+    head
+}
+
 /// Puts a complete cache on the list.
 pub(crate) fn add(cache: &'static RawCache) {
-    let mut head = CACHES.lock_irqsave(ATOMIC);
+    let mut head = lock();
     cache.next.store(head.0, Relaxed);
     head.0 = ptr::from_ref(cache).cast_mut();
 }
@@ -36,7 +42,7 @@ pub(crate) fn add(cache: &'static RawCache) {
 /// Context: task; sleeps.
 pub(crate) fn remove(cache: &'static RawCache, cx: &mut MaySleep) {
     let _walk = WALK.lock(cx);
-    let mut head = CACHES.lock_irqsave(ATOMIC);
+    let mut head = lock();
     if ptr::eq(head.0, cache) {
         head.0 = cache.next.load(Relaxed);
         return;
@@ -56,7 +62,7 @@ pub(crate) fn remove(cache: &'static RawCache, cx: &mut MaySleep) {
 ///
 /// Context: any but NMI. `f` must not make or destroy a cache.
 pub fn for_each(mut f: impl FnMut(&'static RawCache)) {
-    let head = CACHES.lock_irqsave(ATOMIC);
+    let head = lock();
     let mut here = head.0;
     // SAFETY: as in `remove`.
     while let Some(cache) = unsafe { here.as_ref() } {
@@ -71,7 +77,7 @@ pub fn for_each(mut f: impl FnMut(&'static RawCache)) {
 /// Context: task; sleeps.
 pub fn for_each_unlocked(cx: &mut MaySleep, mut f: impl FnMut(&'static RawCache)) {
     let _walk = WALK.lock(cx);
-    let mut here = CACHES.lock_irqsave(ATOMIC).0;
+    let mut here = lock().0;
     // SAFETY: as in `remove`; the mutex keeps those alive that were on the list when it was taken.
     while let Some(cache) = unsafe { here.as_ref() } {
         f(cache);

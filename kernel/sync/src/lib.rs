@@ -16,6 +16,7 @@
 //! | [`explore`], [`events`] | places where another CPU may come in between; what happened, hashed: for test builds |
 //! | [`fault`] | which allocations fail on purpose |
 //! | [`mod@glob`] | names by pattern |
+//! | [`mutants`] | hooks inside locked sections, and bugs made on purpose: for one build |
 //! | [`param`], [`rng`], [`percpu_dyn`] | command line parameters, seeded random numbers, dynamic per-CPU variables |
 //!
 //! Nothing here allocates. What may be called in which context stands at each function under *Context*;
@@ -60,6 +61,8 @@ pub mod local_trylock;
 pub mod lock_order;
 #[cfg(not(loom))]
 pub mod log;
+#[cfg(not(loom))]
+pub mod mutants;
 #[cfg(not(loom))]
 pub mod nmi;
 #[cfg(not(loom))]
