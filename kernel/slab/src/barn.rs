@@ -10,6 +10,9 @@
 //! - **BARN-2** `nr_full` and `nr_empty` are written under the lock and equal the lists' lengths; they are
 //!   also read without it, as hints. So the limits are soft: they may be overshot by as many sheaves as
 //!   CPUs race past the check (S0-10, S4-7).
+//! - **BARN-3** Every sheaf here has the capacity that the barn was told last ([`Barn::set_capacity`]), which is written and
+//!   compared under the lock. So once it was told another one, no sheaf of the old one is or gets in, whoever had it on
+//!   its way (SHEAF-5).
 //!
 //! | | get | put | replace | drain |
 //! |---|---|---|---|---|
@@ -19,11 +22,18 @@
 //! (M-10). Context: any; with [`Spin::Never`] only a try-lock is made, and "busy" is reported as "nothing".
 //!
 //! Answers to `struct node_barn` in Linux `mm/slub.c` (7.x). There the limits are compile-time constants
-//! (10 and 10); here they are per barn and can be set at run time (S5-15).
+//! (10 and 10); here they are per barn, follow the CPUs of the node, and can be set at run time (S5-15).
+//!
+//! # How many sheaves
+//!
+//! A CPU that turns from allocating to freeing, or back, has two sheaves to change, main and spare. So a barn that holds two
+//! for each CPU of the node, and two on their way, serves all of them turning at once without a slab being touched; that
+//! is [`default_limit`]. It is ten, Linux's constant, on nodes of up to four CPUs.
 
 use core::ptr;
 use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
+use arch::{NodeId, cpu};
 use sync::{ATOMIC, LockClass, SpinIrqGuard, SpinLock, hook};
 
 use crate::Spin;
@@ -32,8 +42,19 @@ use crate::sheaf::{Chain, Sheaf, SheafRef};
 /// Inside the sheaf lock; nothing nests inside it.
 static BARN_LOCK: LockClass = LockClass::new("slab.barn");
 
-/// The most full, and the most empty, sheaves a barn keeps by default (M-4).
-pub(crate) const DEFAULT_LIMIT: u32 = 10;
+/// The most full, and the most empty, sheaves that a barn of `node` keeps unless it is told otherwise (M-4, S5-15).
+///
+/// CPUs that were taken offline do not count; those that have not started yet do.
+fn default_limit(node: NodeId) -> u32 {
+    let offline = |&cpu: &arch::CpuId| cpu::has_started(cpu) && !cpu::is_online(cpu);
+    limit_for(cpu::cpus_of(node).iter().filter(|cpu| !offline(cpu)).count() as u32)
+}
+
+/// [`default_limit`] for so many CPUs.
+const fn limit_for(cpus: u32) -> u32 {
+    let limit = 2 * cpus + 2;
+    if limit < 10 { 10 } else { limit }
+}
 
 struct Stack(*mut Sheaf);
 
@@ -52,11 +73,29 @@ impl Stack {
     fn take(&mut self) -> Chain {
         Chain(core::mem::replace(&mut self.0, ptr::null_mut()))
     }
+
+    /// Takes what is more than `keep` of the `len` sheaves there are.
+    fn take_surplus(&mut self, len: u32, keep: u32) -> Chain {
+        let mut surplus = Stack(ptr::null_mut());
+        (keep..len).filter_map(|_| self.pop()).for_each(|sheaf| surplus.push(sheaf));
+        surplus.take()
+    }
 }
 
 struct Lists {
     full: Stack,
     empty: Stack,
+    /// Of every sheaf here (BARN-3). 0: the barn takes none.
+    capacity: usize,
+    /// The limits were set, and do not follow the CPUs of the node.
+    limits_are_set: bool,
+}
+
+impl Lists {
+    /// Whether a sheaf may come in (BARN-1, BARN-3).
+    fn admit(&self, sheaf: SheafRef) -> bool {
+        sheaf.capacity() == self.capacity && !sheaf.is_oversize() && !sheaf.is_bootstrap()
+    }
 }
 
 // SAFETY: the lists own the sheaves on them (SHEAF-1) and are reached only through the barn's lock.
@@ -64,26 +103,35 @@ unsafe impl Send for Lists {}
 
 /// Full and empty sheaves of one cache on one node.
 pub(crate) struct Barn {
+    node: NodeId,
     lists: SpinLock<Lists>,
+    /// BARN-2.
     nr_full: AtomicU32,
+    /// BARN-2.
     nr_empty: AtomicU32,
+    /// Written under the lock, read without it.
     max_full: AtomicU32,
+    /// Written under the lock, read without it.
     max_empty: AtomicU32,
 }
 
 /// Why a full sheaf was not exchanged for an empty one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum NoSwap {
-    /// The barn has as many full sheaves as it keeps.
+    /// The barn has as many full sheaves as it keeps, or none of this capacity (BARN-3).
     TooManyFull,
     /// The barn has no empty sheaf, or its lock was busy and may not be waited for.
     NoEmpty,
 }
 
 impl Barn {
-    pub(crate) fn new(limit: u32) -> Self {
-        let lists = Lists { full: Stack(ptr::null_mut()), empty: Stack(ptr::null_mut()) };
+    /// A barn of `node` for sheaves of `capacity`.
+    pub(crate) fn new(node: NodeId, capacity: usize) -> Self {
+        let none = || Stack(ptr::null_mut());
+        let lists = Lists { full: none(), empty: none(), capacity, limits_are_set: false };
+        let limit = default_limit(node);
         Self {
+            node,
             lists: SpinLock::new(lists, &BARN_LOCK),
             nr_full: AtomicU32::new(0),
             nr_empty: AtomicU32::new(0),
@@ -135,19 +183,33 @@ impl Barn {
     }
 
     /// Puts an empty sheaf in, over the limit if need be. May spin.
-    pub(crate) fn put_empty(&self, sheaf: SheafRef) {
-        debug_assert!(sheaf.is_empty() && !sheaf.is_bootstrap() && !sheaf.is_oversize());
+    ///
+    /// # Errors
+    /// It has another capacity than the barn's by now (BARN-3); the caller keeps it.
+    pub(crate) fn put_empty(&self, sheaf: SheafRef) -> Result<(), SheafRef> {
+        debug_assert!(sheaf.is_empty());
         let mut lists = self.wait_lock();
+        if !lists.admit(sheaf) {
+            return Err(sheaf);
+        }
         lists.empty.push(sheaf);
         self.nr_empty.store(self.nr_empty() + 1, Relaxed);
+        Ok(())
     }
 
     /// Puts a full (or partly full) sheaf in, over the limit if need be. May spin.
-    pub(crate) fn put_full(&self, sheaf: SheafRef) {
-        debug_assert!(!sheaf.is_empty() && !sheaf.is_oversize());
+    ///
+    /// # Errors
+    /// As for [`Barn::put_empty`].
+    pub(crate) fn put_full(&self, sheaf: SheafRef) -> Result<(), SheafRef> {
+        debug_assert!(!sheaf.is_empty());
         let mut lists = self.wait_lock();
+        if !lists.admit(sheaf) {
+            return Err(sheaf);
+        }
         lists.full.push(sheaf);
         self.nr_full.store(self.nr_full() + 1, Relaxed);
+        Ok(())
     }
 
     /// Exchanges an empty sheaf for a full one. On `None` the caller keeps `empty`.
@@ -158,6 +220,9 @@ impl Barn {
             return None;
         }
         let mut lists = self.lock(spin)?;
+        if !empty.is_bootstrap() && !lists.admit(empty) {
+            return None;
+        }
         let full = lists.full.pop()?;
         self.nr_full.store(self.nr_full() - 1, Relaxed);
         if !empty.is_bootstrap() {
@@ -177,6 +242,9 @@ impl Barn {
             return Err(NoSwap::NoEmpty);
         }
         let mut lists = self.lock(spin).ok_or(NoSwap::NoEmpty)?;
+        if !lists.admit(full) {
+            return Err(NoSwap::TooManyFull);
+        }
         let empty = lists.empty.pop().ok_or(NoSwap::NoEmpty)?;
         lists.full.push(full);
         self.nr_empty.store(self.nr_empty() - 1, Relaxed);
@@ -186,9 +254,60 @@ impl Barn {
 
     /// Takes everything out: (full, empty). The caller flushes and frees.
     pub(crate) fn drain(&self) -> (Chain, Chain) {
+        self.take_all(&mut self.wait_lock())
+    }
+
+    /// From now on takes sheaves of `capacity` only, or none if that is 0. Returns what was there, as [`Barn::drain`].
+    pub(crate) fn set_capacity(&self, capacity: usize) -> (Chain, Chain) {
         let mut lists = self.wait_lock();
+        lists.capacity = capacity;
+        self.take_all(&mut lists)
+    }
+
+    fn take_all(&self, lists: &mut Lists) -> (Chain, Chain) {
         self.nr_full.store(0, Relaxed);
         self.nr_empty.store(0, Relaxed);
         (lists.full.take(), lists.empty.take())
+    }
+
+    /// Whether BARN-3 holds.
+    #[cfg(test)]
+    pub(crate) fn is_current(&self) -> bool {
+        let lists = self.wait_lock();
+        Chain(lists.full.0).chain(Chain(lists.empty.0)).all(|sheaf| lists.admit(sheaf))
+    }
+
+    /// The most full, and the most empty, sheaves that it keeps.
+    pub(crate) fn limits(&self) -> (u32, u32) {
+        (self.max_full.load(Relaxed), self.max_empty.load(Relaxed))
+    }
+
+    /// Sets the limits, (full, empty), or with `None` has them follow the CPUs of the node again. Returns what is over
+    /// them, as [`Barn::drain`].
+    pub(crate) fn set_limits(&self, limits: Option<(u32, u32)>) -> (Chain, Chain) {
+        let mut lists = self.wait_lock();
+        lists.limits_are_set = limits.is_some();
+        self.apply_limits(&mut lists, limits)
+    }
+
+    /// Brings limits that nobody has set in line with the CPUs of the node. Returns what is over them, as [`Barn::drain`].
+    pub(crate) fn follow_cpus(&self) -> (Chain, Chain) {
+        let mut lists = self.wait_lock();
+        let limits = lists.limits_are_set.then(|| self.limits());
+        self.apply_limits(&mut lists, limits)
+    }
+
+    /// The CPUs are counted under the lock, so that of two who count the one who counts last has the last word.
+    fn apply_limits(&self, lists: &mut Lists, limits: Option<(u32, u32)>) -> (Chain, Chain) {
+        let (full, empty) = limits.unwrap_or_else(|| {
+            let limit = default_limit(self.node);
+            (limit, limit)
+        });
+        self.max_full.store(full, Relaxed);
+        self.max_empty.store(empty, Relaxed);
+        let surplus = (lists.full.take_surplus(self.nr_full(), full), lists.empty.take_surplus(self.nr_empty(), empty));
+        self.nr_full.store(self.nr_full().min(full), Relaxed);
+        self.nr_empty.store(self.nr_empty().min(empty), Relaxed);
+        surplus
     }
 }

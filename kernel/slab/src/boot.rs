@@ -16,7 +16,6 @@ use arch::{NodeId, PAGE_SIZE};
 use mm::AllocFlags;
 use sync::{DynPerCpu, Once};
 
-use crate::barn;
 use crate::cache::{CacheFlags, CreateError, Layout, RawCache};
 use crate::cpu::CacheCpu;
 use crate::node::CacheNode;
@@ -74,19 +73,13 @@ fn online_nodes() -> impl Iterator<Item = NodeId> {
     (0..u64::BITS as usize).filter(move |&bit| mask >> bit & 1 != 0).map(NodeId::new)
 }
 
-/// Barn limits of a node: the state of the art's ten, and one more for every CPU beyond four (S5-15).
-fn barn_limit(node: NodeId) -> u32 {
-    let cpus = arch::cpu::cpus_of(node).count() as u32;
-    barn::DEFAULT_LIMIT + cpus.saturating_sub(4)
-}
-
 /// The boot caches' part of `node`, in one page of the node's own memory.
 fn give_boot_nodes(node: NodeId) {
     let page = mm::alloc_pages(0, Some(node), AllocFlags::NOWAIT).expect("no page for the first caches");
     for (index, cache) in BOOT.iter().enumerate() {
         let place = page.virt().cast::<CacheNode>().wrapping_add(index);
         // SAFETY: a fresh page, and `BOOT_CACHES` CacheNodes fit in it (asserted above), aligned as a page is.
-        unsafe { place.write(CacheNode::new(node, barn_limit(node))) };
+        unsafe { place.write(CacheNode::new(node, 0)) };
         let here = NonNull::new(place).expect("a page is not at null");
         cache.get().expect("made before its nodes").set_node(node, here);
     }
@@ -131,10 +124,12 @@ fn try_create(layout: Layout) -> Result<&'static RawCache, CreateError> {
         };
         let here = here.cast::<CacheNode>();
         // SAFETY: a fresh object of CacheNode's size and alignment.
-        unsafe { here.write(CacheNode::new(node, barn_limit(node))) };
+        unsafe { here.write(CacheNode::new(node, cache.sheaf_capacity())) };
         cache.set_node(node, here);
     }
     registry::add(cache);
+    // A CPU that went or came before the cache was on the list was not counted right.
+    cache.follow_cpus();
     Ok(cache)
 }
 

@@ -94,6 +94,8 @@ pub enum CreateError {
     BadSize(usize),
     /// Not a power of two, or more than a page.
     BadAlign(usize),
+    /// More than a sheaf can hold.
+    BadCapacity(usize),
     /// No memory for the cache itself.
     NoMemory,
 }
@@ -103,6 +105,7 @@ impl core::fmt::Display for CreateError {
         match self {
             Self::BadSize(size) => write!(f, "object size {size}: not between 1 and the largest slab"),
             Self::BadAlign(align) => write!(f, "alignment {align}: not a power of two up to a page"),
+            Self::BadCapacity(objects) => write!(f, "sheaf capacity {objects}: more than {}", sheaf::MAX_CAPACITY),
             Self::NoMemory => f.write_str("no memory for a cache"),
         }
     }
@@ -150,6 +153,9 @@ impl RawCache {
             place_link(object_size, align, ctor.is_some() || flags.contains(CacheFlags::TYPESAFE_BY_RCU));
         let cpus = arch::cpu::present().count();
         let orders = order::orders(size, cpus).filter(|_| object_size > 0).ok_or(CreateError::BadSize(object_size))?;
+        if capacity > sheaf::MAX_CAPACITY {
+            return Err(CreateError::BadCapacity(capacity));
+        }
         let capacity = if flags.contains(CacheFlags::NO_SHEAVES) {
             0
         } else {
@@ -205,8 +211,21 @@ impl RawCache {
         self.min_partial.load(Relaxed)
     }
 
-    pub(crate) fn remote_node_defrag_ratio(&self) -> u32 {
+    /// Of 1024 refills that find no partial slab on their node, how many look at other nodes.
+    pub fn remote_node_defrag_ratio(&self) -> u32 {
         self.remote_node_defrag_ratio.load(Relaxed)
+    }
+
+    pub(crate) fn store_sheaf_capacity(&self, objects: usize) {
+        self.capacity.store(objects as u32, Relaxed);
+    }
+
+    pub(crate) fn store_min_partial(&self, slabs: usize) {
+        self.min_partial.store(slabs, Relaxed);
+    }
+
+    pub(crate) fn store_remote_node_defrag_ratio(&self, ratio: u32) {
+        self.remote_node_defrag_ratio.store(ratio, Relaxed);
     }
 
     pub(crate) fn orders(&self) -> Orders {

@@ -95,31 +95,42 @@ impl RawCache {
             self.flush_and_free(full);
             return None;
         };
+        if !self.is_current(full) {
+            drop(held);
+            self.flush_and_free(full);
+            return None;
+        }
         if held.main.is_empty() {
             let old = core::mem::replace(&mut held.main, full);
             held.keep_empty(old, barn);
         } else if let Some(spare) = held.spare.filter(|spare| spare.is_empty()) {
-            barn.put_empty(spare);
+            put_empty(barn, spare);
             held.spare = Some(full);
         } else if held.spare.is_none() {
             held.spare = Some(full);
         } else {
-            barn.put_full(full);
-            self.count(Stat::BarnPut);
+            put_full(barn, full);
         }
         Some(held)
     }
 
+    /// Whether `sheaf` has the capacity that the cache's sheaves have. Under the sheaf lock, where a sheaf is made a
+    /// CPU's (SHEAF-5); elsewhere only a hint.
+    pub(crate) fn is_current(&self, sheaf: SheafRef) -> bool {
+        sheaf.capacity() == self.sheaf_capacity() && !sheaf.is_oversize()
+    }
+
+    /// An empty sheaf of the cache's capacity, or nothing if there is no memory or the cache has no sheaves.
+    pub(crate) fn new_sheaf(&self, flags: AllocFlags, spin: Spin) -> Option<SheafRef> {
+        let capacity = Some(self.sheaf_capacity()).filter(|&capacity| capacity != 0)?;
+        SheafRef::alloc(self, capacity, flags, spin)
+    }
+
     /// Fills `empty`, or a new sheaf, with at least one object.
     fn filled(&self, empty: Option<SheafRef>, flags: AllocFlags) -> Option<SheafRef> {
-        let sheaf = match empty.filter(|sheaf| sheaf.capacity() == self.sheaf_capacity()) {
+        let sheaf = match empty {
             Some(sheaf) => sheaf,
-            None => {
-                // One of another capacity is from before the cache's was changed.
-                empty.inspect(|stale| stale.free(Spin::May));
-                let capacity = Some(self.sheaf_capacity()).filter(|&capacity| capacity != 0)?;
-                SheafRef::alloc(self, capacity, flags | AllocFlags::NO_RESERVE | AllocFlags::NOWARN, Spin::May)?
-            }
+            None => self.new_sheaf(flags | AllocFlags::NO_RESERVE | AllocFlags::NOWARN, Spin::May)?,
         };
         // No reserve page may end up in a sheaf, from which anybody could take it (S5-4).
         if self.refill(sheaf, flags | AllocFlags::NO_RESERVE | AllocFlags::NOWARN) == 0 {
@@ -201,7 +212,7 @@ impl RawCache {
         drop(held);
         hook!("slab.unlocked.full");
         let flags = AllocFlags::NO_RESERVE | AllocFlags::NOWARN;
-        if let Some(empty) = SheafRef::alloc(self, self.sheaf_capacity().max(1), flags, spin) {
+        if let Some(empty) = self.new_sheaf(flags, spin) {
             return self.install_empty(empty, spin);
         }
         if refused && why == NoSwap::NoEmpty {
@@ -212,8 +223,7 @@ impl RawCache {
 
     /// Makes `empty` the main sheaf of whatever CPU this is by now, unless main has room again (M-7).
     fn install_empty(&self, empty: SheafRef, spin: Spin) -> Option<Held> {
-        let stale = empty.capacity() != self.sheaf_capacity();
-        let (Some(mut held), Some(barn), false) = (self.sheaves(), self.barn(), stale) else {
+        let (Some(mut held), Some(barn)) = (self.sheaves().filter(|_| self.is_current(empty)), self.barn()) else {
             match spin {
                 Spin::May => self.put_empty_or_free(empty),
                 Spin::Never => empty.free(spin),
@@ -229,8 +239,7 @@ impl RawCache {
             surplus(empty, barn, spin);
         } else if spin == Spin::May {
             // Both are full: the barn takes main, over its limit if need be.
-            barn.put_full(core::mem::replace(&mut held.main, empty));
-            self.count(Stat::BarnPut);
+            put_full(barn, core::mem::replace(&mut held.main, empty));
         } else {
             drop(held);
             empty.free(spin);
@@ -272,10 +281,7 @@ impl RawCache {
     /// Offers a full sheaf to the barn of this node, and flushes it where it is not wanted.
     pub(crate) fn barn_put_or_flush(&self, full: SheafRef) {
         match self.barn().filter(|barn| barn.has_room_for_full()) {
-            Some(barn) => {
-                barn.put_full(full);
-                self.count(Stat::BarnPut);
-            }
+            Some(barn) => put_full(barn, full),
             None => {
                 self.count(Stat::BarnPutFail);
                 self.flush_and_free(full);
@@ -285,18 +291,38 @@ impl RawCache {
 
     /// Offers an empty sheaf to the barn of this node, and frees it where it is not wanted.
     pub(crate) fn put_empty_or_free(&self, empty: SheafRef) {
-        let wanted = empty.capacity() == self.sheaf_capacity();
-        match self.barn().filter(|barn| wanted && barn.has_room_for_empty()) {
-            Some(barn) => barn.put_empty(empty),
+        match self.barn().filter(|barn| barn.has_room_for_empty()) {
+            Some(barn) => put_empty(barn, empty),
             None => empty.free(Spin::May),
         }
+    }
+}
+
+/// Puts a full sheaf into the barn, over its limit if need be; flushes it if its capacity has gone out of use. May spin.
+/// Context: also under the sheaf lock.
+pub(crate) fn put_full(barn: &Barn, full: SheafRef) {
+    let cache = full.cache();
+    match barn.put_full(full) {
+        Ok(()) => cache.count(Stat::BarnPut),
+        Err(stale) => {
+            cache.count(Stat::BarnPutFail);
+            cache.flush_and_free(stale);
+        }
+    }
+}
+
+/// Puts an empty sheaf into the barn, over its limit if need be; frees it if its capacity has gone out of use. May spin.
+/// Context: also under the sheaf lock.
+pub(crate) fn put_empty(barn: &Barn, empty: SheafRef) {
+    if let Err(stale) = barn.put_empty(empty) {
+        stale.free(Spin::May);
     }
 }
 
 /// An empty sheaf that turned out not to be needed.
 fn surplus(empty: SheafRef, barn: &Barn, spin: Spin) {
     match spin {
-        Spin::May => barn.put_empty(empty),
+        Spin::May => put_empty(barn, empty),
         Spin::Never => empty.free(spin),
     }
 }
@@ -314,7 +340,7 @@ impl Sheaves {
         } else if self.spare.is_none() {
             self.spare = Some(empty);
         } else {
-            barn.put_empty(empty);
+            put_empty(barn, empty);
         }
     }
 }

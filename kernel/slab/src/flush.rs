@@ -22,7 +22,7 @@ use crate::cpu::Sheaves;
 use crate::node::CacheNode;
 use crate::rcu_free;
 use crate::registry;
-use crate::sheaf::SheafRef;
+use crate::sheaf::{Chain, SheafRef};
 use crate::slab_ref::SlabRef;
 
 /// The sheaves of one CPU, taken off it.
@@ -103,10 +103,14 @@ impl RawCache {
     /// Gives all objects in barns back to their slabs.
     pub fn flush_barns(&self) {
         for node in self.nodes() {
-            let (full, empty) = node.barn.drain();
-            full.for_each(|sheaf| self.flush_and_free(sheaf));
-            empty.for_each(|sheaf| sheaf.free(Spin::May));
+            self.put_away_chains(node.barn.drain());
         }
+    }
+
+    /// Gives sheaves that left a barn, (full, empty), back to their slabs.
+    pub(crate) fn put_away_chains(&self, (full, empty): (Chain, Chain)) {
+        full.for_each(|sheaf| self.flush_and_free(sheaf));
+        empty.for_each(|sheaf| sheaf.free(Spin::May));
     }
 
     /// Gives back every page that holds no object in use, and moves the fullest partial slabs to the front (M-15).

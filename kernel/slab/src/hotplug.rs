@@ -8,7 +8,7 @@
 //! | counters | stay, and stay in the sums |
 //!
 //! All of it by the thread that took the CPU offline, while the CPU is parked. A CPU that comes back begins without
-//! sheaves, as at boot, so on the way up there is nothing to do.
+//! sheaves, as at boot. Both ways the barns' limits follow the number of CPUs, unless they were set (S5-15).
 //!
 //! The per-CPU parts of caches exist for every CPU of the machine, so a cache may be made while a CPU is offline or goes; one
 //! that is destroyed keeps CPUs from going meanwhile ([`crate::flush::destroy`]).
@@ -21,14 +21,22 @@ use arch::CpuId;
 use sched::hotplug::{Notifier, Order};
 use sync::MaySleep;
 
+use crate::cache::RawCache;
 use crate::{deferred, registry};
 
 /// Tells this storey when a CPU is gone.
-pub(crate) static NOTIFIER: Notifier = Notifier::new("slab", Order::SLAB).dead(dead);
+pub(crate) static NOTIFIER: Notifier = Notifier::new("slab", Order::SLAB).online(online).dead(dead);
+
+fn online(_: CpuId, cx: &mut MaySleep) {
+    registry::for_each_unlocked(cx, RawCache::follow_cpus);
+}
 
 fn dead(cpu: CpuId, cx: &mut MaySleep) {
     // SAFETY: this is called while the CPU is parked, by the one thread that could wake it.
     unsafe { deferred::drain_parked(cpu) };
-    // SAFETY: as above.
-    registry::for_each_unlocked(cx, |cache| unsafe { cache.flush_parked(cpu) });
+    registry::for_each_unlocked(cx, |cache| {
+        // SAFETY: as above.
+        unsafe { cache.flush_parked(cpu) };
+        cache.follow_cpus();
+    });
 }

@@ -24,12 +24,13 @@
 //! | [`rcu_free`] | sheaves of objects that wait for a grace period |
 //! | [`deferred`] | what an NMI could not do itself |
 //! | [`flush`] | emptying sheaves and barns: shrink, destroy, barriers |
+//! | [`tune`] | capacity, barn limits and the like, changed at run time |
 //! | `hotplug` | what a CPU leaves behind when it goes offline |
 //! | [`stats`], [`info`], [`registry`] | counters, `slabinfo`, the list of caches |
 //!
 //! # Lock order (M-10)
 //!
-//! CPU hotplug → the mutex of who walks the list of caches → all others. Sheaf lock (only ever tried) → barn lock → nothing; sheaf lock → list lock → page allocator. The list of caches is
+//! CPU hotplug → the mutex of who walks the list of caches → the mutex of who tunes one → all others. Sheaf lock (only ever tried) → barn lock → nothing; sheaf lock → list lock → page allocator. The list of caches is
 //! locked outside all of them. The barn lock and a list lock are never held together.
 //!
 //! Answers to Linux `mm/slub.c` (7.x), where sheaves came in 2025 and became universal in 7.0.
@@ -46,6 +47,7 @@ pub mod kmalloc;
 pub mod rcu_free;
 pub mod registry;
 pub mod stats;
+pub mod tune;
 
 mod barn;
 mod cpu;
@@ -64,6 +66,7 @@ pub use cache::{CacheFlags, CreateError, Ctor, Layout, RawCache};
 pub use kmalloc::{ZERO_SIZE, kfree, kfree_nolock, kmalloc, kmalloc_nolock, ksize, kzalloc};
 pub use slab_ref::object_of;
 pub use stats::Stat;
+pub use tune::TuneError;
 
 /// Whether the caller may wait for a lock.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -98,13 +98,13 @@ pub(crate) struct CacheNode {
 unsafe impl Send for Partial {}
 
 impl CacheNode {
-    pub(crate) fn new(node: NodeId, barn_limit: u32) -> Self {
+    pub(crate) fn new(node: NodeId, sheaf_capacity: usize) -> Self {
         Self {
             node,
             partial: SpinLock::new(Partial { head: None, tail: None, len: 0 }, &LIST_LOCK),
             nr_slabs: AtomicU64::new(0),
             total_objects: AtomicU64::new(0),
-            barn: Barn::new(barn_limit),
+            barn: Barn::new(node, sheaf_capacity),
         }
     }
 

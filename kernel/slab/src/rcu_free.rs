@@ -26,7 +26,7 @@ use crate::cache::RawCache;
 use crate::sheaf::SheafRef;
 use crate::slab_ref::SlabRef;
 use crate::stats::Stat;
-use crate::{Spin, local_node};
+use crate::{Spin, exchange, local_node};
 
 /// Puts `object` into this CPU's rcu_free sheaf: it is freed after a grace period. False if that cannot be: the object
 /// lies in no slab, or on another node, or its cache has no sheaves, or the way there is busy (S0-2, S0-4, S0-5).
@@ -59,8 +59,7 @@ fn push(cache: &RawCache, object: NonNull<u8>, spin: Spin) -> bool {
                     drop(held);
                     hook!("slab.unlocked.rcu_free");
                     let flags = AllocFlags::NO_RESERVE | AllocFlags::NOWARN;
-                    let capacity = cache.sheaf_capacity().max(1);
-                    let Some(empty) = SheafRef::alloc(cache, capacity, flags, spin) else { return false };
+                    let Some(empty) = cache.new_sheaf(flags, spin) else { return false };
                     // CPU-4: another CPU perhaps, and an interrupt may have installed one.
                     let Some(again) = cache.sheaves() else {
                         empty.free(spin);
@@ -72,7 +71,11 @@ fn push(cache: &RawCache, object: NonNull<u8>, spin: Spin) -> bool {
                             empty.free(spin);
                             theirs
                         }
-                        None => *held.rcu_free.insert(empty),
+                        None if cache.is_current(empty) => *held.rcu_free.insert(empty),
+                        None => {
+                            empty.free(spin);
+                            return false;
+                        }
                     }
                 }
             }
@@ -108,16 +111,14 @@ unsafe fn to_barn(head: *mut CallbackHead) {
     let sheaf = unsafe { SheafRef::from_rcu_head(head) };
     let cache = sheaf.cache();
     let barn = cache.node(sheaf.node()).map(|node| &node.barn);
-    let current = sheaf.capacity() == cache.sheaf_capacity();
-    if let Some(barn) = barn.filter(|barn| current && barn.has_room_for_full()) {
-        cache.count(Stat::BarnPut);
-        barn.put_full(sheaf);
+    if let Some(barn) = barn.filter(|barn| barn.has_room_for_full()) {
+        exchange::put_full(barn, sheaf);
         return;
     }
     cache.count(Stat::BarnPutFail);
     cache.flush(sheaf);
-    match barn.filter(|barn| current && barn.has_room_for_empty()) {
-        Some(barn) => barn.put_empty(sheaf),
+    match barn.filter(|barn| barn.has_room_for_empty()) {
+        Some(barn) => exchange::put_empty(barn, sheaf),
         None => sheaf.free(Spin::May),
     }
 }

@@ -4,6 +4,7 @@ use core::ptr;
 use core::sync::atomic::Ordering::Relaxed;
 
 use sched::Mutex;
+use sched::hotplug::keep_cpus;
 use sync::{ATOMIC, LockClass, MaySleep, SpinIrqGuard, SpinLock, hook};
 
 use crate::cache::RawCache;
@@ -85,7 +86,17 @@ pub fn for_each_unlocked(cx: &mut MaySleep, mut f: impl FnMut(&'static RawCache)
     }
 }
 
-/// The cache of that name.
+/// Calls `f` for the cache of that name, which stays meanwhile, and nothing if there is none. No CPU comes or goes meanwhile
+/// either, so `f` may use all of [`tune`](crate::tune).
+///
+/// Context: task; sleeps. `f` must not destroy a cache, nor allocate with MAY_SLEEP.
+pub fn with<R>(name: &str, cx: &mut MaySleep, f: impl FnOnce(&'static RawCache, &mut MaySleep) -> R) -> Option<R> {
+    let _cpus = keep_cpus(cx);
+    let _walk = WALK.lock(cx);
+    find(name).map(|cache| f(cache, cx))
+}
+
+/// The cache of that name. Who destroys it does not wait: see [`with`].
 pub fn find(name: &str) -> Option<&'static RawCache> {
     let mut found = None;
     for_each(|cache| {

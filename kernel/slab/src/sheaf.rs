@@ -12,6 +12,10 @@
 //! - **SHEAF-3** `cache`, `capacity` and the `oversize` flag are written once, when the sheaf is made, and
 //!   lie outside the link union: whatever queue a sheaf was in, they still hold (S0-14, S4-5).
 //! - **SHEAF-4** Capacity is the sheaf's own, never the cache's: the cache's may be changed at run time.
+//! - **SHEAF-5** A sheaf becomes a CPU's only in a section of that CPU's sheaf lock in which it was found
+//!   [current](RawCache::is_current), unless it came from the barn in that section; and a barn's as BARN-3 says. So when
+//!   the capacity is changed, the one sweep over barns and CPUs is enough: whatever sheaf of the old one was in
+//!   nobody's place meanwhile (being filled or flushed, waiting for a grace period, prefilled) finds none.
 //!
 //! Answers to `struct slab_sheaf` in Linux `mm/slub.c` (7.x); there capacity shares the link union.
 
@@ -29,8 +33,10 @@ use crate::{Spin, slow};
 
 /// Bytes before the object array.
 pub(crate) const HEADER: usize = 32;
-/// The most objects a sheaf can hold: `size` and `capacity` are 16 bits wide.
-pub(crate) const MAX_CAPACITY: usize = u16::MAX as usize;
+/// The most objects a sheaf can hold: `size` and `capacity` are 16 bits wide, and it fills a power of two.
+pub(crate) const MAX_CAPACITY: usize =
+    ((HEADER + u16::MAX as usize * size_of::<*mut u8>()).next_power_of_two() / 2 - HEADER) / size_of::<*mut u8>();
+const _: () = assert!(round_capacity(MAX_CAPACITY) == MAX_CAPACITY && MAX_CAPACITY <= u16::MAX as usize);
 
 /// What links a sheaf to the queue it is in. Which member is live follows from the owner (SHEAF-1).
 #[repr(C)]

@@ -148,7 +148,7 @@ impl RawCache {
     ///
     /// Done for `remote_node_defrag_ratio` of 1024 refills, and only with a try-lock (M-8).
     fn take_remote(&self, max: usize, node: NodeId, put: &mut impl FnMut(NonNull<u8>)) -> usize {
-        if arch::clock::cycles() % 1024 > u64::from(self.remote_node_defrag_ratio()) {
+        if arch::clock::cycles() % 1024 >= u64::from(self.remote_node_defrag_ratio()) {
             return 0;
         }
         self.nodes()
