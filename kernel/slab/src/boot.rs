@@ -18,6 +18,7 @@ use sync::{DynPerCpu, Once};
 
 use crate::cache::{CacheFlags, CreateError, Layout, RawCache};
 use crate::cpu::CacheCpu;
+use crate::merge;
 use crate::node::CacheNode;
 use crate::registry;
 
@@ -91,7 +92,7 @@ fn bare(layout: Layout) -> Result<RawCache, CreateError> {
     RawCache::new(layout, cpu)
 }
 
-/// Makes a cache, with its nodes, and puts it on the list.
+/// Makes a cache, with its nodes, and puts it on the list; or hands out one that is just like it ([`merge`]).
 ///
 /// Context: any but NMI; not under a lock that the allocator may need.
 ///
@@ -111,6 +112,9 @@ fn try_create(layout: Layout) -> Result<&'static RawCache, CreateError> {
     let caches = BOOT[CACHES].get().expect("the slab allocator is not up");
     let nodes = BOOT[NODES].get().expect("the slab allocator is not up");
     let cache = bare(layout)?;
+    if let Some(like) = merge::instead_of(&cache) {
+        return Ok(like);
+    }
     let place = caches.alloc(AllocFlags::NOWAIT).ok_or(CreateError::NoMemory)?.cast::<RawCache>();
     // SAFETY: a fresh object of RawCache's size and alignment.
     unsafe { place.write(cache) };

@@ -13,6 +13,7 @@ use bitflags::bitflags;
 use sync::DynPerCpu;
 
 use crate::cpu::CacheCpu;
+use crate::merge::Sharing;
 use crate::node::CacheNode;
 use crate::order::{self, Orders};
 use crate::sheaf;
@@ -119,8 +120,8 @@ pub struct RawCache {
     cpu: DynPerCpu<CacheCpu>,
     /// Bytes from one object to the next.
     size: u32,
-    /// Bytes that the user gets.
-    object_size: u32,
+    /// Bytes that the user gets; grows, within `size`, when a user with larger objects joins.
+    object_size: AtomicU32,
     /// Where in a free object the freelist link lies.
     link_offset: u32,
     flags: CacheFlags,
@@ -134,6 +135,8 @@ pub struct RawCache {
     name: &'static str,
     /// By node; null where there is no such node. Written before the cache is published.
     nodes: [AtomicPtr<CacheNode>; MAX_NODES],
+    /// Who shares the cache.
+    pub(crate) sharing: Sharing,
     /// Next in the list of caches, under its lock.
     pub(crate) next: AtomicPtr<RawCache>,
 }
@@ -142,6 +145,9 @@ impl RawCache {
     /// A cache of the given layout without nodes.
     pub(crate) fn new(layout: Layout, cpu: DynPerCpu<CacheCpu>) -> Result<Self, CreateError> {
         let Layout { name, size: object_size, mut align, flags, ctor, capacity } = layout;
+        if object_size == 0 || order::order_for(object_size) > mm::MAX_ORDER {
+            return Err(CreateError::BadSize(object_size));
+        }
         if !align.is_power_of_two() || align > arch::PAGE_SIZE {
             return Err(CreateError::BadAlign(align));
         }
@@ -152,7 +158,7 @@ impl RawCache {
         let (link_offset, size) =
             place_link(object_size, align, ctor.is_some() || flags.contains(CacheFlags::TYPESAFE_BY_RCU));
         let cpus = arch::cpu::present().count();
-        let orders = order::orders(size, cpus).filter(|_| object_size > 0).ok_or(CreateError::BadSize(object_size))?;
+        let orders = order::orders(size, cpus).ok_or(CreateError::BadSize(object_size))?;
         if capacity > sheaf::MAX_CAPACITY {
             return Err(CreateError::BadCapacity(capacity));
         }
@@ -164,7 +170,7 @@ impl RawCache {
         Ok(Self {
             cpu,
             size: size as u32,
-            object_size: object_size as u32,
+            object_size: AtomicU32::new(object_size as u32),
             link_offset: link_offset as u32,
             flags,
             capacity: AtomicU32::new(capacity as u32),
@@ -174,6 +180,7 @@ impl RawCache {
             ctor,
             name,
             nodes: [const { AtomicPtr::new(ptr::null_mut()) }; MAX_NODES],
+            sharing: Sharing::new(),
             next: AtomicPtr::new(ptr::null_mut()),
         })
     }
@@ -187,7 +194,13 @@ impl RawCache {
     /// Bytes that the user of an object has.
     #[inline]
     pub fn object_size(&self) -> usize {
-        self.object_size as usize
+        self.object_size.load(Relaxed) as usize
+    }
+
+    /// Makes objects that are zeroed be zeroed up to `size` at least. Under the lock of the list of caches.
+    pub(crate) fn raise_object_size(&self, size: usize) {
+        debug_assert!(size <= self.size());
+        self.object_size.fetch_max(size as u32, Relaxed);
     }
 
     /// Name in `slabinfo`.

@@ -177,7 +177,8 @@ pub struct Leaked(pub u64);
 /// What must be waited for before a cache's objects are counted. Called with the cache; set by kfree_rcu.
 pub static BEFORE_DESTROY: sync::hooks::Slot<fn(&'static RawCache, &mut MaySleep)> = sync::hooks::Slot::new();
 
-/// Destroys a cache of which all objects have been freed, or given to `kfree_rcu` (M-14, S0-13).
+/// Destroys a cache of which all objects have been freed, or given to `kfree_rcu` (M-14, S0-13). If it has other users
+/// ([`merge`](crate::merge)) it just has one less.
 ///
 /// Context: task; sleeps: it waits for a grace period.
 ///
@@ -185,13 +186,16 @@ pub static BEFORE_DESTROY: sync::hooks::Slot<fn(&'static RawCache, &mut MaySleep
 /// [`Leaked`] objects keep the cache alive; it is reported in the log.
 ///
 /// # Safety
-/// Nobody allocates from the cache any more, and nobody frees to it.
+/// Of this user's, who is one of those that `create` gave the cache to, nobody allocates from the cache any more, and nobody
+/// frees to it.
 pub unsafe fn destroy(cache: &'static RawCache, cx: &mut MaySleep) -> Result<(), Leaked> {
     cx.assert_may_sleep();
     // A CPU that goes offline gives back what it has of the caches on the list: none goes from before this one leaves the
     // list until nothing of it is on any CPU.
     let cpus = keep_cpus(cx);
-    registry::remove(cache, cx);
+    if !registry::remove(cache, cx) {
+        return Ok(());
+    }
     crate::deferred::flush(&cpus, cx);
     if let Some(hook) = BEFORE_DESTROY.get() {
         hook(cache, cx);

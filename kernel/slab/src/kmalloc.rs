@@ -17,6 +17,9 @@ use crate::deferred;
 use crate::order::order_for;
 use crate::slab_ref::SlabRef;
 
+/// Alignment that every object has.
+pub const MIN_ALIGN: usize = 8;
+
 /// Largest size that comes from a cache.
 pub const MAX_CACHED: usize = 8192;
 
@@ -70,11 +73,15 @@ pub const ZERO_SIZE: NonNull<u8> = NonNull::without_provenance(core::num::NonZer
 /// Makes the size classes.
 pub(crate) fn init() {
     for ((size, name), slot) in CLASSES.into_iter().zip(&CACHES) {
-        // A power of two is aligned to itself, up to a page; 96 and 192 to what divides them.
-        let align = (1 << size.trailing_zeros()).min(PAGE_SIZE);
-        let layout = Layout::new(name, size).align(align).flags(CacheFlags::KMALLOC);
+        let layout = Layout::new(name, size).align(alignment_of(size)).flags(CacheFlags::KMALLOC);
         slot.call_once(|| crate::create(layout).expect("no memory for the kmalloc caches"));
     }
+}
+
+/// A power of two is aligned to itself, up to a page; 96 and 192 to what divides them.
+const fn alignment_of(class: usize) -> usize {
+    let align = 1 << class.trailing_zeros();
+    if align < PAGE_SIZE { align } else { PAGE_SIZE }
 }
 
 /// Whether [`kmalloc`] may be called yet.
@@ -96,9 +103,37 @@ pub fn kmalloc(size: usize, flags: AllocFlags) -> Option<NonNull<u8>> {
         return Some(ZERO_SIZE);
     }
     if size > MAX_CACHED {
-        return large(size, flags);
+        return large(size, PAGE_SIZE, flags);
     }
     cache_for(size).alloc(flags)
+}
+
+/// [`kmalloc`] with an alignment, any power of two. The size need not be a multiple of it.
+///
+/// Up to a page it costs at most the next power of two, beyond that a block of `align` bytes. Context: any but NMI.
+pub fn kmalloc_aligned(size: usize, align: usize, flags: AllocFlags) -> Option<NonNull<u8>> {
+    debug_assert!(align.is_power_of_two(), "alignment {align}");
+    if align <= MIN_ALIGN || size == 0 {
+        return kmalloc(size, flags);
+    }
+    // A class is aligned to the largest power of two in its size, up to a page: so is the smallest one that holds a
+    // multiple of `align`.
+    match size.checked_next_multiple_of(align)? {
+        rounded @ ..=MAX_CACHED if align <= PAGE_SIZE => kmalloc(rounded, flags),
+        _ => large(size, align, flags),
+    }
+}
+
+/// [`kmalloc`] of `count` times `size` bytes; nothing if that is more than there are addresses.
+///
+/// Context: any but NMI.
+pub fn kmalloc_array(count: usize, size: usize, flags: AllocFlags) -> Option<NonNull<u8>> {
+    kmalloc(count.checked_mul(size)?, flags)
+}
+
+/// [`kmalloc_array`] of zeroed memory.
+pub fn kcalloc(count: usize, size: usize, flags: AllocFlags) -> Option<NonNull<u8>> {
+    kmalloc_array(count, size, flags | AllocFlags::ZERO)
 }
 
 /// [`kmalloc`] of zeroed memory.
@@ -106,9 +141,10 @@ pub fn kzalloc(size: usize, flags: AllocFlags) -> Option<NonNull<u8>> {
     kmalloc(size, flags | AllocFlags::ZERO)
 }
 
+/// A block of pages, which is aligned to its size.
 #[cold]
-fn large(size: usize, flags: AllocFlags) -> Option<NonNull<u8>> {
-    let order = order_for(size);
+fn large(size: usize, align: usize, flags: AllocFlags) -> Option<NonNull<u8>> {
+    let order = order_for(size.max(align));
     if order > mm::MAX_ORDER {
         return None;
     }
@@ -148,7 +184,7 @@ unsafe fn free_large(object: NonNull<u8>) {
     mm::free_pages(page, order);
 }
 
-/// Bytes that the holder of `object` may use.
+/// Bytes that the holder of `object` may use: those of its class, or of its whole block of pages.
 ///
 /// # Safety
 /// As for [`kfree`], but for the last use.
@@ -207,6 +243,16 @@ mod tests {
             let class = class_of(size);
             assert!(CLASSES[class].0 >= size, "{size}");
             assert!(class == 0 || CLASSES[class - 1].0 < size, "{size}");
+        }
+    }
+
+    #[test]
+    fn the_class_of_a_multiple_of_an_alignment_is_aligned_to_it() {
+        for align in (4..=12).map(|bit| 1 << bit) {
+            for size in (align..=MAX_CACHED).step_by(align) {
+                let class = CLASSES[class_of(size)].0;
+                assert!(alignment_of(class) >= align, "{size} bytes, class {class}");
+            }
         }
     }
 }

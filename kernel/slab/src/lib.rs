@@ -17,7 +17,9 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`cache`] | [`RawCache`]: one kind of object, and what it is made of |
+//! | [`merge`] | one cache for several users whose objects are alike |
 //! | [`kmalloc`] | objects by size; the `_nolock` family |
+//! | [`kbox`] | [`KBox`]: an owner of a value in `kmalloc` memory |
 //! | `cpu`, `exchange` | a CPU's sheaves: fast paths; what happens when main runs dry or over |
 //! | `sheaf`, `barn` | the arrays, and where they wait |
 //! | `slab_ref`, `node`, `slow`, `order` | slabs, partial lists, and how large a slab is |
@@ -43,7 +45,9 @@ pub mod cache;
 pub mod deferred;
 pub mod flush;
 pub mod info;
+pub mod kbox;
 pub mod kmalloc;
+pub mod merge;
 pub mod rcu_free;
 pub mod registry;
 pub mod stats;
@@ -63,7 +67,10 @@ mod test_machine;
 
 pub use boot::{create, init};
 pub use cache::{CacheFlags, CreateError, Ctor, Layout, RawCache};
-pub use kmalloc::{ZERO_SIZE, kfree, kfree_nolock, kmalloc, kmalloc_nolock, ksize, kzalloc};
+pub use kbox::{KBox, OutOfMemory};
+pub use kmalloc::{
+    ZERO_SIZE, kcalloc, kfree, kfree_nolock, kmalloc, kmalloc_aligned, kmalloc_array, kmalloc_nolock, ksize, kzalloc,
+};
 pub use slab_ref::object_of;
 pub use stats::Stat;
 pub use tune::TuneError;

@@ -38,25 +38,30 @@ pub(crate) fn add(cache: &'static RawCache) {
     head.0 = ptr::from_ref(cache).cast_mut();
 }
 
-/// Takes a cache off the list; waits for walks that may have come to it.
+/// Takes a cache off the list if it has but one user, and waits for walks that may have come to it; else takes one user
+/// away and returns false (MERGE-1).
 ///
 /// Context: task; sleeps.
-pub(crate) fn remove(cache: &'static RawCache, cx: &mut MaySleep) {
+pub(crate) fn remove(cache: &'static RawCache, cx: &mut MaySleep) -> bool {
     let _walk = WALK.lock(cx);
     let mut head = lock();
+    if cache.sharing.leave() {
+        return false;
+    }
     if ptr::eq(head.0, cache) {
         head.0 = cache.next.load(Relaxed);
-        return;
+        return true;
     }
     let mut here = head.0;
     // SAFETY: every cache on the list is alive: it is taken off, under this lock, before it is destroyed.
     while let Some(other) = unsafe { here.as_ref() } {
         if ptr::eq(other.next.load(Relaxed), cache) {
             other.next.store(cache.next.load(Relaxed), Relaxed);
-            return;
+            break;
         }
         here = other.next.load(Relaxed);
     }
+    true
 }
 
 /// Calls `f` for every cache, newest first, with the list locked.
@@ -96,11 +101,11 @@ pub fn with<R>(name: &str, cx: &mut MaySleep, f: impl FnOnce(&'static RawCache, 
     find(name).map(|cache| f(cache, cx))
 }
 
-/// The cache of that name. Who destroys it does not wait: see [`with`].
+/// The cache of that name, or with that alias. Who destroys it does not wait: see [`with`].
 pub fn find(name: &str) -> Option<&'static RawCache> {
-    let mut found = None;
+    let mut found: Option<&'static RawCache> = None;
     for_each(|cache| {
-        if cache.name() == name {
+        if cache.name() == name || (found.is_none() && cache.is_called(name)) {
             found = Some(cache);
         }
     });

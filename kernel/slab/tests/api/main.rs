@@ -1,0 +1,22 @@
+//! What users of the storey call beside plain allocations, on the hosted machine; each test in a process of its own.
+
+#[path = "../../../sched/tests/machine/mod.rs"]
+mod machine;
+
+mod kbox;
+mod merging;
+
+use sync::MaySleep;
+
+extern crate sched;
+
+/// Boots a machine of two CPUs with slab and RCU, and runs `body` as its boot thread.
+fn boot(cmdline: &'static str, body: impl FnOnce(&mut MaySleep) + Send) {
+    sync::param::parse(cmdline).expect("the tests' own command line");
+    machine::machine_with(2, up, body);
+}
+
+fn up(cx: &mut MaySleep) {
+    grange_slab::init();
+    rcu::init(cx);
+}
