@@ -30,7 +30,7 @@
 //! for each CPU of the node, and two on their way, serves all of them turning at once without a slab being touched; that
 //! is [`default_limit`]. It is ten, Linux's constant, on nodes of up to four CPUs.
 
-use core::ptr;
+use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use arch::{NodeId, cpu};
@@ -89,6 +89,8 @@ struct Lists {
     capacity: usize,
     /// The limits were set, and do not follow the CPUs of the node.
     limits_are_set: bool,
+    /// How often the lock was taken.
+    locks: u64,
 }
 
 impl Lists {
@@ -128,7 +130,7 @@ impl Barn {
     /// A barn of `node` for sheaves of `capacity`.
     pub(crate) fn new(node: NodeId, capacity: usize) -> Self {
         let none = || Stack(ptr::null_mut());
-        let lists = Lists { full: none(), empty: none(), capacity, limits_are_set: false };
+        let lists = Lists { full: none(), empty: none(), capacity, limits_are_set: false, locks: 0 };
         let limit = default_limit(node);
         Self {
             node,
@@ -141,16 +143,22 @@ impl Barn {
     }
 
     fn lock(&self, spin: Spin) -> Option<SpinIrqGuard<'_, Lists>> {
-        let lists = match spin {
+        let mut lists = match spin {
             Spin::May => self.lists.lock_irqsave(ATOMIC),
             Spin::Never => self.lists.try_lock_irqsave(ATOMIC)?,
         };
         hook!("slab.barn");
+        lists.locks += 1;
         Some(lists)
     }
 
     fn wait_lock(&self) -> SpinIrqGuard<'_, Lists> {
         self.lock(Spin::May).expect("waited for")
+    }
+
+    /// How often the lock was taken.
+    pub(crate) fn locks(&self) -> u64 {
+        self.lists.lock_irqsave(ATOMIC).locks
     }
 
     pub(crate) fn nr_full(&self) -> u32 {
@@ -230,6 +238,23 @@ impl Barn {
             self.nr_empty.store(self.nr_empty() + 1, Relaxed);
         }
         Some(full)
+    }
+
+    /// Takes one object out of a full sheaf, if `wanted` says so of it. May spin.
+    pub(crate) fn take_one(&self, wanted: impl FnOnce(NonNull<u8>) -> bool) -> Option<NonNull<u8>> {
+        if self.nr_full() == 0 {
+            return None;
+        }
+        let mut lists = self.lock(Spin::May)?;
+        let sheaf = SheafRef::from_ptr(lists.full.0)?;
+        let object = sheaf.pop_if(wanted)?;
+        if sheaf.is_empty() {
+            lists.full.pop();
+            lists.empty.push(sheaf);
+            self.nr_full.store(self.nr_full() - 1, Relaxed);
+            self.nr_empty.store(self.nr_empty() + 1, Relaxed);
+        }
+        Some(object)
     }
 
     /// Exchanges a full sheaf for an empty one. On `Err` the caller keeps `full`.

@@ -64,6 +64,7 @@ pub fn init() {
     for cache in &BOOT {
         registry::add(cache.get().expect("made above"));
     }
+    crate::remote::init();
     crate::kmalloc::init();
     sched::hotplug::register(&crate::hotplug::NOTIFIER);
 }

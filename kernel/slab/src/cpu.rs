@@ -1,12 +1,12 @@
 //! The sheaves of one CPU, and the two fast paths.
 //!
-//! | state of a CPU | main | spare | rcu_free |
-//! |---|---|---|---|
-//! | never used, or capacity 0 | bootstrap sheaf | none | none |
-//! | in use | 0..=capacity objects | none, empty or full (partly full after a prefilled sheaf came back) | none, or 1..capacity objects |
+//! | state of a CPU | main | spare | rcu_free | remote |
+//! |---|---|---|---|---|
+//! | never used, or capacity 0 | bootstrap sheaf | none | none | none |
+//! | in use | 0..=capacity objects | none, empty or full (partly full after a prefilled sheaf came back) | none, or 1..capacity objects | none, or 0..capacity objects of one other node |
 //!
 //! # Invariants
-//! - **CPU-1** The three sheaves are touched only by their own CPU with [`LocalTryLock`] held, or by whoever cleans up
+//! - **CPU-1** The four sheaves are touched only by their own CPU with [`LocalTryLock`] held, or by whoever cleans up
 //!   after a dead CPU.
 //! - **CPU-2** `main` is always a sheaf (S0-1); where there is none it is the bootstrap sheaf, which is full and empty
 //!   at once, so that the fast paths need no test of their own (M-3).
@@ -38,6 +38,8 @@ pub(crate) struct Sheaves {
     pub(crate) spare: Option<SheafRef>,
     /// Objects that wait for a grace period, until it is full and goes to RCU as one piece.
     pub(crate) rcu_free: Option<SheafRef>,
+    /// Objects of one other node, on their way home ([`remote`](crate::remote)).
+    pub(crate) remote: Option<SheafRef>,
 }
 
 /// What a cache has on one CPU.
@@ -50,7 +52,7 @@ pub(crate) struct CacheCpu {
 impl CacheCpu {
     /// A CPU that has not used the cache yet.
     pub(crate) fn new() -> Self {
-        let sheaves = Sheaves { main: SheafRef::bootstrap(), spare: None, rcu_free: None };
+        let sheaves = Sheaves { main: SheafRef::bootstrap(), spare: None, rcu_free: None, remote: None };
         Self { sheaves: LocalTryLock::new(sheaves), stats: [0; COUNT] }
     }
 
@@ -146,7 +148,7 @@ impl RawCache {
     }
 
     #[inline(always)]
-    fn after_alloc(&self, object: Option<NonNull<u8>>, flags: AllocFlags) -> Option<NonNull<u8>> {
+    pub(crate) fn after_alloc(&self, object: Option<NonNull<u8>>, flags: AllocFlags) -> Option<NonNull<u8>> {
         let object = object?;
         if flags.contains(AllocFlags::ZERO) {
             // SAFETY: a fresh object of `object_size` bytes that nobody else knows.

@@ -15,6 +15,8 @@
 //! 6. no memory for one: empty main in batches;
 //! 7. give the object back to its slab.
 //!
+//! An object of another node is for [`remote`](crate::remote) instead.
+//!
 //! With [`Spin::Never`] nothing is waited for, and a step that would have to is skipped.
 
 use core::ptr::NonNull;
@@ -30,11 +32,11 @@ use crate::slab_ref::SlabRef;
 use crate::stats::Stat;
 use crate::{Spin, local_node};
 
-type Held = LocalGuard<'static, Sheaves>;
+pub(crate) type Held = LocalGuard<'static, Sheaves>;
 
 impl RawCache {
     /// The barn of this CPU's node.
-    fn barn(&self) -> Option<&'static Barn> {
+    pub(crate) fn barn(&self) -> Option<&'static Barn> {
         self.node(local_node()).map(|node| &node.barn)
     }
 
@@ -50,9 +52,13 @@ impl RawCache {
             self.count(Stat::AllocFastpath);
             return Some(object);
         }
-        let object = self.take_one(local_node(), flags, spin)?;
-        self.count(Stat::AllocSlowpath);
-        Some(object)
+        let object = self.take_one(mm::home_node(), flags, spin);
+        match object {
+            Some(_) => self.count(Stat::AllocSlowpath),
+            None if spin == Spin::May => mm::oom::warn_object(self.name(), self.size(), None, flags),
+            None => {}
+        }
+        object
     }
 
     /// Exchanges an empty main for a sheaf that holds objects, as far as that goes under the lock: spare, then barn. False,
@@ -72,7 +78,7 @@ impl RawCache {
     }
 
     /// Makes main hold objects (M-5). On `None` the lock is dropped.
-    fn replace_empty_main(&self, mut held: Held, flags: AllocFlags, spin: Spin) -> Option<Held> {
+    pub(crate) fn replace_empty_main(&self, mut held: Held, flags: AllocFlags, spin: Spin) -> Option<Held> {
         if !held.main.is_empty() || self.exchange_empty_main(&mut held, spin) {
             return Some(held);
         }
@@ -142,7 +148,7 @@ impl RawCache {
 
     /// Fills `sheaf` up from slabs. Returns how many objects came in.
     pub(crate) fn refill(&self, sheaf: SheafRef, flags: AllocFlags) -> usize {
-        let got = self.take_many(sheaf.room(), local_node(), flags, |object| {
+        let got = self.take_many(sheaf.room(), mm::home_node(), flags, |object| {
             let fits = sheaf.push(object);
             debug_assert!(fits);
         });
@@ -154,7 +160,9 @@ impl RawCache {
     #[cold]
     #[inline(never)]
     pub(crate) fn free_slow(&self, slab: SlabRef, object: NonNull<u8>) {
-        if slab.is_home() && self.free_to_sheaf(object, Spin::May) {
+        let done =
+            if slab.is_home() { self.free_to_sheaf(object, Spin::May) } else { self.free_to_batch(slab, object) };
+        if done {
             return;
         }
         self.count(Stat::FreeSlowpath);

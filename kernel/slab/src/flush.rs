@@ -1,6 +1,6 @@
 //! Emptying sheaves and barns: for a barrier, to shrink, to destroy a cache.
 //!
-//! A CPU's sheaves are detached by that CPU, in a call-function interrupt that only moves three pointers; whoever asked
+//! A CPU's sheaves are detached by that CPU, in a call-function interrupt that only moves four pointers; whoever asked
 //! then flushes them in its own context. If the interrupt hits a holder of the sheaf lock it gives up and is sent
 //! again: the holder runs with preemption off and is soon done.
 //!
@@ -31,6 +31,7 @@ struct Detached {
     main: Option<SheafRef>,
     spare: Option<SheafRef>,
     rcu_free: Option<SheafRef>,
+    remote: Option<SheafRef>,
 }
 
 /// What to take off a CPU.
@@ -46,7 +47,12 @@ fn detach(held: &mut Sheaves, what: What) -> Detached {
         return Detached { rcu_free, ..Detached::default() };
     }
     let main = core::mem::replace(&mut held.main, SheafRef::bootstrap());
-    Detached { main: Some(main).filter(|main| !main.is_bootstrap()), spare: held.spare.take(), rcu_free }
+    Detached {
+        main: Some(main).filter(|main| !main.is_bootstrap()),
+        spare: held.spare.take(),
+        rcu_free,
+        remote: held.remote.take(),
+    }
 }
 
 /// Takes the sheaves of `cache` on `cpu`; nothing is taken from a CPU that is offline.
@@ -92,7 +98,7 @@ impl RawCache {
     }
 
     fn put_away(&self, detached: Detached) {
-        for sheaf in [detached.main, detached.spare].into_iter().flatten() {
+        for sheaf in [detached.main, detached.spare, detached.remote].into_iter().flatten() {
             self.flush_and_free(sheaf);
         }
         if let Some(sheaf) = detached.rcu_free {

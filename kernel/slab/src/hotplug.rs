@@ -3,7 +3,7 @@
 //! | of the CPU | goes |
 //! |---|---|
 //! | deferred lists | where their entries were going: slabs, `kfree_rcu`, `call_rcu`, now on this CPU |
-//! | main and spare, of every cache | their objects to slabs |
+//! | main, spare and remote, of every cache | their objects to slabs |
 //! | rcu_free | to RCU; to slabs after the grace period, like every sheaf that was not full (RCUF-3) |
 //! | counters | stay, and stay in the sums |
 //!

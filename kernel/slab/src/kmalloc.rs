@@ -90,7 +90,7 @@ pub fn is_up() -> bool {
 }
 
 #[inline]
-fn cache_for(size: usize) -> &'static RawCache {
+pub(crate) fn cache_for(size: usize) -> &'static RawCache {
     CACHES[class_of(size)].get().expect("kmalloc before slab::init")
 }
 
@@ -144,11 +144,16 @@ pub fn kzalloc(size: usize, flags: AllocFlags) -> Option<NonNull<u8>> {
 /// A block of pages, which is aligned to its size.
 #[cold]
 fn large(size: usize, align: usize, flags: AllocFlags) -> Option<NonNull<u8>> {
-    let order = order_for(size.max(align));
-    if order > mm::MAX_ORDER {
-        return None;
-    }
-    let page = mm::alloc_pages(order, Some(crate::local_node()), flags).ok()?;
+    large_block(size, align, |order| mm::alloc_pages(order, None, flags).ok())
+}
+
+/// The same from `alloc`, which is given its order.
+pub(crate) fn large_block(
+    size: usize,
+    align: usize,
+    alloc: impl FnOnce(usize) -> Option<&'static mm::Page>,
+) -> Option<NonNull<u8>> {
+    let page = Some(order_for(size.max(align))).filter(|&order| order <= mm::MAX_ORDER).and_then(alloc)?;
     page.set_large(size);
     NonNull::new(page.virt())
 }

@@ -23,6 +23,8 @@
 //! | `cpu`, `exchange` | a CPU's sheaves: fast paths; what happens when main runs dry or over |
 //! | `sheaf`, `barn` | the arrays, and where they wait |
 //! | `slab_ref`, `node`, `slow`, `order` | slabs, partial lists, and how large a slab is |
+//! | [`numa`], [`remote`] | objects of a node, and the reserve; frees of other nodes' objects |
+//! | `sleep` | allocating in a thread that may wait |
 //! | [`rcu_free`] | sheaves of objects that wait for a grace period |
 //! | [`deferred`] | what an NMI could not do itself |
 //! | [`flush`] | emptying sheaves and barns: shrink, destroy, barriers |
@@ -48,8 +50,10 @@ pub mod info;
 pub mod kbox;
 pub mod kmalloc;
 pub mod merge;
+pub mod numa;
 pub mod rcu_free;
 pub mod registry;
+pub mod remote;
 pub mod stats;
 pub mod tune;
 
@@ -61,6 +65,7 @@ mod node;
 mod order;
 mod sheaf;
 mod slab_ref;
+mod sleep;
 mod slow;
 #[cfg(test)]
 mod test_machine;
@@ -71,7 +76,9 @@ pub use kbox::{KBox, OutOfMemory};
 pub use kmalloc::{
     ZERO_SIZE, kcalloc, kfree, kfree_nolock, kmalloc, kmalloc_aligned, kmalloc_array, kmalloc_nolock, ksize, kzalloc,
 };
+pub use numa::kmalloc_node;
 pub use slab_ref::object_of;
+pub use sleep::kmalloc_sleep;
 pub use stats::Stat;
 pub use tune::TuneError;
 

@@ -11,6 +11,7 @@
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use arch::NodeId;
+use mm::AllocFlags;
 use sync::{ATOMIC, LockClass, SpinIrqGuard, SpinLock, hook};
 
 use crate::Spin;
@@ -25,6 +26,8 @@ pub(crate) struct Partial {
     head: Option<SlabRef>,
     tail: Option<SlabRef>,
     len: usize,
+    /// How often the lock was taken to work on the list.
+    locks: u64,
 }
 
 impl Partial {
@@ -79,6 +82,11 @@ impl Partial {
         self.len -= 1;
     }
 
+    /// The first slab that a caller with `flags` may take from.
+    pub(crate) fn first_for(&self, flags: AllocFlags) -> Option<SlabRef> {
+        self.iter().find(|slab| slab.may_serve(flags))
+    }
+
     pub(crate) fn iter(&self) -> impl Iterator<Item = SlabRef> {
         core::iter::successors(self.head, |slab| slab.next())
     }
@@ -101,7 +109,7 @@ impl CacheNode {
     pub(crate) fn new(node: NodeId, sheaf_capacity: usize) -> Self {
         Self {
             node,
-            partial: SpinLock::new(Partial { head: None, tail: None, len: 0 }, &LIST_LOCK),
+            partial: SpinLock::new(Partial { head: None, tail: None, len: 0, locks: 0 }, &LIST_LOCK),
             nr_slabs: AtomicU64::new(0),
             total_objects: AtomicU64::new(0),
             barn: Barn::new(node, sheaf_capacity),
@@ -110,11 +118,12 @@ impl CacheNode {
 
     /// Takes the list lock; with [`Spin::Never`] only tries to.
     pub(crate) fn lock(&self, spin: Spin) -> Option<SpinIrqGuard<'_, Partial>> {
-        let partial = match spin {
+        let mut partial = match spin {
             Spin::May => self.partial.lock_irqsave(ATOMIC),
             Spin::Never => self.partial.try_lock_irqsave(ATOMIC)?,
         };
         hook!("slab.list");
+        partial.locks += 1;
         Some(partial)
     }
 
@@ -136,6 +145,11 @@ impl CacheNode {
     /// Length of the partial list.
     pub(crate) fn nr_partial(&self) -> usize {
         self.partial.lock_irqsave(ATOMIC).len()
+    }
+
+    /// How often the list lock was taken, but for statistics.
+    pub(crate) fn locks(&self) -> u64 {
+        self.partial.lock_irqsave(ATOMIC).locks
     }
 
     pub(crate) fn nr_slabs(&self) -> u64 {

@@ -217,6 +217,16 @@ impl SheafRef {
         }
     }
 
+    /// Takes the object put in last if `wanted` says so of it.
+    pub(crate) fn pop_if(self, wanted: impl FnOnce(NonNull<u8>) -> bool) -> Option<NonNull<u8>> {
+        let object = self.pop()?;
+        if wanted(object) {
+            return Some(object);
+        }
+        self.push(object);
+        None
+    }
+
     /// Puts `object` in. Returns false, and does nothing, when the sheaf is full.
     #[inline(always)]
     pub(crate) fn push(self, object: NonNull<u8>) -> bool {

@@ -16,8 +16,8 @@ use core::ptr::{self, NonNull};
 use core::sync::atomic::Ordering::Relaxed;
 
 use arch::NodeId;
-use mm::home::NO_HOME;
-use mm::{Page, PageKind, SlabView};
+use mm::home::{NO_HOME, RESERVE};
+use mm::{AllocFlags, Page, PageKind, SlabView};
 use sync::CallbackHead;
 
 use crate::cache::RawCache;
@@ -73,7 +73,7 @@ impl SlabRef {
         view.cache.store(ptr::from_ref(cache).cast_mut().cast(), Relaxed);
         view.on_partial.store(false, Relaxed);
         view.pair.store(State { freelist: ptr::null_mut(), inuse: objects, objects }.pack());
-        page.set_home(page.node().index() as u8);
+        page.set_home(page.node().index() as u8 | if page.is_reserve() { RESERVE } else { 0 });
         page.set_kind(PageKind::Slab);
         slab
     }
@@ -105,6 +105,25 @@ impl SlabRef {
     #[inline]
     pub(crate) fn is_home(self) -> bool {
         self.0.home() == mm::this_home()
+    }
+
+    /// Whether the slab is of the memory reserve: only for who may use that, and never in a sheaf (NUMA-2).
+    pub(crate) fn is_reserve(self) -> bool {
+        self.0.is_reserve()
+    }
+
+    /// Whether a caller with `flags` may have objects of the slab. Takes the mark of the reserve off where memory is back
+    /// (NUMA-3). Under the list lock, for a slab on the list: nobody else can change the mark.
+    pub(crate) fn may_serve(self, flags: AllocFlags) -> bool {
+        if !self.is_reserve() || flags.may_dip() {
+            return true;
+        }
+        if mm::stats::is_low(self.node()) {
+            return false;
+        }
+        self.0.set_reserve(false);
+        self.0.set_home(self.node().index() as u8);
+        true
     }
 
     pub(crate) fn order(self) -> usize {

@@ -47,8 +47,8 @@ impl Taken {
 impl RawCache {
     /// Takes up to `max` objects from slabs, handing each to `put`. Returns how many it were.
     ///
-    /// From partial slabs of `node`, then, unless only that node will do, from other nodes' (M-8), then from
-    /// new slabs. May spin.
+    /// From partial slabs of `node`, which has memory, then now and then from other nodes' (M-8), then from new slabs. May
+    /// spin.
     pub(crate) fn take_many(
         &self,
         max: usize,
@@ -58,10 +58,10 @@ impl RawCache {
     ) -> usize {
         let mut got = 0;
         if let Some(partial) = self.node(node).and_then(|here| here.lock(Spin::May)) {
-            got += self.take_partial(partial, max, &mut put);
+            got += self.take_partial(partial, max, flags, &mut put);
         }
         if got < max {
-            got += self.take_remote(max - got, node, &mut put);
+            got += self.take_remote(max - got, node, flags, &mut put);
         }
         while got < max {
             let Some(taken) = self.new_slab(node, flags, Spin::May) else { break };
@@ -70,25 +70,32 @@ impl RawCache {
         got
     }
 
-    /// Takes one object from a slab: of `node` if there is any, else of the nearest other.
+    /// Takes one object from a slab: of `node`, which has memory, if there is any, else, without
+    /// [`AllocFlags::THIS_NODE`], of the nearest other. Partial slabs of other nodes come before new ones: else
+    /// each call would make one while `node` is full.
     ///
     /// With [`Spin::Never`] a busy list lock counts as an empty list.
     pub(crate) fn take_one(&self, node: NodeId, flags: AllocFlags, spin: Spin) -> Option<NonNull<u8>> {
-        if let Some(object) = self.node(node).and_then(|here| self.pop_partial(here, spin)) {
-            return Some(object);
-        }
-        if let Some(object) = self.take_from_new(node, flags, spin) {
-            return Some(object);
-        }
-        // No memory for a slab anywhere: any node's leftovers will do.
-        self.nodes().filter(|other| other.node != node).find_map(|other| self.pop_partial(other, spin))
+        let pop = |node| self.pop_partial(self.node(node)?, flags, spin);
+        let mut others = mm::stats::nearest(node).filter(|&other| other != node).peekable();
+        let only = flags.contains(AllocFlags::THIS_NODE) || others.peek().is_none();
+        pop(node).or_else(|| {
+            if only {
+                return self.take_from_new(node, flags, spin);
+            }
+            // The reserve is for when no node has anything else.
+            self.take_from_new(node, flags | AllocFlags::THIS_NODE | AllocFlags::NO_RESERVE, spin)
+                .or_else(|| others.find_map(pop))
+                .or_else(|| self.take_from_new(node, flags, spin))
+        })
     }
 
     /// Takes one object off the first partial slab of `node`.
-    fn pop_partial(&self, node: &CacheNode, spin: Spin) -> Option<NonNull<u8>> {
+    fn pop_partial(&self, node: &CacheNode, flags: AllocFlags, spin: Spin) -> Option<NonNull<u8>> {
         let mut partial = node.lock(spin)?;
-        let slab = partial.first()?;
+        let slab = partial.first_for(flags)?;
         let mut old = slab.state();
+        self.count(Stat::CmpxchgDouble);
         loop {
             // A slab on the partial list has a free object, and only we, with the lock, may take it (SLAB-3).
             let object = NonNull::new(old.freelist).expect("SLAB-3: a slab on the partial list is full");
@@ -129,8 +136,14 @@ impl RawCache {
     }
 
     /// Takes up to `max` objects from slabs of a partial list, whole freelists at a time.
-    fn take_partial(&self, partial: SpinIrqGuard<'_, Partial>, max: usize, put: &mut impl FnMut(NonNull<u8>)) -> usize {
-        let Some(mut chain) = detach(partial, max) else { return 0 };
+    fn take_partial(
+        &self,
+        partial: SpinIrqGuard<'_, Partial>,
+        max: usize,
+        flags: AllocFlags,
+        put: &mut impl FnMut(NonNull<u8>),
+    ) -> usize {
+        let Some(mut chain) = detach(partial, max, flags) else { return 0 };
         let mut got = 0;
         loop {
             // Read the link first: once its freelist is taken, a free may put the slab on a list again.
@@ -146,21 +159,22 @@ impl RawCache {
 
     /// Takes objects from other nodes' partial slabs, if these have more than they want to keep.
     ///
-    /// Done for `remote_node_defrag_ratio` of 1024 refills, and only with a try-lock (M-8).
-    fn take_remote(&self, max: usize, node: NodeId, put: &mut impl FnMut(NonNull<u8>)) -> usize {
+    /// Done for `remote_node_defrag_ratio` of 1024 refills, nearest first, and only with a try-lock (M-8).
+    fn take_remote(&self, max: usize, node: NodeId, flags: AllocFlags, put: &mut impl FnMut(NonNull<u8>)) -> usize {
         if arch::clock::cycles() % 1024 >= u64::from(self.remote_node_defrag_ratio()) {
             return 0;
         }
-        self.nodes()
-            .filter(|other| other.node != node)
-            .filter_map(|other| other.lock(Spin::Never))
+        mm::stats::nearest(node)
+            .filter(|&other| other != node)
+            .filter_map(|other| self.node(other)?.lock(Spin::Never))
             .find(|partial| partial.len() > self.min_partial())
-            .map_or(0, |partial| self.take_partial(partial, max, put))
+            .map_or(0, |partial| self.take_partial(partial, max, flags, put))
     }
 
     /// Takes the whole freelist of a slab that we took off the partial list.
     fn take_all(&self, slab: SlabRef) -> Taken {
         let mut old = slab.state();
+        self.count(Stat::CmpxchgDouble);
         loop {
             let new = State { freelist: ptr::null_mut(), inuse: old.objects, ..old };
             match slab.swap(old, new) {
@@ -194,8 +208,7 @@ impl RawCache {
     /// A new slab near `node`, every object of it taken.
     fn new_slab(&self, node: NodeId, flags: AllocFlags, spin: Spin) -> Option<Taken> {
         let orders = self.orders();
-        let quiet = flags | AllocFlags::NOWARN;
-        let page = match self.slab_pages(orders.preferred, node, quiet, spin) {
+        let page = match self.slab_pages(orders.preferred, node, flags, spin) {
             Some(page) => page,
             None if orders.minimum < orders.preferred => {
                 let page = self.slab_pages(orders.minimum, node, flags, spin)?;
@@ -221,7 +234,8 @@ impl RawCache {
     }
 
     fn slab_pages(&self, order: usize, node: NodeId, flags: AllocFlags, spin: Spin) -> Option<&'static mm::Page> {
-        let flags = flags - AllocFlags::ZERO;
+        // A failure is reported once, by who knows what for.
+        let flags = (flags - AllocFlags::ZERO) | AllocFlags::NOWARN;
         match spin {
             Spin::May => mm::alloc_pages(order, Some(node), flags).ok(),
             Spin::Never => mm::alloc_pages_nolock(order, Some(node), flags),
@@ -233,6 +247,7 @@ impl RawCache {
     pub(crate) fn give_back(&self, slab: SlabRef, head: NonNull<u8>, tail: NonNull<u8>, count: usize) {
         let node = self.node(slab.node()).expect("a node with memory has a CacheNode");
         let mut old = slab.state();
+        self.count(Stat::CmpxchgDouble);
         loop {
             self.set_link(tail, old.freelist);
             let new = State { freelist: head.as_ptr(), inuse: old.inuse - count as u32, ..old };
@@ -258,7 +273,8 @@ impl RawCache {
             // Somebody has detached it and is about to take its whole freelist.
             return;
         }
-        if empty && partial.len() >= self.min_partial() {
+        // The reserve takes back what it can (NUMA-3).
+        if empty && (partial.len() >= self.min_partial() || slab.is_reserve()) {
             if listed {
                 partial.remove(slab);
                 self.count(Stat::FreeRemovePartial);
@@ -325,11 +341,11 @@ unsafe fn after_grace_period(head: *mut CallbackHead) {
     mm::free_pages(slab.unmake(), order);
 }
 
-/// Takes slabs with up to `max` free objects in all off the list; returns them linked by `next`.
-fn detach(mut partial: SpinIrqGuard<'_, Partial>, max: usize) -> Option<SlabRef> {
+/// Takes slabs that a caller with `flags` may have, with up to `max` free objects in all, off the list; returns them linked by `next`.
+fn detach(mut partial: SpinIrqGuard<'_, Partial>, max: usize, flags: AllocFlags) -> Option<SlabRef> {
     let mut chain: Option<SlabRef> = None;
     let mut free = 0;
-    while let Some(slab) = partial.first() {
+    while let Some(slab) = partial.first_for(flags) {
         let more = slab.state().free() as usize;
         if chain.is_some() && free + more > max {
             break;
@@ -347,7 +363,7 @@ fn detach(mut partial: SpinIrqGuard<'_, Partial>, max: usize) -> Option<SlabRef>
 
 /// Memory for a sheaf: from the boot cache of its size, or whole pages for an oversize one.
 pub(crate) fn alloc_unsheaved(bytes: usize, flags: AllocFlags, spin: Spin) -> Option<NonNull<u8>> {
-    let node = crate::local_node();
+    let node = mm::home_node();
     match sheaf_cache(bytes) {
         Some(cache) => cache.take_one(node, flags, spin),
         None => {

@@ -3,8 +3,10 @@
 //! A count is one gs-relative add into the CPU's own counter: right against interrupts, NMIs and migration
 //! without a lock. A sum over CPUs is therefore not a snapshot, but it never loses an event.
 //!
-//! The names answer to `enum stat_item` in Linux `mm/slub.c` (7.x). There the counters are a debug
+//! The names answer to `enum stat_item` in Linux `mm/slub.c` (7.x), but for those said to be ours. There the counters are a debug
 //! option; here they are always compiled in, and every figure we print includes their cost.
+
+use crate::cache::RawCache;
 
 macro_rules! stats {
     ($($(#[$doc:meta])* $variant:ident = $name:literal,)*) => {
@@ -78,10 +80,35 @@ stats! {
     SheafReturnFast = "sheaf_return_fast",
     /// Prefilled sheaf that was flushed and freed when it came back.
     SheafReturnSlow = "sheaf_return_slow",
+    /// Ours: object of another node put into a remote sheaf; counted as [`FreeFastpath`](Self::FreeFastpath) too.
+    FreeRemote = "free_remote",
+    /// Ours: 16-byte compare-exchange on a slab that was right at once or in the end.
+    CmpxchgDouble = "cmpxchg_double",
 }
 
 /// How many counters there are.
 pub(crate) const COUNT: usize = Stat::ALL.len();
+
+/// How often the locks of a cache were taken, over all nodes. Ours: Linux has lock statistics for this.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LockCounts {
+    /// Barn locks.
+    pub barn: u64,
+    /// List locks.
+    pub list: u64,
+}
+
+impl RawCache {
+    /// How often the cache's locks were taken so far.
+    ///
+    /// Context: any but NMI.
+    pub fn lock_counts(&self) -> LockCounts {
+        LockCounts {
+            barn: self.nodes().map(|node| node.barn.locks()).sum(),
+            list: self.nodes().map(|node| node.locks()).sum(),
+        }
+    }
+}
 
 #[cfg(test)]
 mod tests {
