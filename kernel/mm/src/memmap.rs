@@ -105,6 +105,11 @@ impl MemMap {
         self.at_offset(pfn << PAGE_SHIFT)
     }
 
+    /// Every descriptor, in the order of addresses.
+    pub(crate) fn pages(&self) -> impl Iterator<Item = &'static Page> {
+        (0..self.table().len() * SECTION_PAGES).filter_map(|pfn| self.page(pfn))
+    }
+
     /// The descriptor of an address in the direct map.
     #[inline]
     pub(crate) fn page_at(&self, addr: usize) -> Option<&'static Page> {

@@ -320,6 +320,13 @@ pub fn page_of(ptr: *const u8) -> Option<&'static Page> {
     crate::memmap::MAP.page_at(ptr.addr())
 }
 
+/// The descriptor of every frame, those in holes included, in the order of addresses.
+///
+/// Context: any. As many as the machine has frames: for reports.
+pub fn all() -> impl Iterator<Item = &'static Page> {
+    crate::memmap::MAP.pages()
+}
+
 /// The same for a `NonNull`, of which the caller knows that it came from the page allocator.
 ///
 /// Context: any. O(1): two loads, no test.

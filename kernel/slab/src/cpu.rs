@@ -14,6 +14,7 @@
 //!   then goes to the slabs (S0-4).
 //! - **CPU-4** Whoever drops the lock and takes it again looks at everything anew: it may be on another CPU, and
 //!   interrupts may have changed the sheaves meanwhile (M-7).
+//! - **CPU-5** No CPU has a sheaf of a cache that is taken to pieces: checked by [`destroy`](crate::flush::destroy).
 //!
 //! The fast path is a preempt-off section with no atomic read-modify-write: take the flag, pop or push, count, drop
 //! the flag.

@@ -234,7 +234,9 @@ impl RawCache {
         let (Some(mut held), Some(barn)) = (self.sheaves().filter(|_| self.is_current(empty)), self.barn()) else {
             match spin {
                 Spin::May => self.put_empty_or_free(empty),
-                Spin::Never => empty.free(spin),
+                Spin::Never => {
+                    empty.free(spin);
+                }
             }
             return None;
         };
@@ -274,16 +276,17 @@ impl RawCache {
         }
     }
 
-    /// Gives every object of `sheaf` back to its slab. The caller keeps the empty sheaf.
-    pub(crate) fn flush(&self, sheaf: SheafRef) {
+    /// Gives every object of `sheaf` back to its slab. The caller keeps the empty sheaf. Returns how many pages went back to
+    /// the page allocator.
+    pub(crate) fn flush(&self, sheaf: SheafRef) -> usize {
         self.count_many(Stat::SheafFlush, sheaf.size() as u64);
-        sheaf.with_objects(|objects| self.give_back_many(objects));
+        sheaf.with_objects(|objects| self.give_back_many(objects))
     }
 
-    /// Gives every object of `sheaf` back to its slab, and the sheaf itself back too.
-    pub(crate) fn flush_and_free(&self, sheaf: SheafRef) {
-        self.flush(sheaf);
-        sheaf.free(Spin::May);
+    /// Gives every object of `sheaf` back to its slab, and the sheaf itself back too. Returns how many pages went back to the
+    /// page allocator.
+    pub(crate) fn flush_and_free(&self, sheaf: SheafRef) -> usize {
+        self.flush(sheaf) + sheaf.free(Spin::May)
     }
 
     /// Offers a full sheaf to the barn of this node, and flushes it where it is not wanted.
@@ -301,7 +304,9 @@ impl RawCache {
     pub(crate) fn put_empty_or_free(&self, empty: SheafRef) {
         match self.barn().filter(|barn| barn.has_room_for_empty()) {
             Some(barn) => put_empty(barn, empty),
-            None => empty.free(Spin::May),
+            None => {
+                empty.free(Spin::May);
+            }
         }
     }
 }
@@ -331,7 +336,9 @@ pub(crate) fn put_empty(barn: &Barn, empty: SheafRef) {
 fn surplus(empty: SheafRef, barn: &Barn, spin: Spin) {
     match spin {
         Spin::May => put_empty(barn, empty),
-        Spin::Never => empty.free(spin),
+        Spin::Never => {
+            empty.free(spin);
+        }
     }
 }
 

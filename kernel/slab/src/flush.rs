@@ -19,6 +19,7 @@ use sync::{MaySleep, smp};
 use crate::Spin;
 use crate::cache::{CacheFlags, RawCache};
 use crate::cpu::Sheaves;
+use crate::leaks;
 use crate::node::CacheNode;
 use crate::rcu_free;
 use crate::registry;
@@ -78,11 +79,10 @@ impl RawCache {
     }
 
     /// Gives all objects in CPUs' sheaves back to their slabs; rcu_free sheaves go to RCU. Without a [`CpusGuard`] it may
-    /// return before what was on a CPU that goes offline meanwhile has gone back.
-    pub fn flush_cpus(&'static self) {
-        for cpu in arch::cpu::online().iter() {
-            self.put_away(detach_on(self, cpu, What::All));
-        }
+    /// return before what was on a CPU that goes offline meanwhile has gone back. Returns how many pages went back to
+    /// the page allocator.
+    pub fn flush_cpus(&'static self) -> usize {
+        arch::cpu::online().iter().map(|cpu| self.put_away(detach_on(self, cpu, What::All))).sum()
     }
 
     /// The same for a CPU that is offline.
@@ -97,41 +97,44 @@ impl RawCache {
         self.put_away(detach(unsafe { &mut *sheaves.as_ptr() }, What::All));
     }
 
-    fn put_away(&self, detached: Detached) {
-        for sheaf in [detached.main, detached.spare, detached.remote].into_iter().flatten() {
-            self.flush_and_free(sheaf);
-        }
+    fn put_away(&self, detached: Detached) -> usize {
         if let Some(sheaf) = detached.rcu_free {
             rcu_free::submit_flushed(sheaf);
         }
+        [detached.main, detached.spare, detached.remote]
+            .into_iter()
+            .flatten()
+            .map(|sheaf| self.flush_and_free(sheaf))
+            .sum()
     }
 
-    /// Gives all objects in barns back to their slabs.
-    pub fn flush_barns(&self) {
-        for node in self.nodes() {
-            self.put_away_chains(node.barn.drain());
-        }
+    /// Gives all objects in barns back to their slabs. Returns how many pages went back to the page allocator.
+    pub fn flush_barns(&self) -> usize {
+        self.nodes().map(|node| self.put_away_chains(node.barn.drain())).sum()
     }
 
-    /// Gives sheaves that left a barn, (full, empty), back to their slabs.
-    pub(crate) fn put_away_chains(&self, (full, empty): (Chain, Chain)) {
-        full.for_each(|sheaf| self.flush_and_free(sheaf));
-        empty.for_each(|sheaf| sheaf.free(Spin::May));
+    /// Gives sheaves that left a barn, (full, empty), back to their slabs. Returns how many pages went back.
+    pub(crate) fn put_away_chains(&self, (full, empty): (Chain, Chain)) -> usize {
+        full.map(|sheaf| self.flush_and_free(sheaf)).sum::<usize>()
+            + empty.map(|sheaf| sheaf.free(Spin::May)).sum::<usize>()
     }
 
     /// Gives back every page that holds no object in use, and moves the fullest partial slabs to the front (M-15).
-    /// Returns how many slabs went.
+    /// Returns how many pages went back to the page allocator.
     pub fn shrink(&'static self) -> usize {
-        self.flush_cpus();
-        self.flush_barns();
+        self.flush_cpus() + self.flush_barns() + self.shrink_slabs()
+    }
+
+    /// The last step of [`RawCache::shrink`]: slabs that are empty go, the fullest partial ones come first.
+    pub(crate) fn shrink_slabs(&self) -> usize {
         self.nodes().map(|node| self.shrink_node(node)).sum()
     }
 
     fn shrink_node(&self, node: &CacheNode) -> usize {
-        /// Slabs with fewer free objects than this are sorted.
-        const SORTED: usize = 32;
+        /// Slabs with more free objects than this are not sorted.
+        const PROMOTED: usize = 32;
         let mut empty: Option<SlabRef> = None;
-        let mut by_free: [Option<SlabRef>; SORTED] = [None; SORTED];
+        let mut by_free: [Option<SlabRef>; PROMOTED + 1] = [None; PROMOTED + 1];
         let mut partial = node.lock(Spin::May).expect("waited for");
         let mut next = partial.first();
         while let Some(slab) = next {
@@ -140,7 +143,7 @@ impl RawCache {
             let free = state.free() as usize;
             let pile = if state.inuse == 0 {
                 &mut empty
-            } else if free < SORTED {
+            } else if free <= PROMOTED {
                 &mut by_free[free]
             } else {
                 continue;
@@ -155,7 +158,7 @@ impl RawCache {
             }
         }
         drop(partial);
-        chain(empty).map(|slab| self.drop_slab(slab, Spin::May)).count()
+        chain(empty).map(|slab| self.drop_slab(slab, Spin::May)).sum()
     }
 
     /// Objects that are neither free in slabs nor in sheaves of CPUs and barns: what users hold, plus what waits on RCU.
@@ -163,6 +166,16 @@ impl RawCache {
         let total: u64 = self.nodes().map(CacheNode::total_objects).sum();
         let free: u64 = self.nodes().map(|node| node.free_in_partial()).sum();
         total - free
+    }
+
+    /// Whether any CPU, online or not, has a sheaf of the cache, which nobody uses any more.
+    fn is_on_any_cpu(&self) -> bool {
+        arch::cpu::present().iter().any(|cpu| {
+            // SAFETY: the copy was made with the cache and lives as long; by the caller of `destroy` nobody has the
+            // sheaves, and what CPUs did with them before is seen since they answered the flush.
+            let Sheaves { main, spare, rcu_free, remote } = unsafe { &*(*self.cpu().ptr_on(cpu)).sheaves.as_ptr() };
+            !main.is_bootstrap() || spare.is_some() || rcu_free.is_some() || remote.is_some()
+        })
     }
 }
 
@@ -185,6 +198,9 @@ pub static BEFORE_DESTROY: sync::hooks::Slot<fn(&'static RawCache, &mut MaySleep
 
 /// Destroys a cache of which all objects have been freed, or given to `kfree_rcu` (M-14, S0-13). If it has other users
 /// ([`merge`](crate::merge)) it just has one less.
+///
+/// Only this cache's sheaves are flushed (S5-6). Frees that have returned are over, those that an NMI deferred included: whoever
+/// is the last to free may say so at once, on whatever CPU, and have the cache destroyed.
 ///
 /// Context: task; sleeps: it waits for a grace period.
 ///
@@ -213,14 +229,17 @@ pub unsafe fn destroy(cache: &'static RawCache, cx: &mut MaySleep) -> Result<(),
     cache.shrink();
     let leaked = cache.leaked();
     if leaked != 0 {
-        log::error!("{}: {leaked} objects are still in use; the cache stays", cache.name());
+        leaks::report(cache, leaked);
         registry::add(cache);
+        // While it was off the list it was not told of CPUs.
+        cache.follow_cpus();
         return Err(Leaked(leaked));
     }
     if cache.flags().contains(CacheFlags::TYPESAFE_BY_RCU) {
         // Its last slabs' pages wait for a grace period.
         rcu::rcu_barrier(cx);
     }
+    assert!(!cache.is_on_any_cpu(), "CPU-5: {} is destroyed while a CPU has sheaves of it", cache.name());
     // SAFETY: no objects, so no slabs are left; all sheaves were flushed; the caller vouches for the rest.
     unsafe { crate::boot::dismantle(cache) };
     Ok(())

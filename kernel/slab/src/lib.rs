@@ -30,6 +30,7 @@
 //! | [`flush`] | emptying sheaves and barns: shrink, destroy, barriers |
 //! | [`tune`] | capacity, barn limits and the like, changed at run time |
 //! | `hotplug` | what a CPU leaves behind when it goes offline |
+//! | `leaks` | what users still hold of a cache that is to be destroyed |
 //! | [`stats`], [`info`], [`registry`] | counters, `slabinfo`, the list of caches |
 //!
 //! # Lock order (M-10)
@@ -61,6 +62,7 @@ mod barn;
 mod cpu;
 mod exchange;
 mod hotplug;
+mod leaks;
 mod node;
 mod order;
 mod sheaf;

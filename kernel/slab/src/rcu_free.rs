@@ -119,7 +119,9 @@ unsafe fn to_barn(head: *mut CallbackHead) {
     cache.flush(sheaf);
     match barn.filter(|barn| barn.has_room_for_empty()) {
         Some(barn) => exchange::put_empty(barn, sheaf),
-        None => sheaf.free(Spin::May),
+        None => {
+            sheaf.free(Spin::May);
+        }
     }
 }
 

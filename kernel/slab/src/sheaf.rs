@@ -260,13 +260,13 @@ impl SheafRef {
     }
 
     /// Empties the sheaf and lets `f` do away with what was in it.
-    pub(crate) fn with_objects(self, f: impl FnOnce(&mut [*mut u8])) {
+    pub(crate) fn with_objects<R>(self, f: impl FnOnce(&mut [*mut u8]) -> R) -> R {
         let size = self.size();
         // SAFETY: the first `size` slots hold objects (SHEAF-2), and only we refer to them (SHEAF-1).
         let objects = unsafe { core::slice::from_raw_parts_mut(self.slot(0), size) };
         // SAFETY: as above.
         unsafe { (*self.as_ptr()).size = 0 };
-        f(objects);
+        f(objects)
     }
 
     /// Allocates an empty sheaf of `capacity` for `cache`, or nothing when there is no memory.
@@ -291,13 +291,13 @@ impl SheafRef {
         Some(Self(memory))
     }
 
-    /// Gives the memory of an empty sheaf back.
+    /// Gives the memory of an empty sheaf back; returns how many pages went back to the page allocator.
     ///
     /// Context: any, with `Spin::Never` in NMI.
-    pub(crate) fn free(self, spin: Spin) {
+    pub(crate) fn free(self, spin: Spin) -> usize {
         debug_assert!(self.is_empty() && !self.is_bootstrap());
         self.cache().count(Stat::SheafFree);
-        slow::free_unsheaved(self.0.cast(), spin);
+        slow::free_unsheaved(self.0.cast(), spin)
     }
 }
 

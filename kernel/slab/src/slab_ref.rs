@@ -65,6 +65,13 @@ impl SlabRef {
         (head.kind() == PageKind::Slab).then_some(Self(head))
     }
 
+    /// The slab that `page` is the head of, if it is one of `cache`, which stays meanwhile.
+    pub(crate) fn of_cache(page: &'static Page, cache: &RawCache) -> Option<Self> {
+        // Relaxed: as in `cache`; of a page that becomes or ceases to be a slab meanwhile the answer is one of the two.
+        let owner = page.slab().cache.load(Relaxed);
+        (page.kind() == PageKind::Slab && ptr::eq(owner.cast(), cache)).then_some(Self(page))
+    }
+
     /// Makes a slab of freshly allocated pages, all objects in use.
     pub(crate) fn make(page: &'static Page, cache: &RawCache, objects: u32) -> Self {
         let slab = Self(page);

@@ -243,8 +243,8 @@ impl RawCache {
     }
 
     /// Gives `count` objects, linked from `head` to `tail`, back to their slab. May spin on the list lock, and
-    /// on the page allocator's when the slab becomes superfluous.
-    pub(crate) fn give_back(&self, slab: SlabRef, head: NonNull<u8>, tail: NonNull<u8>, count: usize) {
+    /// on the page allocator's when the slab becomes superfluous. Returns how many pages went back.
+    pub(crate) fn give_back(&self, slab: SlabRef, head: NonNull<u8>, tail: NonNull<u8>, count: usize) -> usize {
         let node = self.node(slab.node()).expect("a node with memory has a CacheNode");
         let mut old = slab.state();
         self.count(Stat::CmpxchgDouble);
@@ -259,19 +259,16 @@ impl RawCache {
                 old = now;
                 continue;
             }
-            if let Some(partial) = lock {
-                self.relist(slab, partial, was_full, new.inuse == 0);
-            }
-            return;
+            return lock.map_or(0, |partial| self.relist(slab, partial, was_full, new.inuse == 0));
         }
     }
 
-    /// Puts a slab that had no free object, or has only free ones now, where it belongs.
-    fn relist(&self, slab: SlabRef, mut partial: SpinIrqGuard<'_, Partial>, was_full: bool, empty: bool) {
+    /// Puts a slab that had no free object, or has only free ones now, where it belongs. Returns how many pages went back.
+    fn relist(&self, slab: SlabRef, mut partial: SpinIrqGuard<'_, Partial>, was_full: bool, empty: bool) -> usize {
         let listed = slab.is_on_partial();
         if !was_full && !listed {
             // Somebody has detached it and is about to take its whole freelist.
-            return;
+            return 0;
         }
         // The reserve takes back what it can (NUMA-3).
         if empty && (partial.len() >= self.min_partial() || slab.is_reserve()) {
@@ -280,22 +277,24 @@ impl RawCache {
                 self.count(Stat::FreeRemovePartial);
             }
             drop(partial);
-            self.drop_slab(slab, Spin::May);
-        } else if !listed {
+            return self.drop_slab(slab, Spin::May);
+        }
+        if !listed {
             partial.push_back(slab);
             self.count(Stat::FreeAddPartial);
         }
+        0
     }
 
-    /// Gives the pages of a slab without users back.
-    pub(crate) fn drop_slab(&self, slab: SlabRef, spin: Spin) {
+    /// Gives the pages of a slab without users back. Returns how many that were: none as yet if they wait for a grace period.
+    pub(crate) fn drop_slab(&self, slab: SlabRef, spin: Spin) -> usize {
         self.node(slab.node()).expect("a node with memory has a CacheNode").slab_removed(slab.state().objects);
         self.count(Stat::FreeSlab);
         if spin == Spin::May && self.flags().contains(CacheFlags::TYPESAFE_BY_RCU) {
             // A reader may still look at an object of it (M-13).
             // SAFETY: the slab has no object in use and is on no list; it is RCU's from here on.
             unsafe { rcu::call_rcu(slab.rcu_head(), after_grace_period) };
-            return;
+            return 0;
         }
         let order = slab.order();
         let page = slab.unmake();
@@ -303,13 +302,15 @@ impl RawCache {
             Spin::May => mm::free_pages(page, order),
             Spin::Never => mm::free_pages_nolock(page, order),
         }
+        1 << order
     }
 
-    /// Gives many objects back, those of one slab together (M-12).
-    pub(crate) fn give_back_many(&self, objects: &mut [*mut u8]) {
+    /// Gives many objects back, those of one slab together (M-12). Returns how many pages went back.
+    pub(crate) fn give_back_many(&self, objects: &mut [*mut u8]) -> usize {
         /// How many objects of other slabs are passed over in search of one more of the same.
         const LOOKAHEAD: usize = 3;
         let mut len = objects.len();
+        let mut pages = 0;
         while len > 0 {
             len -= 1;
             let tail = NonNull::new(objects[len]).expect("a sheaf holds no null");
@@ -328,8 +329,9 @@ impl RawCache {
                     passed += 1;
                 }
             }
-            self.give_back(slab, head, tail, count);
+            pages += self.give_back(slab, head, tail, count);
         }
+        pages
     }
 }
 
@@ -376,17 +378,20 @@ pub(crate) fn alloc_unsheaved(bytes: usize, flags: AllocFlags, spin: Spin) -> Op
     }
 }
 
-/// Gives back what [`alloc_unsheaved`] gave. With [`Spin::Never`] through the deferred list.
-pub(crate) fn free_unsheaved(memory: NonNull<u8>, spin: Spin) {
+/// Gives back what [`alloc_unsheaved`] gave; returns how many pages went back. With [`Spin::Never`] through the deferred
+/// list.
+pub(crate) fn free_unsheaved(memory: NonNull<u8>, spin: Spin) -> usize {
     if spin == Spin::Never {
         crate::deferred::defer_free(memory);
-        return;
+        return 0;
     }
     match SlabRef::of(memory) {
         Some(slab) => slab.cache().give_back(slab, memory, memory, 1),
         None => {
             let page = mm::page_of(memory.as_ptr()).expect("a sheaf lies in pages").head();
-            mm::free_pages(page, page.order());
+            let order = page.order();
+            mm::free_pages(page, order);
+            1 << order
         }
     }
 }

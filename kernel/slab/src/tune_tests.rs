@@ -25,7 +25,12 @@ fn every_sheaf_is_current(cache: &'static RawCache) -> bool {
         let current = smp::run_on(cpu, || {
             let held = cache.sheaves()?;
             let main = Some(held.main).filter(|main| !main.is_bootstrap());
-            Some([main, held.spare, held.rcu_free].into_iter().flatten().all(|sheaf| cache.is_current(sheaf)))
+            Some(
+                [main, held.spare, held.rcu_free, held.remote]
+                    .into_iter()
+                    .flatten()
+                    .all(|sheaf| cache.is_current(sheaf)),
+            )
         });
         match current {
             Some(Some(current)) => return current,

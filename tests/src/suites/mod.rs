@@ -20,6 +20,7 @@ mod sched_mutex;
 mod sched_prio;
 mod sched_softirq;
 mod slab;
+mod slab_tune;
 mod sync;
 mod threads;
 mod timer;
