@@ -1,7 +1,8 @@
 //! Whether what was typed behind a command fits what the command declares.
 //!
 //! The declaration is the text that `help` shows: `[CPU]` may be there, `CPU` must, `[--json]` is a switch, and
-//! `[-v CACHE]` a switch with a value. So it cannot say one thing and the check do another.
+//! `[-v CACHE]` a switch with a value. A word in small letters is a switch as well: `[node N]`. So it cannot say one thing
+//! and the check do another.
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -63,7 +64,7 @@ struct Slot<'a> {
 
 impl Slot<'_> {
     fn is_switch(&self) -> bool {
-        self.name.starts_with('-')
+        self.name.starts_with('-') || self.name.chars().all(char::is_lowercase)
     }
 }
 
@@ -92,8 +93,9 @@ pub fn check<'a>(declared: &'a str, typed: &[&'a str]) -> Result<(), Misfit<'a>>
     let mut slots = slots(declared);
     let mut typed = typed.iter().copied();
     while let Some(word) = typed.next() {
-        let fits = |slot: &Slot<'_>| if word.starts_with('-') { slot.name == word } else { !slot.is_switch() };
-        let Some(at) = slots.iter().position(fits) else {
+        let switch = slots.iter().position(|slot| slot.is_switch() && slot.name == word);
+        let plain = || slots.iter().position(|slot| !slot.is_switch() && !word.starts_with('-'));
+        let Some(at) = switch.or_else(plain) else {
             let switches = slots.iter().filter(|slot| slot.is_switch()).map(|slot| slot.name);
             return Err(Misfit::Surplus { typed: word, near: words::nearest(word, switches), declared });
         };
@@ -131,6 +133,10 @@ mod tests {
             ("[-v CACHE] [--json]", "--json -v kmalloc-64"),
             ("KIND", "null"),
             ("FROM TO", "0 1"),
+            ("CPU on|off", "1 off"),
+            ("SIZE [node N] [zero]", "64"),
+            ("SIZE [node N] [zero]", "64 zero node 1"),
+            ("SIZE [node N] [zero]", "node 1 64"),
         ] {
             assert_eq!(said(declared, typed), "", "{declared:?} {typed:?}");
         }
@@ -156,6 +162,11 @@ mod tests {
     fn a_value_is_not_taken_for_an_argument_and_must_be_there() {
         assert_eq!(said("[-v CACHE]", "-v"), "CACHE is missing; allowed: [-v CACHE]");
         assert_eq!(said("[-v CACHE]", "cache"), "`cache` is not allowed here; allowed: [-v CACHE]");
+        assert_eq!(said("SIZE [node N]", "64 node"), "N is missing; allowed: SIZE [node N]");
+        assert_eq!(
+            said("SIZE [node N]", "64 nod 1"),
+            "`nod` is not allowed here; did you mean `node`? allowed: SIZE [node N]"
+        );
     }
 
     #[test]

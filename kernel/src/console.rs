@@ -5,7 +5,7 @@
 //! each newline, so that is added here and nowhere else.
 
 use core::fmt;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 
 use sync::{ATOMIC, MaySleep, SpinLock, lock_class};
 
@@ -88,14 +88,36 @@ pub(crate) fn print(text: &str) {
     }
 }
 
+/// A byte that was typed, seen by [`quits_within`] and not yet read; `NOTHING` for none. The shell's thread alone uses it.
+static PEEKED: AtomicU16 = AtomicU16::new(NOTHING);
+const NOTHING: u16 = u16::MAX;
+
 /// The next byte that was typed; sleeps until there is one.
 pub(crate) fn read(cx: &mut MaySleep) -> u8 {
     loop {
-        match arch::console::read_com1() {
+        match u8::try_from(PEEKED.swap(NOTHING, Ordering::Relaxed)).ok().or_else(arch::console::read_com1) {
             Some(byte) => return byte,
             None => sched::sleep_ns(cx, POLL_NS),
         }
     }
+}
+
+/// Sleeps for so long, or until the next thing that is typed is `q` or the interrupt key; whether that was so. Anything
+/// else stays to be read: it is the next line of who typed ahead, or of a script.
+pub(crate) fn quits_within(cx: &mut MaySleep, ns: u64) -> bool {
+    const INTERRUPT: u8 = 3;
+    let end = arch::clock::now_ns() + ns;
+    while arch::clock::now_ns() < end {
+        if PEEKED.load(Ordering::Relaxed) == NOTHING {
+            match arch::console::read_com1() {
+                Some(b'q' | INTERRUPT) => return true,
+                Some(byte) => PEEKED.store(byte.into(), Ordering::Relaxed),
+                None => {}
+            }
+        }
+        sched::sleep_ns(cx, POLL_NS);
+    }
+    false
 }
 
 /// [`fmt::Write`] on COM1 under no lock, for reports of a kernel that is dying.

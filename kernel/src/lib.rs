@@ -8,5 +8,6 @@ extern crate alloc;
 pub mod arguments;
 pub mod line;
 pub mod regions;
+pub mod slabtop;
 pub mod table;
 pub mod words;

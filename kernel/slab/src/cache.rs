@@ -122,6 +122,8 @@ pub struct RawCache {
     size: u32,
     /// Bytes that the user gets; grows, within `size`, when a user with larger objects joins.
     object_size: AtomicU32,
+    /// Alignment of every object.
+    align: u32,
     /// Where in a free object the freelist link lies.
     link_offset: u32,
     flags: CacheFlags,
@@ -171,6 +173,7 @@ impl RawCache {
             cpu,
             size: size as u32,
             object_size: AtomicU32::new(object_size as u32),
+            align: align as u32,
             link_offset: link_offset as u32,
             flags,
             capacity: AtomicU32::new(capacity as u32),
@@ -201,6 +204,11 @@ impl RawCache {
     pub(crate) fn raise_object_size(&self, size: usize) {
         debug_assert!(size <= self.size());
         self.object_size.fetch_max(size as u32, Relaxed);
+    }
+
+    /// Alignment of every object.
+    pub fn align(&self) -> usize {
+        self.align as usize
     }
 
     /// Name in `slabinfo`.
@@ -302,16 +310,6 @@ impl RawCache {
     pub(crate) fn count_many(&self, stat: Stat, n: u64) {
         // SAFETY: the counter is a u64 inside this cache's CacheCpu, which every CPU's area holds at this offset.
         unsafe { arch::percpu::dyn_add(self.cpu.offset() + CacheCpu::stat_offset(stat), n) };
-    }
-
-    /// The sum of a counter over all CPUs.
-    pub fn stat(&self, stat: Stat) -> u64 {
-        arch::cpu::present()
-            .iter()
-            // SAFETY: every present CPU's copy was made with the cache; counters are only ever added to, and a u64
-            // load is one instruction.
-            .map(|cpu| unsafe { CacheCpu::stat_ptr(self.cpu.ptr_on(cpu), stat).read_volatile() })
-            .sum()
     }
 }
 

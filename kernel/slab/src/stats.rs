@@ -3,10 +3,19 @@
 //! A count is one gs-relative add into the CPU's own counter: right against interrupts, NMIs and migration
 //! without a lock. A sum over CPUs is therefore not a snapshot, but it never loses an event.
 //!
+//! A CPU's counters are set back by that CPU, in a call-function interrupt, with one plain store each: an add is one
+//! instruction, so on its own CPU the store comes before or after it and never into it. Nothing on the way of an
+//! allocation knows that counters can be set back.
+//!
 //! The names answer to `enum stat_item` in Linux `mm/slub.c` (7.x), but for those said to be ours. There the counters are a debug
 //! option; here they are always compiled in, and every figure we print includes their cost.
 
+use arch::CpuId;
+use sched::hotplug::CpusGuard;
+use sync::smp;
+
 use crate::cache::RawCache;
+use crate::cpu::CacheCpu;
 
 macro_rules! stats {
     ($($(#[$doc:meta])* $variant:ident = $name:literal,)*) => {
@@ -84,6 +93,44 @@ stats! {
     FreeRemote = "free_remote",
     /// Ours: 16-byte compare-exchange on a slab that was right at once or in the end.
     CmpxchgDouble = "cmpxchg_double",
+}
+
+impl RawCache {
+    /// The sum of a counter over all CPUs.
+    ///
+    /// Context: any.
+    pub fn stat(&self, stat: Stat) -> u64 {
+        arch::cpu::present().iter().map(|cpu| self.stat_on(cpu, stat)).sum()
+    }
+
+    /// A counter of one CPU, which is present.
+    ///
+    /// Context: any.
+    pub fn stat_on(&self, cpu: CpuId, stat: Stat) -> u64 {
+        // SAFETY: every present CPU's copy was made with the cache; a u64 load is one instruction.
+        unsafe { CacheCpu::stat_ptr(self.cpu().ptr_on(cpu), stat).read_volatile() }
+    }
+
+    /// Sets all counters of all CPUs back to zero. What is counted meanwhile is counted before or after it.
+    ///
+    /// Context: task, interrupts on, no lock held.
+    pub fn clear_stats(&self, _cpus: &CpusGuard) {
+        for cpu in arch::cpu::present().iter() {
+            if smp::run_on(cpu, || self.clear_stats_of(cpu)).is_none() {
+                // It is offline, and by the guard stays so.
+                self.clear_stats_of(cpu);
+            }
+        }
+    }
+
+    /// On `cpu`, or for it while it is parked.
+    fn clear_stats_of(&self, cpu: CpuId) {
+        for &stat in Stat::ALL {
+            // SAFETY: as in `stat_on`; the only other writers are adds of one instruction on that CPU, which we are or which
+            // is parked.
+            unsafe { CacheCpu::stat_ptr(self.cpu().ptr_on(cpu), stat).write_volatile(0) };
+        }
+    }
 }
 
 /// How many counters there are.

@@ -148,7 +148,8 @@ fn barns_keep_to_limits_that_change_under_load() {
             let (full, empty) = (rng.below(20) as u32, rng.below(20) as u32);
             cache.set_barn_limits(full, empty, cx);
             sched::sleep_ns(cx, rng.below(2_000_000));
-            for (node, nr_full, nr_empty) in cache.barns() {
+            for info in cache.by_node() {
+                let (node, (nr_full, _), (nr_empty, _)) = (info.node, info.barn_full, info.barn_empty);
                 // Empty sheaves come in by exchange for full ones, whatever the limit: as many more as there were full ones.
                 assert!(nr_full <= full + 2 * CPUS, "node {node}: {nr_full} full sheaves, limit {full}");
                 assert!(

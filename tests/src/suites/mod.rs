@@ -21,6 +21,7 @@ mod sched_prio;
 mod sched_softirq;
 mod slab;
 mod slab_tune;
+mod slab_view;
 mod sync;
 mod threads;
 mod timer;

@@ -1,0 +1,273 @@
+//! What can be seen of the slab allocator: counters, attributes, fill of nodes and sheaves; setting counters back.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+
+use arch::{clock, cpu};
+use kfree_rcu::{RcuPtr, kfree_rcu, kvfree_rcu_barrier};
+use mm::AllocFlags;
+use mm::inject::{self, Plan};
+use sched::Prio;
+use slab::info::NodeInfo;
+use slab::{CacheFlags, Layout, RawCache, Stat};
+use sync::{MaySleep, Once};
+
+use crate::stepping::{self, Visit};
+use crate::{Failure, ensure, ensure_eq, ktest};
+
+const SIZE: usize = 64;
+
+fn cache(name: &'static str, flags: CacheFlags) -> Result<&'static RawCache, Failure> {
+    slab::create(Layout::new(name, SIZE).flags(flags | CacheFlags::NO_MERGE))
+        .map_err(|error| crate::__failed!("{name}: {error}"))
+}
+
+fn destroy(cache: &'static RawCache, cx: &mut MaySleep) -> Result<(), Failure> {
+    // SAFETY: each test knows its cache alone, and is done with it.
+    unsafe { slab::flush::destroy(cache, cx) }.map_err(|leaked| crate::__failed!("{leaked:?}"))
+}
+
+/// Runs `work` in a thread that stays on this CPU.
+fn here<R: Send + 'static>(
+    cx: &mut MaySleep,
+    work: impl FnOnce(&mut MaySleep) -> R + Send + 'static,
+) -> Result<R, Failure> {
+    let thread = sched::spawn(cx, "view", Prio::NORMAL, Some(cpu::current()), work);
+    Ok(thread.map_err(|error| crate::__failed!("{error}"))?.join(cx))
+}
+
+/// Allocates `count` objects and frees them again, `rounds` times. How many there were at the least.
+fn bursts(cache: &RawCache, count: usize, rounds: usize) -> usize {
+    let mut held: Vec<NonNull<u8>> = Vec::with_capacity(count);
+    (0..rounds).fold(count, |least, _| {
+        held.extend((0..count).filter_map(|_| cache.alloc(AllocFlags::NOWAIT)));
+        let got = held.len();
+        // SAFETY: allocated above, each given up once.
+        held.drain(..).for_each(|object| unsafe { cache.free(object) });
+        least.min(got)
+    })
+}
+
+/// Gives an object to `kfree_rcu` and waits until it is free.
+fn free_after_grace_period(cache: &RawCache, cx: &mut MaySleep) {
+    let Some(object) = cache.alloc(AllocFlags::NOWAIT) else { return };
+    // SAFETY: 64 bytes have room for a head in front; the object is given up.
+    unsafe { kfree_rcu(object.cast::<RcuPtr>()) };
+    kvfree_rcu_barrier(cx);
+}
+
+fn sum(cache: &RawCache, f: fn(&NodeInfo) -> u64) -> u64 {
+    cache.by_node().map(|node| f(&node)).sum()
+}
+
+ktest! {
+    /// Each counter moves when that happens which its name says; those of prefilled sheaves are in their suite.
+    fn every_counter_counts_its_event(t: &mut Test) {
+        let (sheaves, slabs) =
+            (cache("view_sheaves", CacheFlags::empty())?, cache("view_slabs", CacheFlags::NO_SHEAVES)?);
+        let none: Vec<Stat> = Stat::ALL.iter().copied().filter(|&stat| sheaves.stat(stat) != 0).collect();
+        ensure!(none.is_empty(), "{none:?} of a new cache");
+
+        ensure_eq!(here(t.cx, move |_| bursts(sheaves, 2_000, 2))?, 2_000);
+        here(t.cx, move |cx| free_after_grace_period(sheaves, cx))?;
+        sheaves.shrink();
+        ensure_eq!(here(t.cx, move |_| bursts(slabs, 2_000, 2))?, 2_000);
+        here(t.cx, move |cx| free_after_grace_period(slabs, cx))?;
+        // Two nodes: what is wanted from the other one, and freed to it.
+        let there = cpu::online().iter().map(cpu::node_of).find(|&node| node != cpu::node_of(cpu::current()));
+        here(t.cx, move |_| {
+            if let Some(object) = sheaves.alloc_node(there, AllocFlags::NOWAIT) {
+                // SAFETY: just allocated.
+                unsafe { sheaves.free(object) };
+            }
+        })?;
+        let of_two_nodes: &[Stat] = if there.is_some() { &[Stat::AllocNodeMismatch] } else { &[] };
+        let fell_back = cache_that_falls_back(t.cx)?;
+        let contended = contended()?;
+
+        for (cache, stats) in [
+            (sheaves, &[
+                Stat::AllocFastpath,
+                Stat::FreeFastpath,
+                Stat::FreeRcuSheaf,
+                Stat::FreeAddPartial,
+                Stat::AllocSlab,
+                Stat::FreeSlab,
+                Stat::SheafFlush,
+                Stat::SheafRefill,
+                Stat::SheafAlloc,
+                Stat::SheafFree,
+                Stat::BarnGet,
+                Stat::BarnGetFail,
+                Stat::BarnPut,
+                Stat::BarnPutFail,
+            ][..]),
+            (slabs, &[
+                Stat::AllocSlowpath,
+                Stat::FreeSlowpath,
+                Stat::FreeRemovePartial,
+                Stat::FreeRcuSheafFail,
+            ]),
+            (sheaves, of_two_nodes),
+            (fell_back, &[Stat::OrderFallback]),
+            (contended, &[Stat::CmpxchgDouble, Stat::CmpxchgDoubleFail]),
+        ] {
+            let still: Vec<&str> = stats.iter().filter(|&&stat| cache.stat(stat) == 0).map(|stat| stat.name()).collect();
+            ensure!(still.is_empty(), "{}: {still:?} did not move", cache.name());
+        }
+        ensure_eq!(slabs.stat(Stat::AllocFastpath) + slabs.stat(Stat::FreeFastpath), 0, "a cache without sheaves");
+        destroy(sheaves, t.cx)?;
+        destroy(slabs, t.cx)?;
+        destroy(fell_back, t.cx)
+    }
+
+    /// A sum is what the CPUs counted; after setting back all are zero, and counting goes on.
+    fn counters_are_per_cpu_and_can_be_set_back(t: &mut Test) {
+        let cache = cache("view_clear", CacheFlags::empty())?;
+        let on = cpu::current();
+        here(t.cx, move |_| bursts(cache, 10, 1))?;
+        ensure_eq!((cache.stat_on(on, Stat::FreeFastpath), cache.stat(Stat::FreeFastpath)), (10, 10));
+        cache.clear_stats(&sched::keep_cpus(t.cx));
+        let left: Vec<_> = Stat::ALL.iter().map(|&stat| (stat, cache.stat(stat))).filter(|&(_, count)| count != 0).collect();
+        ensure!(left.is_empty(), "{left:?}");
+        here(t.cx, move |_| bursts(cache, 10, 1))?;
+        ensure_eq!(cache.stat(Stat::FreeFastpath), 10);
+        destroy(cache, t.cx)
+    }
+
+    /// Counters are set back while other CPUs count: no clearing is lost to an add that was under way.
+    #[tags(race)]
+    fn setting_back_is_not_lost_to_a_cpu_that_counts(t: &mut Test) {
+        let cache = cache("view_race", CacheFlags::empty())?;
+        let (done, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+        let mut threads = Vec::new();
+        for on in cpu::online().iter().filter(|&other| other != cpu::current()) {
+            let (done, stop) = (done.clone(), stop.clone());
+            let thread = sched::spawn(t.cx, "count", Prio::NORMAL, Some(on), move |cx| {
+                while !stop.load(Relaxed) {
+                    // Before the event: `done` is never behind the counter.
+                    done.fetch_add(1, SeqCst);
+                    if let Some(object) = cache.alloc(AllocFlags::NOWAIT) {
+                        // SAFETY: just allocated.
+                        unsafe { cache.free(object) };
+                    }
+                    sched::cond_resched(cx);
+                }
+            });
+            threads.push(thread.map_err(|error| crate::__failed!("{error}"))?);
+        }
+        let (mut lost, mut rounds) = (0, 0);
+        // An add can be split only where CPUs run at once; there a call to one is quick, and there are many rounds.
+        let end = clock::now_ns() + 300_000_000;
+        while rounds < 20_000 && clock::now_ns() < end {
+            rounds += 1;
+            // What a lost clearing leaves must stand out.
+            while !threads.is_empty() && cache.stat(Stat::FreeFastpath) < 50 && clock::now_ns() < end {
+                arch::irq::relax();
+            }
+            let before = done.load(SeqCst);
+            cache.clear_stats(&sched::keep_cpus(t.cx));
+            let counted = cache.stat(Stat::FreeFastpath);
+            // Each thread may have announced one event before `before` that it counted only afterwards.
+            lost += u64::from(counted > done.load(SeqCst) - before + threads.len() as u64);
+        }
+        stop.store(true, Relaxed);
+        threads.into_iter().for_each(|thread| thread.join(t.cx));
+        t.note(format_args!("{rounds} rounds"));
+        ensure_eq!(lost, 0, "times that a counter was not set back");
+        destroy(cache, t.cx)
+    }
+
+    /// Slabs, sheaves and holders account for every object; what a CPU shows is its own.
+    fn nodes_and_sheaves_show_where_every_object_is(t: &mut Test) {
+        const HELD: usize = 100;
+        let cache = cache("view_fill", CacheFlags::empty())?;
+        ensure!(cpu::online().iter().filter_map(|on| cache.sheaves_on(on)).all(|sheaves| sheaves.main.capacity == 0));
+        let on = cpu::current();
+        let held = here(t.cx, move |_| {
+            let held: Vec<usize> = (0..HELD).filter_map(|_| cache.alloc(AllocFlags::NOWAIT)).map(|o| o.as_ptr().addr()).collect();
+            held
+        })?;
+        ensure_eq!(held.len(), HELD);
+        let in_sheaves: usize = cpu::online()
+            .iter()
+            .filter_map(|on| cache.sheaves_on(on))
+            .map(|sheaves| sheaves.main.size + sheaves.spare.map_or(0, |spare| spare.size))
+            .sum();
+        let Some(mine) = cache.sheaves_on(on) else { return Err(crate::__failed!("CPU {on} shows nothing")) };
+        ensure_eq!(mine.main.capacity, cache.sheaf_capacity());
+        ensure_eq!(mine.main.size + mine.spare.map_or(0, |spare| spare.size), in_sheaves, "no other CPU was here");
+        let (total, free) = (sum(cache, |node| node.total_objects), sum(cache, |node| node.free_objects));
+        ensure_eq!(total, free + (in_sheaves + HELD) as u64, "slabs have {total}, {free} of them free");
+        ensure_eq!(sum(cache, |node| node.fill.iter().sum()), sum(cache, |node| node.partial));
+        ensure_eq!(sum(cache, |node| node.slabs), cache.info().num_slabs);
+        let attribute = |name| cache.attributes().find(|&(known, _)| known == name).map(|(_, value)| value);
+        ensure_eq!(attribute("objects"), Some(cache.info().active_objs));
+        ensure_eq!(attribute("object_size"), Some(SIZE as u64));
+        for address in held {
+            let object = NonNull::new(core::ptr::with_exposed_provenance_mut(address)).expect("not null");
+            // SAFETY: the thread gave it away.
+            unsafe { cache.free(object) };
+        }
+        cache.shrink();
+        ensure_eq!((sum(cache, |node| node.slabs), sum(cache, |node| node.total_objects)), (0, 0));
+        destroy(cache, t.cx)
+    }
+}
+
+/// A cache whose slabs of more than a page were not to be had once.
+fn cache_that_falls_back(cx: &mut MaySleep) -> Result<&'static RawCache, Failure> {
+    let layout = Layout::new("view_order", 1024).flags(CacheFlags::NO_MERGE);
+    let cache = slab::create(layout).map_err(|error| crate::__failed!("{error}"))?;
+    for _ in 0..100 {
+        let Some(armed) = inject::arm(Plan::Nth(1)) else { return Err(crate::__failed!("page faults are in use")) };
+        // Another CPU's allocation may be the one that fails.
+        bursts(cache, 1, 1);
+        drop(armed);
+        if cache.stat(Stat::OrderFallback) != 0 {
+            break;
+        }
+        cache.shrink();
+        sched::yield_now(cx);
+    }
+    Ok(cache)
+}
+
+static CONTENDED: Once<&'static RawCache> = Once::new();
+
+/// Takes an object of the slab that the interrupted code is changing.
+struct TakeAndFree;
+
+impl Visit for TakeAndFree {
+    fn visit() {
+        let Some(cache) = CONTENDED.get() else { return };
+        if let Some(object) = cache.alloc_nolock(AllocFlags::NOWAIT) {
+            // SAFETY: allocated above, given up here.
+            unsafe { slab::kfree_nolock(object) };
+        }
+    }
+}
+
+/// A cache with a slab that changed between a look at it and the compare-exchange.
+fn contended() -> Result<&'static RawCache, Failure> {
+    if CONTENDED.get().is_none() {
+        let new = cache("view_contended", CacheFlags::NO_SHEAVES)?;
+        CONTENDED.call_once(|| new);
+    }
+    let cache = *CONTENDED.get().expect("made above");
+    for run in stepping::runs(&[1, 7]) {
+        // Three of one slab: it is neither full before the free that is stepped nor empty after it.
+        let held: Vec<_> = (0..3).filter_map(|_| cache.alloc(AllocFlags::NOWAIT)).collect();
+        let [first, second, third] = held[..] else { return Err(crate::__failed!("no memory")) };
+        // SAFETY: allocated above, each given up once.
+        stepping::step::<TakeAndFree>(run, || unsafe { cache.free(first) });
+        // SAFETY: as above.
+        unsafe {
+            cache.free(second);
+            cache.free(third);
+        }
+    }
+    Ok(cache)
+}
