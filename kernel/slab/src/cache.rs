@@ -6,13 +6,16 @@
 //! Answers to `struct kmem_cache` in Linux `mm/slab.h` (7.x).
 
 use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicUsize, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
+use core::sync::atomic::{
+    AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering::Acquire, Ordering::Relaxed, Ordering::Release,
+};
 
 use arch::{MAX_NODES, NodeId};
 use bitflags::bitflags;
 use sync::DynPerCpu;
 
 use crate::cpu::CacheCpu;
+use crate::debug::{self, DebugFlags, Parts};
 use crate::merge::Sharing;
 use crate::node::CacheNode;
 use crate::order::{self, Orders};
@@ -59,12 +62,21 @@ pub struct Layout {
     pub(crate) flags: CacheFlags,
     pub(crate) ctor: Option<Ctor>,
     pub(crate) capacity: usize,
+    pub(crate) debug: DebugFlags,
 }
 
 impl Layout {
     /// Objects of `size` bytes, aligned to 8, shown as `name` in `slabinfo`.
     pub const fn new(name: &'static str, size: usize) -> Self {
-        Self { name, size, align: align_of::<usize>(), flags: CacheFlags::empty(), ctor: None, capacity: 0 }
+        Self {
+            name,
+            size,
+            align: align_of::<usize>(),
+            flags: CacheFlags::empty(),
+            ctor: None,
+            capacity: 0,
+            debug: DebugFlags::empty(),
+        }
     }
 
     /// Alignment of every object: a power of two up to a page. Less than 8 means 8.
@@ -85,6 +97,11 @@ impl Layout {
     /// Sheaf capacity that the user asks for; counts if it is more than the default (M-1).
     pub const fn capacity(self, capacity: usize) -> Self {
         Self { capacity, ..self }
+    }
+
+    /// What the cache checks, besides what `slab_debug=` says (M-16).
+    pub const fn debug(self, debug: DebugFlags) -> Self {
+        Self { debug, ..self }
     }
 }
 
@@ -126,7 +143,15 @@ pub struct RawCache {
     align: u32,
     /// Where in a free object the freelist link lies.
     link_offset: u32,
+    /// Bytes in front of an object that belong to it: its left red zone.
+    left: u32,
     flags: CacheFlags,
+    /// What it checks.
+    debug: DebugFlags,
+    /// How its objects lie if it is a debug cache.
+    parts: Option<Parts>,
+    /// Reports about it.
+    reports: AtomicU64,
     /// Objects in a new sheaf; 0 switches sheaves off. Tunable.
     capacity: AtomicU32,
     orders: Orders,
@@ -146,7 +171,7 @@ pub struct RawCache {
 impl RawCache {
     /// A cache of the given layout without nodes.
     pub(crate) fn new(layout: Layout, cpu: DynPerCpu<CacheCpu>) -> Result<Self, CreateError> {
-        let Layout { name, size: object_size, mut align, flags, ctor, capacity } = layout;
+        let Layout { name, size: object_size, mut align, flags, ctor, capacity, .. } = layout;
         if object_size == 0 || order::order_for(object_size) > mm::MAX_ORDER {
             return Err(CreateError::BadSize(object_size));
         }
@@ -157,14 +182,17 @@ impl RawCache {
         if flags.contains(CacheFlags::HWCACHE_ALIGN) {
             align = align.max(line_share(object_size));
         }
-        let (link_offset, size) =
-            place_link(object_size, align, ctor.is_some() || flags.contains(CacheFlags::TYPESAFE_BY_RCU));
+        let (debug, parts) = debug::choose(&layout, align);
+        let (link_offset, size) = match parts {
+            Some(parts) => (parts.link, parts.size),
+            None => place_link(object_size, align, ctor.is_some() || flags.contains(CacheFlags::TYPESAFE_BY_RCU)),
+        };
         let cpus = arch::cpu::present().count();
         let orders = order::orders(size, cpus).ok_or(CreateError::BadSize(object_size))?;
         if capacity > sheaf::MAX_CAPACITY {
             return Err(CreateError::BadCapacity(capacity));
         }
-        let capacity = if flags.contains(CacheFlags::NO_SHEAVES) {
+        let capacity = if flags.contains(CacheFlags::NO_SHEAVES) || parts.is_some() {
             0
         } else {
             sheaf::default_capacity(object_size).max(sheaf::round_capacity(capacity))
@@ -175,7 +203,11 @@ impl RawCache {
             object_size: AtomicU32::new(object_size as u32),
             align: align as u32,
             link_offset: link_offset as u32,
+            left: parts.map_or(0, |parts| parts.left) as u32,
             flags,
+            debug,
+            parts,
+            reports: AtomicU64::new(0),
             capacity: AtomicU32::new(capacity as u32),
             orders,
             min_partial: AtomicUsize::new(order::min_partial(size)),
@@ -219,6 +251,31 @@ impl RawCache {
     /// What is special about the cache.
     pub fn flags(&self) -> CacheFlags {
         self.flags
+    }
+
+    /// What the cache checks; constant. One with any of [`DebugFlags::CHECKS`] has no sheaves (M-1).
+    #[inline]
+    pub fn debug(&self) -> DebugFlags {
+        self.debug
+    }
+
+    /// Bytes in front of an object that belong to it.
+    #[inline]
+    pub(crate) fn left(&self) -> usize {
+        self.left as usize
+    }
+
+    pub(crate) fn parts(&self) -> Option<Parts> {
+        self.parts
+    }
+
+    /// How often damage to objects or slabs of this cache was reported.
+    pub fn reports(&self) -> u64 {
+        self.reports.load(Relaxed)
+    }
+
+    pub(crate) fn count_report(&self) {
+        self.reports.fetch_add(1, Relaxed);
     }
 
     /// Objects in a new sheaf; 0 if the cache has no sheaves.
@@ -295,6 +352,11 @@ impl RawCache {
     }
 
     /// Where in a free object a lock-less list may link it.
+    pub(crate) fn deferral_offset(&self) -> usize {
+        self.parts.map_or(self.link_offset as usize, |parts| parts.deferral)
+    }
+
+    /// Where in a free object its freelist link lies.
     pub(crate) fn link_offset(&self) -> usize {
         self.link_offset as usize
     }

@@ -27,6 +27,7 @@ use sync::{ATOMIC, LocalGuard, LocalTryLock, PreemptGuard, hook};
 
 use crate::Spin;
 use crate::cache::RawCache;
+use crate::debug::report_no_object;
 use crate::sheaf::SheafRef;
 use crate::slab_ref::SlabRef;
 use crate::stats::{COUNT, Stat};
@@ -91,6 +92,23 @@ impl RawCache {
         self.after_alloc(object, flags)
     }
 
+    /// [`alloc`](Self::alloc) for a user who asks for `size` bytes, which a debug cache remembers (M-16).
+    #[inline]
+    pub(crate) fn alloc_asked(&self, size: usize, flags: AllocFlags) -> Option<NonNull<u8>> {
+        match self.alloc_fast() {
+            Some(object) => self.after_alloc(Some(object), flags),
+            None => self.alloc_asked_slow(size, flags, Spin::May),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn alloc_asked_slow(&self, size: usize, flags: AllocFlags, spin: Spin) -> Option<NonNull<u8>> {
+        let object = self.after_alloc(self.alloc_slow(flags, spin), flags)?;
+        self.note_asked(object, size);
+        Some(object)
+    }
+
     /// Allocates without waiting for anything or anybody: fails where [`RawCache::alloc`] would take a lock.
     ///
     /// Context: any, NMI included, also an NMI that interrupted this allocator on this CPU.
@@ -110,15 +128,10 @@ impl RawCache {
     /// `object` was allocated from this cache, and nobody uses it any more.
     #[inline]
     pub unsafe fn free(&self, object: NonNull<u8>) {
-        let Some(slab) = SlabRef::of(object) else { self.bad_free(object) };
-        debug_assert!(slab.is_object(object), "free of {object:p}, inside an object of {}", self.name());
-        debug_assert!(
-            core::ptr::eq(slab.cache(), self),
-            "free of an object of {} to {}",
-            slab.cache().name(),
-            self.name()
-        );
-        self.free_to(slab, object);
+        let Some(slab) = SlabRef::of(object) else { return report_no_object(Some(self), object) };
+        if self.may_free(slab, object) {
+            self.free_to(slab, object);
+        }
     }
 
     #[inline(always)]
@@ -156,10 +169,5 @@ impl RawCache {
             unsafe { object.as_ptr().write_bytes(0, self.object_size()) };
         }
         Some(object)
-    }
-
-    #[cold]
-    fn bad_free(&self, object: NonNull<u8>) -> ! {
-        panic!("{}: free of {object:p}, which lies in no slab", self.name());
     }
 }

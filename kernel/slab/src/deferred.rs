@@ -75,7 +75,11 @@ fn push(which: List, node: NonNull<LlistNode>) {
 /// Context: any.
 pub(crate) fn defer_free(object: NonNull<u8>) {
     // Objects of a cache have their freelist link where it hurts nobody; anything else is at least a page.
-    let offset = SlabRef::of(object).map_or(0, |slab| slab.cache().link_offset());
+    let offset = match SlabRef::of(object) {
+        Some(slab) if slab.cache().may_defer(slab, object) => slab.cache().deferral_offset(),
+        Some(_) => return,
+        None => 0,
+    };
     // SAFETY: inside the object, which the caller gives up.
     let node = unsafe { object.add(offset) }.cast::<LlistNode>();
     // SAFETY: as above; the link is aligned as a pointer is.
@@ -141,6 +145,9 @@ unsafe fn free_by_link(link: NonNull<LlistNode>) {
     let address = link.as_ptr().cast::<u8>();
     if let Some(slab) = SlabRef::of(link.cast()) {
         let (cache, object) = (slab.cache(), slab.object_at(address));
+        if cache.is_checked() {
+            cache.release_deferral(object);
+        }
         if cache.sheaf_capacity() == 0 {
             cache.give_back(slab, object, object, 1);
         } else {

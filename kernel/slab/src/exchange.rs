@@ -165,8 +165,10 @@ impl RawCache {
         if done {
             return;
         }
-        self.count(Stat::FreeSlowpath);
-        self.give_back(slab, object, object, 1);
+        if self.is_mine(slab, object) {
+            self.count(Stat::FreeSlowpath);
+            self.give_back(slab, object, object, 1);
+        }
     }
 
     /// Puts `object` into main, making room if need be. False if that cannot be.

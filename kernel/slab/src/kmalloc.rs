@@ -13,6 +13,7 @@ use sync::Once;
 
 use crate::Spin;
 use crate::cache::{CacheFlags, Layout, RawCache};
+use crate::debug::report_no_object;
 use crate::deferred;
 use crate::order::order_for;
 use crate::slab_ref::SlabRef;
@@ -105,7 +106,7 @@ pub fn kmalloc(size: usize, flags: AllocFlags) -> Option<NonNull<u8>> {
     if size > MAX_CACHED {
         return large(size, PAGE_SIZE, flags);
     }
-    cache_for(size).alloc(flags)
+    cache_for(size).alloc_asked(size, flags)
 }
 
 /// [`kmalloc`] with an alignment, any power of two. The size need not be a multiple of it.
@@ -168,8 +169,10 @@ pub(crate) fn large_block(
 pub unsafe fn kfree(object: NonNull<u8>) {
     match SlabRef::of(object) {
         Some(slab) => {
-            debug_assert!(slab.is_object(object), "kfree of {object:p}, inside an object of {}", slab.cache().name());
-            slab.cache().free_to(slab, object);
+            let cache = slab.cache();
+            if cache.may_free(slab, object) {
+                cache.free_to(slab, object);
+            }
         }
         // SAFETY: passed on from the caller.
         None => unsafe { free_large(object) },
@@ -183,7 +186,7 @@ unsafe fn free_large(object: NonNull<u8>) {
     }
     let page =
         mm::page_of(object.as_ptr()).filter(|page| page.kind() == PageKind::Large && page.virt() == object.as_ptr());
-    let Some(page) = page else { panic!("kfree of {object:p}, which kmalloc did not return") };
+    let Some(page) = page else { return report_no_object(None, object) };
     let order = page.order();
     page.set_kind(PageKind::Allocated);
     mm::free_pages(page, order);
@@ -195,7 +198,7 @@ unsafe fn free_large(object: NonNull<u8>) {
 /// As for [`kfree`], but for the last use.
 pub unsafe fn ksize(object: NonNull<u8>) -> usize {
     match SlabRef::of(object) {
-        Some(slab) => slab.cache().object_size(),
+        Some(slab) => slab.cache().usable(object),
         None if object == ZERO_SIZE => 0,
         None => mm::page_of(object.as_ptr()).map_or(0, |page| page.bytes()),
     }
@@ -214,7 +217,12 @@ pub fn kmalloc_nolock(size: usize, flags: AllocFlags) -> Option<NonNull<u8>> {
     }
     let flags = (flags & AllocFlags::ZERO) | AllocFlags::NO_RESERVE | AllocFlags::NOWARN;
     let class = class_of(size);
-    let try_class = |class: usize| CACHES.get(class)?.get()?.alloc_nolock(flags);
+    let try_class = |class: usize| {
+        let cache = CACHES.get(class)?.get()?;
+        let object = cache.alloc_nolock(flags)?;
+        cache.note_asked(object, size);
+        Some(object)
+    };
     try_class(class).or_else(|| try_class(class + 1))
 }
 
@@ -231,6 +239,9 @@ pub unsafe fn kfree_nolock(object: NonNull<u8>) {
     }
     if let Some(slab) = SlabRef::of(object) {
         let cache = slab.cache();
+        if !cache.may_free(slab, object) {
+            return;
+        }
         if slab.is_home() && (cache.free_fast(object) || cache.free_to_sheaf(object, Spin::Never)) {
             return;
         }

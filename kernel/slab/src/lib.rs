@@ -29,6 +29,7 @@
 //! | [`deferred`] | what an NMI could not do itself |
 //! | [`flush`] | emptying sheaves and barns: shrink, destroy, barriers |
 //! | [`tune`] | capacity, barn limits and the like, changed at run time |
+//! | [`debug`] | caches that check what is done to them: `slab_debug=` |
 //! | `hotplug` | what a CPU leaves behind when it goes offline |
 //! | `leaks` | what users still hold of a cache that is to be destroyed |
 //! | [`stats`], [`info`], [`registry`] | counters, `slabinfo`, the list of caches |
@@ -45,6 +46,7 @@ extern crate std;
 
 pub mod boot;
 pub mod cache;
+pub mod debug;
 pub mod deferred;
 pub mod flush;
 pub mod info;
@@ -74,6 +76,7 @@ mod test_machine;
 
 pub use boot::{create, init};
 pub use cache::{CacheFlags, CreateError, Ctor, Layout, RawCache};
+pub use debug::DebugFlags;
 pub use kbox::{KBox, OutOfMemory};
 pub use kmalloc::{
     ZERO_SIZE, kcalloc, kfree, kfree_nolock, kmalloc, kmalloc_aligned, kmalloc_array, kmalloc_nolock, ksize, kzalloc,

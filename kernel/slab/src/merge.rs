@@ -10,7 +10,7 @@
 //! | place of an object | both have the same bytes from one object to the next: these decide the alignment, too |
 //! | flags | equal, but for HWCACHE_ALIGN, which is in the size already, and PANIC |
 //! | sheaves | the existing cache's capacity is at least what the new one would get |
-//! | neither has | a constructor, or one of TYPESAFE_BY_RCU, NO_MERGE, KMALLOC, NO_SHEAVES |
+//! | neither has | a constructor, debugging, or one of TYPESAFE_BY_RCU, NO_MERGE, KMALLOC, NO_SHEAVES |
 //!
 //! The `kmalloc` classes are left out, so that their figures are those of `kmalloc`, and an object of a cache that goes to the
 //! wrong free is noticed. (Linux leaves them out where it checks copies to user space, and merges with them elsewhere.)
@@ -114,7 +114,7 @@ impl RawCache {
     }
 
     fn may_share(&self) -> bool {
-        self.ctor().is_none() && !self.flags().intersects(ALONE)
+        self.ctor().is_none() && !self.flags().intersects(ALONE) && self.debug().is_empty()
     }
 
     /// Whether objects of `new` can as well be objects of this cache.

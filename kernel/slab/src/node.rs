@@ -1,6 +1,6 @@
 //! What a cache has on one node: the list of partial slabs, and the barn.
 //!
-//! Full slabs are on no list at all; a free makes them partial again. A slab whose last object is freed stays
+//! Full slabs are on no list at all, but for those of a debug cache; a free makes them partial again. A slab whose last object is freed stays
 //! while the node has few partial slabs (`min_partial`), else its pages go back.
 //!
 //! Lock order: sheaf lock > barn lock; sheaf lock > list lock > the page allocator's zone lock (M-10). The barn
@@ -28,6 +28,8 @@ pub(crate) struct Partial {
     len: usize,
     /// How often the lock was taken to work on the list.
     locks: u64,
+    /// The full slabs, of a debug cache only.
+    pub(crate) full: Full,
 }
 
 impl Partial {
@@ -92,6 +94,30 @@ impl Partial {
     }
 }
 
+/// The full slabs of a debug cache on a node, newest first. Under the list lock.
+pub(crate) struct Full(Option<SlabRef>);
+
+impl Full {
+    pub(crate) fn push(&mut self, slab: SlabRef) {
+        slab.set_prev(None);
+        slab.set_next(self.0);
+        if let Some(next) = self.0.replace(slab) {
+            next.set_prev(Some(slab));
+        }
+    }
+
+    /// Takes `slab`, which is on this list, off it.
+    pub(crate) fn remove(&mut self, slab: SlabRef) {
+        match slab.prev() {
+            Some(prev) => prev.set_next(slab.next()),
+            None => self.0 = slab.next(),
+        }
+        if let Some(next) = slab.next() {
+            next.set_prev(slab.prev());
+        }
+    }
+}
+
 /// One cache on one node.
 pub(crate) struct CacheNode {
     pub(crate) node: NodeId,
@@ -109,7 +135,7 @@ impl CacheNode {
     pub(crate) fn new(node: NodeId, sheaf_capacity: usize) -> Self {
         Self {
             node,
-            partial: SpinLock::new(Partial { head: None, tail: None, len: 0, locks: 0 }, &LIST_LOCK),
+            partial: SpinLock::new(Partial { head: None, tail: None, len: 0, locks: 0, full: Full(None) }, &LIST_LOCK),
             nr_slabs: AtomicU64::new(0),
             total_objects: AtomicU64::new(0),
             barn: Barn::new(node, sheaf_capacity),

@@ -93,7 +93,10 @@ fn is_of(object: NonNull<u8>, node: NodeId) -> bool {
 pub fn kmalloc_node(size: usize, node: Option<NodeId>, flags: AllocFlags) -> Option<NonNull<u8>> {
     match size {
         0 => Some(kmalloc::ZERO_SIZE),
-        1..=kmalloc::MAX_CACHED => kmalloc::cache_for(size).alloc_node(node, flags),
+        1..=kmalloc::MAX_CACHED => {
+            let cache = kmalloc::cache_for(size);
+            cache.alloc_node(node, flags).inspect(|&object| cache.note_asked(object, size))
+        }
         _ => kmalloc::large_block(size, PAGE_SIZE, |order| mm::alloc_pages(order, node, flags).ok()),
     }
 }

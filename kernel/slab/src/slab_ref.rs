@@ -47,6 +47,9 @@ impl State {
     }
 }
 
+/// Mark in the descriptor's `aux`: quarantined.
+const FROZEN: u32 = 1 << 0;
+
 /// A slab, by its head page.
 #[derive(Clone, Copy)]
 pub(crate) struct SlabRef(&'static Page);
@@ -79,6 +82,7 @@ impl SlabRef {
         // Relaxed: the page is not a slab yet for anybody else; set_kind below publishes.
         view.cache.store(ptr::from_ref(cache).cast_mut().cast(), Relaxed);
         view.on_partial.store(false, Relaxed);
+        view.aux.store(0, Relaxed);
         view.pair.store(State { freelist: ptr::null_mut(), inuse: objects, objects }.pack());
         page.set_home(page.node().index() as u8 | if page.is_reserve() { RESERVE } else { 0 });
         page.set_kind(PageKind::Slab);
@@ -181,6 +185,18 @@ impl SlabRef {
         self.0.slab().on_partial.store(yes, Relaxed);
     }
 
+    /// Whether the slab was taken out of use because it is damaged. Under the list lock.
+    pub(crate) fn is_frozen(self) -> bool {
+        self.0.slab().aux.load(Relaxed) & FROZEN != 0
+    }
+
+    /// Takes the slab, which is on no list, out of use; all its objects count as in use from now on.
+    pub(crate) fn freeze(self) {
+        let state = self.state();
+        self.0.slab().aux.fetch_or(FROZEN, Relaxed);
+        self.0.slab().pair.store(State { freelist: ptr::null_mut(), inuse: state.objects, ..state }.pack());
+    }
+
     pub(crate) fn next(self) -> Option<SlabRef> {
         // SAFETY: links point to descriptors, which are never freed, or are null (SLAB-4).
         unsafe { self.0.slab().next.load(Relaxed).as_ref() }.map(SlabRef)
@@ -203,7 +219,7 @@ impl SlabRef {
     pub(crate) fn object(self, index: usize) -> NonNull<u8> {
         let cache = self.cache();
         // SAFETY: callers keep `index < objects`, so the result lies in the slab's pages.
-        unsafe { NonNull::new_unchecked(self.base().add(index * cache.size())) }
+        unsafe { NonNull::new_unchecked(self.base().add(index * cache.size() + cache.left())) }
     }
 
     /// The object that `address` points into, wherever in it (S1-2).
@@ -214,9 +230,10 @@ impl SlabRef {
 
     /// Whether `object` is the start of one of the slab's objects.
     pub(crate) fn is_object(self, object: NonNull<u8>) -> bool {
-        let offset = object.as_ptr() as usize - self.base() as usize;
-        let size = self.cache().size();
-        offset.is_multiple_of(size) && offset / size < self.state().objects as usize
+        let cache = self.cache();
+        // What lies in front of the first object wraps to an offset behind the last.
+        let offset = object.as_ptr().addr().wrapping_sub(self.base().addr() + cache.left());
+        offset.is_multiple_of(cache.size()) && offset / cache.size() < self.state().objects as usize
     }
 }
 

@@ -50,7 +50,10 @@ impl RawCache {
 pub fn kmalloc_sleep(size: usize, flags: AllocFlags, cx: &mut MaySleep) -> Option<NonNull<u8>> {
     match size {
         0 => Some(kmalloc::ZERO_SIZE),
-        1..=kmalloc::MAX_CACHED => kmalloc::cache_for(size).alloc_sleep(flags, cx),
+        1..=kmalloc::MAX_CACHED => {
+            let cache = kmalloc::cache_for(size);
+            cache.alloc_sleep(flags, cx).inspect(|&object| cache.note_asked(object, size))
+        }
         _ => kmalloc::large_block(size, PAGE_SIZE, |order| mm::alloc_pages_sleep(order, None, flags, cx).ok()),
     }
 }

@@ -31,8 +31,8 @@ use crate::stats::Stat;
 /// Objects off a slab's freelist, linked through the objects.
 pub(crate) struct Taken {
     pub(crate) slab: SlabRef,
-    head: *mut u8,
-    count: usize,
+    pub(crate) head: *mut u8,
+    pub(crate) count: usize,
 }
 
 impl Taken {
@@ -56,6 +56,9 @@ impl RawCache {
         flags: AllocFlags,
         mut put: impl FnMut(NonNull<u8>),
     ) -> usize {
+        if self.is_checked() {
+            return (0..max).map_while(|_| self.take_one(node, flags, Spin::May)).map(put).count();
+        }
         let mut got = 0;
         if let Some(partial) = self.node(node).and_then(|here| here.lock(Spin::May)) {
             got += self.take_partial(partial, max, flags, &mut put);
@@ -93,6 +96,9 @@ impl RawCache {
     /// Takes one object off the first partial slab of `node`.
     fn pop_partial(&self, node: &CacheNode, flags: AllocFlags, spin: Spin) -> Option<NonNull<u8>> {
         let mut partial = node.lock(spin)?;
+        if self.is_checked() {
+            return self.pop_checked(&mut partial, flags);
+        }
         let slab = partial.first_for(flags)?;
         let mut old = slab.state();
         self.count(Stat::CmpxchgDouble);
@@ -118,6 +124,9 @@ impl RawCache {
     /// Makes a slab, takes one object of it and puts the rest on the partial list.
     fn take_from_new(&self, node: NodeId, flags: AllocFlags, spin: Spin) -> Option<NonNull<u8>> {
         let mut taken = self.new_slab(node, flags, spin)?;
+        if self.is_checked() {
+            return self.list_and_pop_checked(taken, flags, spin);
+        }
         let object = taken.pop(self)?;
         if taken.count == 0 {
             return Some(object);
@@ -219,6 +228,9 @@ impl RawCache {
         };
         let total = objects(page.order(), self.size());
         let slab = SlabRef::make(page, self, total as u32);
+        if self.is_checked() {
+            self.lay_out(slab);
+        }
         let mut next = ptr::null_mut();
         for index in (0..total).rev() {
             let object = slab.object(index);
@@ -244,7 +256,13 @@ impl RawCache {
 
     /// Gives `count` objects, linked from `head` to `tail`, back to their slab. May spin on the list lock, and
     /// on the page allocator's when the slab becomes superfluous. Returns how many pages went back.
+    ///
+    /// Of a debug cache it is one object, which may turn out not to be given back.
     pub(crate) fn give_back(&self, slab: SlabRef, head: NonNull<u8>, tail: NonNull<u8>, count: usize) -> usize {
+        if self.is_checked() {
+            debug_assert!(count == 1, "a chain of objects of a debug cache");
+            return self.give_back_checked(slab, head);
+        }
         let node = self.node(slab.node()).expect("a node with memory has a CacheNode");
         let mut old = slab.state();
         self.count(Stat::CmpxchgDouble);
@@ -264,7 +282,13 @@ impl RawCache {
     }
 
     /// Puts a slab that had no free object, or has only free ones now, where it belongs. Returns how many pages went back.
-    fn relist(&self, slab: SlabRef, mut partial: SpinIrqGuard<'_, Partial>, was_full: bool, empty: bool) -> usize {
+    pub(crate) fn relist(
+        &self,
+        slab: SlabRef,
+        mut partial: SpinIrqGuard<'_, Partial>,
+        was_full: bool,
+        empty: bool,
+    ) -> usize {
         let listed = slab.is_on_partial();
         if !was_full && !listed {
             // Somebody has detached it and is about to take its whole freelist.
@@ -288,6 +312,9 @@ impl RawCache {
 
     /// Gives the pages of a slab without users back. Returns how many that were: none as yet if they wait for a grace period.
     pub(crate) fn drop_slab(&self, slab: SlabRef, spin: Spin) -> usize {
+        if self.is_checked() && !self.may_drop(slab) {
+            return 0;
+        }
         self.node(slab.node()).expect("a node with memory has a CacheNode").slab_removed(slab.state().objects);
         self.count(Stat::FreeSlab);
         if spin == Spin::May && self.flags().contains(CacheFlags::TYPESAFE_BY_RCU) {
@@ -314,7 +341,11 @@ impl RawCache {
         while len > 0 {
             len -= 1;
             let tail = NonNull::new(objects[len]).expect("a sheaf holds no null");
-            let slab = SlabRef::of(tail).expect("a sheaf holds objects of slabs");
+            let Some(slab) = self.slab_of_mine(tail) else { continue };
+            if self.is_checked() {
+                pages += self.give_back(slab, tail, tail, 1);
+                continue;
+            }
             let (mut head, mut count, mut passed, mut index) = (tail, 1, 0, len);
             while index > 0 && passed < LOOKAHEAD {
                 index -= 1;

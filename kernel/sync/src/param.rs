@@ -29,7 +29,7 @@
 //! ```
 //!
 //! Words are separated by spaces; a value with spaces stands in double quotes. A bare key is a
-//! `bool` that is true. Where a key comes twice the last one counts. Numbers are decimal or `0x…`,
+//! `bool` that is true, or an empty text where the form of a text allows that. Where a key comes twice the last one counts. Numbers are decimal or `0x…`,
 //! with a suffix k, M or G for powers of 1,024; a `bool` is `1 y yes on true` or `0 n no off false`.
 //!
 //! # Invariants
@@ -258,6 +258,7 @@ impl Entry {
             },
             (Kind::Text, Some(text)) => self.value.set_text(text),
             (Kind::Form(form), Some(text)) if (form.check)(text) => self.value.set_text(text),
+            (Kind::Form(form), None) if (form.check)("") => self.value.set_text(""),
             (Kind::Form(_), Some(_)) => return false,
             (_, None) => return false,
         }

@@ -29,6 +29,10 @@ crate::param! {
     static PAIR: str = "test.pair", default "", if |text| text.split(',').count() == 2, form "<left>,<right>";
 }
 crate::param! {
+    /// A text of letters, perhaps of none.
+    static LETTERS: str = "test.letters", default "-", if |text| text.len() < 3, form "up to two letters";
+}
+crate::param! {
     /// Refuses what it is given.
     static REFUSES: u32 = "test.refuses", default 2, in 1..=3;
 }
@@ -44,6 +48,16 @@ fn each_kind_has_its_default_until_the_line_says_otherwise() {
     assert_eq!((CHOICE.get(), TEXT.get(), NUMBER.is_set()), ("poll", "a b", true));
     parse("test.number=1 test.number=2").unwrap();
     assert_eq!(NUMBER.get(), 2, "the last one counts");
+}
+
+#[test]
+#[cfg_attr(miri, ignore = "Miri has no link sections, so no registry")]
+fn a_bare_key_is_an_empty_text_where_the_form_allows_it() {
+    assert_eq!(LETTERS.get(), "-");
+    parse("test.letters").unwrap();
+    assert_eq!((LETTERS.get(), LETTERS.is_set()), ("", true));
+    let error = parse("test.pair").unwrap_err();
+    assert_eq!(format!("{error}"), "\"test.pair\" needs a value: allowed is <left>,<right>");
 }
 
 #[test]

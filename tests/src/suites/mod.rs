@@ -20,6 +20,7 @@ mod sched_mutex;
 mod sched_prio;
 mod sched_softirq;
 mod slab;
+mod slab_debug;
 mod slab_tune;
 mod slab_view;
 mod sync;

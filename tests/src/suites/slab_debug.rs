@@ -1,0 +1,331 @@
+//! Debug caches: damage of each kind, made on purpose, and what is reported, done about it, and counted.
+//!
+//! Each test has a cache of its own. One that has a slab quarantined keeps it until the machine stops.
+
+use alloc::vec::Vec;
+use core::ptr::NonNull;
+
+use mm::AllocFlags;
+use slab::debug::{Cure, Kind, Report};
+use slab::{CacheFlags, DebugFlags, Layout, RawCache};
+
+use crate::{Failure, ensure, ensure_eq, ktest};
+
+const SIZE: usize = 64;
+/// What `slab_debug=FZPU` says.
+const FZPU: DebugFlags =
+    DebugFlags::CONSISTENCY.union(DebugFlags::RED_ZONE).union(DebugFlags::POISON).union(DebugFlags::STORE_USER);
+/// Behind an object of [`SIZE`] bytes lie a word of red zone, the freelist link and the deferral word.
+const LINK: usize = SIZE + 8;
+
+fn cache(name: &'static str, debug: DebugFlags) -> Result<&'static RawCache, Failure> {
+    slab::create(Layout::new(name, SIZE).debug(debug).flags(CacheFlags::NO_MERGE))
+        .map_err(|error| crate::__failed!("{name}: {error}"))
+}
+
+fn alloc(cache: &RawCache) -> Result<NonNull<u8>, Failure> {
+    cache.alloc(AllocFlags::NOWAIT).ok_or_else(|| crate::__failed!("no memory for an object of {}", cache.name()))
+}
+
+fn free(cache: &RawCache, object: NonNull<u8>) {
+    // SAFETY: what is wrong with it is what the test is about; the cache is there to notice.
+    unsafe { cache.free(object) };
+}
+
+/// Writes a byte at `offset` from `object`.
+fn poke(object: NonNull<u8>, offset: isize, byte: u8) {
+    // SAFETY: inside the object's slab; damage, and meant to be.
+    unsafe { object.as_ptr().offset(offset).write_volatile(byte) };
+}
+
+/// The reports of `cache` that `code` causes: the last, and how many.
+fn reported(cache: &RawCache, code: impl FnOnce()) -> (Option<Report>, u64) {
+    let (before, first) = (cache.reports(), slab::debug::reports());
+    code();
+    let mut last = None;
+    slab::debug::with_reports(|report| {
+        if report.cache == cache.name() && report.number > first {
+            last = Some(*report);
+        }
+    });
+    (last, cache.reports() - before)
+}
+
+/// The one report of `cache` that `code` causes.
+fn the_report(cache: &RawCache, code: impl FnOnce()) -> Result<Report, Failure> {
+    match reported(cache, code) {
+        (Some(report), 1) => Ok(report),
+        (report, count) => Err(crate::__failed!("{count} reports of {}, the last {report:?}", cache.name())),
+    }
+}
+
+/// Whether `report` says this of bytes.
+fn ensure_bytes(
+    report: &Report,
+    object: NonNull<u8>,
+    offset: isize,
+    len: usize,
+    bytes: (u8, u8),
+) -> Result<(), Failure> {
+    ensure_eq!(report.object, object.as_ptr().addr());
+    ensure_eq!((report.offset, report.len), (offset, len));
+    ensure_eq!((report.found, report.expected), (bytes.0.into(), bytes.1.into()));
+    Ok(())
+}
+
+/// The cache does what a cache does: hands out a few slabs' worth of objects, each once, and takes them back.
+fn ensure_works(cache: &RawCache) -> Result<(), Failure> {
+    let count = 3 * cache.info().objperslab;
+    let (last, reports) = {
+        let mut held = Vec::with_capacity(count);
+        let seen = reported(cache, || held.extend((0..count).filter_map(|_| cache.alloc(AllocFlags::NOWAIT))));
+        ensure_eq!(held.len(), count);
+        held.sort();
+        ensure!(held.windows(2).all(|pair| pair[0] != pair[1]), "an object of {} was handed out twice", cache.name());
+        held.into_iter().for_each(|object| free(cache, object));
+        seen
+    };
+    ensure_eq!(reports, 0, "{last:?}");
+    Ok(())
+}
+
+/// Every page has gone back.
+fn ensure_all_back(cache: &'static RawCache) -> Result<(), Failure> {
+    cache.shrink();
+    let info = cache.info();
+    ensure_eq!((info.active_objs, info.num_slabs), (0, 0));
+    Ok(())
+}
+
+ktest! {
+    /// Bytes behind an object, found when it is freed.
+    fn a_write_behind_an_object_is_reported_and_the_object_withheld(_t: &mut Test) {
+        let cache = cache("dbg_right", FZPU)?;
+        let object = alloc(cache)?;
+        poke(object, 64, 0x41);
+        poke(object, 66, 0x42);
+        let report = the_report(cache, || free(cache, object))?;
+        ensure_eq!((report.kind, report.cure), (Kind::RightRedZone, Cure::NotFreed));
+        ensure_bytes(&report, object, 64, 3, (0x41, 0xcc))?;
+        ensure!(report.allocated.frames().count() > 2, "no backtrace: {:?}", report.allocated);
+        ensure!(!report.freed.is_some(), "freed by nobody yet");
+        ensure_works(cache)?;
+        // The red zone has been drawn again, so the next free is a good one.
+        ensure_eq!(reported(cache, || free(cache, object)).1, 0);
+        ensure_all_back(cache)
+    }
+
+    /// Bytes before an object.
+    fn a_write_before_an_object_is_reported_and_the_object_withheld(_t: &mut Test) {
+        let cache = cache("dbg_left", FZPU)?;
+        let object = alloc(cache)?;
+        poke(object, -1, 0);
+        let report = the_report(cache, || free(cache, object))?;
+        ensure_eq!((report.kind, report.cure), (Kind::LeftRedZone, Cure::NotFreed));
+        ensure_bytes(&report, object, -1, 1, (0, 0xcc))?;
+        ensure_works(cache)
+    }
+
+    /// Room between objects that belongs to nobody.
+    fn a_write_between_objects_is_reported(_t: &mut Test) {
+        let layout = Layout::new("dbg_padding", SIZE).align(256).debug(DebugFlags::POISON);
+        let cache = slab::create(layout).map_err(|error| crate::__failed!("{error}"))?;
+        let object = alloc(cache)?;
+        poke(object, 255, 7);
+        let report = the_report(cache, || free(cache, object))?;
+        ensure_eq!((report.kind, report.cure), (Kind::Padding, Cure::NotFreed));
+        ensure_bytes(&report, object, 255, 1, (7, 0x5a))?;
+        ensure_works(cache)
+    }
+
+    /// A write after free is found by the next allocation; the slab is used no more.
+    fn a_write_after_free_is_found_and_its_slab_quarantined(_t: &mut Test) {
+        let cache = cache("dbg_poison", FZPU)?;
+        let (other, object) = (alloc(cache)?, alloc(cache)?);
+        free(cache, object);
+        poke(object, 10, 1);
+        let mut next = None;
+        let report = the_report(cache, || next = cache.alloc(AllocFlags::NOWAIT))?;
+        ensure_eq!((report.kind, report.cure), (Kind::Poison, Cure::Quarantined));
+        ensure_bytes(&report, object, 10, 1, (1, 0x6b))?;
+        ensure!(report.freed.frames().count() > 2 && report.freed != report.allocated, "no backtrace of the free");
+        let next = next.ok_or_else(|| crate::__failed!("nothing was handed out instead"))?;
+        let (slab, pages) = (object.as_ptr().addr() & !4095, 4096 * cache.info().pagesperslab);
+        let is_in_it = |object: NonNull<u8>| object.as_ptr().addr().wrapping_sub(slab) < pages;
+        ensure!(!is_in_it(next), "the damaged slab is still in use");
+        // All of its objects count as in use, and frees of them are ignored.
+        let before = cache.info();
+        ensure_eq!(reported(cache, || free(cache, other)).1, 0);
+        ensure_eq!(cache.info().active_objs, before.active_objs);
+        ensure_works(cache)?;
+        let mut held = Vec::new();
+        for _ in 0..3 * before.objperslab {
+            held.push(alloc(cache)?);
+        }
+        ensure!(!held.iter().copied().any(is_in_it), "the damaged slab is in use again");
+        held.push(next);
+        held.into_iter().for_each(|object| free(cache, object));
+        cache.shrink();
+        ensure_eq!(cache.info().num_slabs, 1, "the quarantined slab, and no other");
+        Ok(())
+    }
+
+    /// The last byte of a free object has a mark of its own.
+    fn a_write_to_the_last_byte_of_a_free_object_is_found(_t: &mut Test) {
+        let cache = cache("dbg_end", FZPU)?;
+        let object = alloc(cache)?;
+        free(cache, object);
+        poke(object, 63, 0x6b);
+        let report = the_report(cache, || _ = cache.alloc(AllocFlags::NOWAIT))?;
+        ensure_eq!(report.kind, Kind::Poison);
+        ensure_bytes(&report, object, 63, 1, (0x6b, 0xa5))?;
+        ensure_works(cache)
+    }
+
+    /// New objects have a content that shows they were never written.
+    fn an_object_comes_filled_as_not_yet_written(_t: &mut Test) {
+        let cache = cache("dbg_unused", DebugFlags::POISON)?;
+        let object = alloc(cache)?;
+        // SAFETY: an object of SIZE bytes, ours.
+        let content = unsafe { core::slice::from_raw_parts(object.as_ptr(), SIZE) };
+        ensure!(content.iter().all(|&byte| byte == 0x5a), "{content:x?}");
+        free(cache, object);
+        let object = cache.alloc(AllocFlags::ZERO).ok_or_else(|| crate::__failed!("no memory"))?;
+        // SAFETY: as above.
+        ensure!(unsafe { core::slice::from_raw_parts(object.as_ptr(), SIZE) }.iter().all(|&byte| byte == 0));
+        free(cache, object);
+        ensure_all_back(cache)
+    }
+
+    /// The second free is not carried out, and the report knows the first.
+    fn a_double_free_is_reported_and_not_carried_out(_t: &mut Test) {
+        let cache = cache("dbg_double", FZPU)?;
+        let (held, object) = (alloc(cache)?, alloc(cache)?);
+        free(cache, object);
+        let report = the_report(cache, || free(cache, object))?;
+        ensure_eq!((report.kind, report.cure), (Kind::DoubleFree, Cure::NotFreed));
+        ensure_eq!(report.object, object.as_ptr().addr());
+        ensure!(report.allocated.is_some() && report.freed.is_some());
+        ensure_works(cache)?;
+        free(cache, held);
+        ensure_all_back(cache)
+    }
+
+    /// Not even where the object has a deferred free before it.
+    fn a_double_free_by_nolock_calls_is_reported_and_not_carried_out(t: &mut Test) {
+        let cache = cache("dbg_nolock", FZPU)?;
+        let object = cache.alloc_nolock(AllocFlags::NOWAIT).ok_or_else(|| crate::__failed!("no memory"))?;
+        let deferred = sync::IrqGuard::new(t.cx);
+        // SAFETY: as in `free`.
+        let report = the_report(cache, || (0..2).for_each(|_| unsafe { slab::kfree_nolock(object) }))?;
+        drop(deferred);
+        ensure_eq!((report.kind, report.cure), (Kind::DoubleFree, Cure::NotFreed));
+        slab::deferred::flush(&sched::keep_cpus(t.cx), t.cx);
+        ensure_works(cache)?;
+        // Its deferral is over: this one is found where it meets its slab.
+        let report = the_report(cache, || {
+            // SAFETY: as in `free`.
+            unsafe { slab::kfree_nolock(object) };
+            slab::deferred::flush(&sched::keep_cpus(t.cx), t.cx);
+        })?;
+        ensure_eq!(report.kind, Kind::DoubleFree);
+        ensure_all_back(cache)
+    }
+
+    /// An object goes to its own cache or nowhere.
+    fn a_free_to_another_cache_is_reported_and_not_carried_out(_t: &mut Test) {
+        let (mine, other) = (cache("dbg_mine", FZPU)?, cache("dbg_other", FZPU)?);
+        let object = alloc(mine)?;
+        let report = the_report(other, || free(other, object))?;
+        ensure_eq!((report.kind, report.cure), (Kind::WrongCache, Cure::NotFreed));
+        ensure_eq!((report.object, report.allocated.is_some()), (object.as_ptr().addr(), true));
+        ensure_works(mine)?;
+        ensure_works(other)?;
+        free(mine, object);
+        ensure_all_back(mine)?;
+        ensure_all_back(other)
+    }
+
+    /// A pointer into an object, and one in front of all.
+    fn a_free_of_what_begins_no_object_is_reported_and_not_carried_out(_t: &mut Test) {
+        let cache = cache("dbg_inside", FZPU)?;
+        let object = alloc(cache)?;
+        for offset in [8, 63, -8] {
+            // SAFETY: within the slab: a red zone lies in front of the object.
+            let inside = unsafe { object.offset(offset) };
+            let report = the_report(cache, || free(cache, inside))?;
+            ensure_eq!((report.kind, report.cure), (Kind::InsideObject, Cure::NotFreed));
+            ensure_eq!((report.object, report.offset), (object.as_ptr().addr(), offset));
+        }
+        // SAFETY: as in `free`.
+        let report = the_report(cache, || unsafe { slab::kfree_nolock(object.add(8)) })?;
+        ensure_eq!(report.kind, Kind::InsideObject);
+        free(cache, object);
+        ensure_all_back(cache)
+    }
+
+    /// Addresses that lie in no slab.
+    fn a_free_of_what_is_no_object_is_reported_and_not_carried_out(_t: &mut Test) {
+        static WORD: u64 = 0;
+        let page = mm::alloc_pages(0, None, AllocFlags::NOWAIT).map_err(|error| crate::__failed!("{error}"))?;
+        let cache = cache("dbg_no_slab", FZPU)?;
+        for address in [page.virt(), (&raw const WORD).cast_mut().cast()] {
+            let address = NonNull::new(address).expect("not null");
+            let report = the_report(cache, || free(cache, address))?;
+            ensure_eq!((report.kind, report.object), (Kind::NoObject, address.as_ptr().addr()));
+            let before = slab::debug::reports();
+            // SAFETY: as in `free`.
+            unsafe { slab::kfree(address) };
+            ensure_eq!(slab::debug::reports() - before, 1);
+        }
+        mm::free_pages(page, 0);
+        ensure_all_back(cache)
+    }
+
+    /// A link that leads out of the slab, and one that ends the list too early.
+    fn a_damaged_freelist_is_found_and_its_slab_quarantined(_t: &mut Test) {
+        for (name, link, kind) in [("dbg_link", 0x1234_usize, Kind::Freelist), ("dbg_cut", 0, Kind::Counters)] {
+            let cache = cache(name, FZPU)?;
+            let (first, second) = (alloc(cache)?, alloc(cache)?);
+            free(cache, first);
+            // SAFETY: the link of a free object.
+            unsafe { first.add(LINK).cast::<usize>().write_volatile(link) };
+            let report = the_report(cache, || free(cache, second))?;
+            ensure_eq!((report.kind, report.cure), (kind, Cure::Quarantined));
+            ensure_eq!(report.object, first.as_ptr().addr());
+            if kind == Kind::Freelist {
+                ensure_eq!((report.offset, report.found), (LINK as isize, link as u64));
+            }
+            ensure_works(cache)?;
+            cache.shrink();
+            ensure_eq!(cache.info().num_slabs, 1, "the quarantined slab, and no other");
+        }
+        Ok(())
+    }
+
+    /// `O`: no debugging at the price of larger slabs.
+    fn what_would_need_a_higher_order_is_left_off_if_asked_for(_t: &mut Test) {
+        let flags = FZPU | DebugFlags::NO_HIGHER_ORDER;
+        let large = slab::create(Layout::new("dbg_order", 4096).debug(flags)).map_err(|error| crate::__failed!("{error}"))?;
+        ensure_eq!(large.debug() & FZPU, DebugFlags::CONSISTENCY);
+        let small = cache("dbg_fits", flags)?;
+        ensure_eq!(small.debug() & FZPU, FZPU);
+        Ok(())
+    }
+
+    /// `T`: one line a call.
+    fn a_traced_cache_logs_each_call(_t: &mut Test) {
+        let cache = cache("dbg_trace", DebugFlags::TRACE)?;
+        let object = alloc(cache)?;
+        free(cache, object);
+        let mut lines = [0; 2];
+        sync::log::for_each_line(|line| {
+            let line = core::str::from_utf8(line).unwrap_or_default();
+            if line.contains("TRACE dbg_trace ") {
+                lines[usize::from(line.contains("freed"))] += 1;
+            }
+        });
+        ensure_eq!(lines, [1, 1]);
+        ensure_all_back(cache)
+    }
+}
