@@ -1,5 +1,8 @@
 //! The `#[global_allocator]`: an early heap until `slab` is up, `kmalloc` from then on.
 //!
+//! Any alignment will do. A block of `kmalloc` grows in place within its class; a block of the early heap that changes its
+//! size after `slab` is up moves to `kmalloc`.
+//!
 //! The early heap is made of chunks of pages, each with a free list of its own
 //! (`linked_list_allocator`). It grows by a chunk when none has room, and never shrinks: what is
 //! allocated before `slab` is little and lives long.
@@ -24,31 +27,23 @@ const MAX_CHUNKS: usize = 8;
 /// Binary logarithm of the pages of a chunk: 1 MiB.
 const CHUNK_ORDER: usize = 8;
 
-/// Alignment that every `kmalloc` has.
-const KMALLOC_ALIGN: usize = 8;
-
-struct KernelHeap {
+/// The allocator; the kernel has one.
+pub struct KernelHeap {
     /// The early heap; chunks without memory are empty heaps. Interrupts off while held; nests in
     /// whatever lock the caller of the allocator holds, and nothing nests in it: pages are asked for
     /// outside of it.
     chunks: SpinLock<[Heap; MAX_CHUNKS]>,
 }
 
-#[global_allocator]
-static HEAP: KernelHeap =
-    KernelHeap { chunks: SpinLock::new([const { Heap::empty() }; MAX_CHUNKS], lock_class!("kernel.early_heap")) };
-
 // SAFETY: blocks come from a chunk's free list or from `kmalloc`, each of which hands out memory once
-// until it is given back; both respect size and alignment (`kmalloc_size`).
+// until it is given back; both respect size and alignment.
 unsafe impl GlobalAlloc for KernelHeap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        debug_assert!(!context::in_nmi(), "HEAP-2: allocation of {layout:?} in an NMI");
-        let block = if slab::kmalloc::is_up() {
-            kmalloc_size(layout).and_then(|size| slab::kmalloc::kmalloc(size, AllocFlags::NOWAIT))
-        } else {
-            self.alloc_early(layout)
-        };
-        block.map_or(ptr::null_mut(), NonNull::as_ptr)
+        self.allocate(layout, AllocFlags::NOWAIT).map_or(ptr::null_mut(), NonNull::as_ptr)
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        self.allocate(layout, AllocFlags::ZERO).map_or(ptr::null_mut(), NonNull::as_ptr)
     }
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
@@ -56,17 +51,57 @@ unsafe impl GlobalAlloc for KernelHeap {
         let Some(block) = NonNull::new(block) else {
             return;
         };
-        // HEAP-1, without a lock: the page says whose it is.
-        let page = mm::page_of(block.as_ptr()).expect("HEAP-1: a block of neither allocator").head();
-        match page.kind() {
+        if is_kmalloc(block) {
             // SAFETY: `kmalloc`'s pages, so it returned the block; the caller is done with it.
-            PageKind::Slab | PageKind::Large => unsafe { slab::kmalloc::kfree(block) },
-            _ => self.free_early(block, layout),
+            unsafe { slab::kfree(block) };
+        } else {
+            self.free_early(block, layout);
         }
+    }
+
+    unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        debug_assert!(!context::in_nmi(), "HEAP-2: {layout:?} resized in an NMI");
+        let align = layout.align();
+        if let Some(block) = NonNull::new(block).filter(|&block| is_kmalloc(block)) {
+            // SAFETY: as in `dealloc`; on failure the block stays the caller's.
+            let block = unsafe { slab::krealloc_aligned(Some(block), new_size, align, AllocFlags::NOWAIT) };
+            return block.map_or(ptr::null_mut(), NonNull::as_ptr);
+        }
+        // SAFETY: the caller keeps `new_size` to what a layout may be with this alignment.
+        let wanted = unsafe { Layout::from_size_align_unchecked(new_size, align) };
+        let Some(new) = self.allocate(wanted, AllocFlags::NOWAIT) else {
+            return ptr::null_mut();
+        };
+        // SAFETY: both blocks hold as many bytes, and a fresh one is no part of another. The old one goes back by
+        // its own layout.
+        unsafe {
+            new.as_ptr().copy_from_nonoverlapping(block, new_size.min(layout.size()));
+            self.dealloc(block, layout);
+        }
+        new.as_ptr()
     }
 }
 
 impl KernelHeap {
+    /// A heap without memory.
+    #[expect(clippy::new_without_default, reason = "it is made once, in a static")]
+    pub const fn new() -> Self {
+        Self { chunks: SpinLock::new([const { Heap::empty() }; MAX_CHUNKS], lock_class!("kernel.early_heap")) }
+    }
+
+    fn allocate(&self, layout: Layout, flags: AllocFlags) -> Option<NonNull<u8>> {
+        debug_assert!(!context::in_nmi(), "HEAP-2: allocation of {layout:?} in an NMI");
+        if slab::kmalloc::is_up() {
+            return slab::kmalloc_aligned(layout.size(), layout.align(), flags);
+        }
+        let block = self.alloc_early(layout)?;
+        if flags.contains(AllocFlags::ZERO) {
+            // SAFETY: a fresh block of that size.
+            unsafe { block.write_bytes(0, layout.size()) };
+        }
+        Some(block)
+    }
+
     fn alloc_early(&self, layout: Layout) -> Option<NonNull<u8>> {
         let from_chunks = || {
             let mut chunks = self.chunks.lock_irqsave(ATOMIC);
@@ -108,15 +143,12 @@ impl KernelHeap {
     }
 }
 
-/// The size to ask `kmalloc` for, so that the block is aligned: powers of two are aligned to
-/// themselves, up to a page. None for alignments beyond that.
-fn kmalloc_size(layout: Layout) -> Option<usize> {
-    let (size, align) = (layout.size(), layout.align());
-    if align <= KMALLOC_ALIGN {
-        Some(size)
-    } else if align <= PAGE_SIZE {
-        Some(size.max(align).next_power_of_two())
-    } else {
-        None
-    }
+/// HEAP-1, without a lock: the page says whose block it is.
+fn is_kmalloc(block: NonNull<u8>) -> bool {
+    let page = mm::page_of(block.as_ptr()).expect("HEAP-1: a block of neither allocator").head();
+    matches!(page.kind(), PageKind::Slab | PageKind::Large)
 }
+
+#[cfg(test)]
+#[path = "heap_tests.rs"]
+mod tests;

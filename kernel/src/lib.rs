@@ -1,4 +1,4 @@
-//! The parts of the bootable kernel that need no machine, so that they are tested on the host.
+//! The parts of the bootable kernel that are tested on the host: most of them need no machine.
 //!
 //! The kernel itself is `main.rs` and what it names.
 #![cfg_attr(not(test), no_std)]
@@ -6,6 +6,7 @@
 extern crate alloc;
 
 pub mod arguments;
+pub mod heap;
 pub mod line;
 pub mod regions;
 pub mod slabtop;

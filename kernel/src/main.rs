@@ -5,7 +5,6 @@
 //! | `start.rs` | the boot, told as a story |
 //! | `cmdline.rs` | the command line and its parameters |
 //! | `console.rs` | COM1 |
-//! | `heap.rs` | the global allocator |
 //! | `panic.rs`, `build_id.rs` | the end |
 //! | `whereabouts.rs`, `ask.rs` | where each CPU is, when somebody asks with an NMI |
 //! | `crash/` | ways to die on purpose |
@@ -29,8 +28,6 @@ mod console;
 #[cfg(target_os = "none")]
 mod crash;
 #[cfg(target_os = "none")]
-mod heap;
-#[cfg(target_os = "none")]
 mod panic;
 #[cfg(target_os = "none")]
 mod shell;
@@ -38,6 +35,10 @@ mod shell;
 mod start;
 #[cfg(target_os = "none")]
 mod whereabouts;
+
+#[cfg(target_os = "none")]
+#[global_allocator]
+static HEAP: grange_kernel::heap::KernelHeap = grange_kernel::heap::KernelHeap::new();
 
 /// There is nothing to run on the host.
 #[cfg(not(target_os = "none"))]

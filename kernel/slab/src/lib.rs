@@ -19,6 +19,7 @@
 //! | [`cache`] | [`RawCache`]: one kind of object, and what it is made of |
 //! | [`merge`] | one cache for several users whose objects are alike |
 //! | [`kmalloc`] | objects by size; the `_nolock` family |
+//! | [`krealloc`](mod@krealloc), [`kvmalloc`](mod@kvmalloc) | blocks that change their size; blocks of `kmalloc` or `vmalloc` |
 //! | [`kbox`] | [`KBox`]: an owner of a value in `kmalloc` memory |
 //! | `cpu`, `exchange` | a CPU's sheaves: fast paths; what happens when main runs dry or over |
 //! | `sheaf`, `barn` | the arrays, and where they wait |
@@ -52,6 +53,8 @@ pub mod flush;
 pub mod info;
 pub mod kbox;
 pub mod kmalloc;
+pub mod krealloc;
+pub mod kvmalloc;
 pub mod merge;
 pub mod numa;
 pub mod rcu_free;
@@ -81,6 +84,8 @@ pub use kbox::{KBox, OutOfMemory};
 pub use kmalloc::{
     ZERO_SIZE, kcalloc, kfree, kfree_nolock, kmalloc, kmalloc_aligned, kmalloc_array, kmalloc_nolock, ksize, kzalloc,
 };
+pub use krealloc::{kfree_sensitive, krealloc, krealloc_aligned};
+pub use kvmalloc::{kvfree, kvfree_sleep, kvmalloc, kvmalloc_array};
 pub use numa::kmalloc_node;
 pub use slab_ref::object_of;
 pub use sleep::kmalloc_sleep;

@@ -5,6 +5,7 @@ mod machine;
 
 mod kbox;
 mod merging;
+mod resize;
 
 use sync::MaySleep;
 
