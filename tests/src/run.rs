@@ -11,6 +11,7 @@ use sync::{MaySleep, Rng};
 
 use crate::case::{TAG_SLOW, TestCase};
 use crate::com2;
+use crate::ensure_eq;
 use crate::filter::Filter;
 use crate::outcome::Failure;
 use crate::report::{Ktap, Output, Start};
@@ -23,6 +24,8 @@ pub struct Test<'a> {
     pub rng: Rng,
     /// The seed they came from, to derive more.
     pub seed: u64,
+    /// Whether it does damage to slabs on purpose. A report about any other test's is a failure of that test.
+    pub damages_slabs: bool,
     out: &'a mut dyn Output,
 }
 
@@ -136,9 +139,15 @@ fn run_case(case: &TestCase, seed: u64, cx: &mut MaySleep, out: &mut dyn Output)
     let seed = seed_of(seed, case);
     out.begin(case);
     com2::set_deadline(Some(case.budget_ms));
-    let result = (case.run)(&mut Test { cx, rng: Rng::new(seed), seed, out });
+    let before = slab::debug::reports();
+    let mut test = Test { cx, rng: Rng::new(seed), seed, damages_slabs: false, out };
+    let result = (case.run)(&mut test);
     com2::set_deadline(None);
-    result
+    let reports = if test.damages_slabs { 0 } else { slab::debug::reports() - before };
+    result.and_then(|()| {
+        ensure_eq!(reports, 0, "damage to slabs was reported, see the log");
+        Ok(())
+    })
 }
 
 /// FNV-1a over the run's seed and the test's name.
@@ -150,7 +159,7 @@ fn seed_of(seed: u64, case: &TestCase) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{ensure_eq, skip};
+    use crate::skip;
 
     fn pass(_: &mut Test<'_>) -> Result<(), Failure> {
         Ok(())

@@ -18,6 +18,7 @@ use sync::{DynPerCpu, Once};
 
 use crate::cache::{CacheFlags, CreateError, Layout, RawCache};
 use crate::cpu::CacheCpu;
+use crate::debug;
 use crate::merge;
 use crate::node::CacheNode;
 use crate::registry;
@@ -49,6 +50,7 @@ pub(crate) fn sheaf_cache(bytes: usize) -> Option<&'static RawCache> {
 /// If there is not enough memory for the first caches, or if called twice.
 pub fn init() {
     assert!(BOOT[0].get().is_none(), "the slab allocator is up already");
+    debug::init();
     for (index, name) in SHEAF_NAMES.into_iter().chain(["kmem_cache", "kmem_cache_node"]).enumerate() {
         let (size, align) = match index {
             CACHES => (size_of::<RawCache>(), align_of::<RawCache>()),
@@ -122,7 +124,8 @@ fn try_create(layout: Layout) -> Result<&'static RawCache, CreateError> {
     // SAFETY: just written; from here on shared, and never moved.
     let cache: &'static RawCache = unsafe { place.as_ref() };
     for node in online_nodes() {
-        let Some(here) = nodes.take_one(node, AllocFlags::NOWAIT, crate::Spin::May) else {
+        let object = nodes.take_one(node, AllocFlags::NOWAIT, crate::Spin::May);
+        let Some(here) = nodes.after_alloc(object, AllocFlags::NOWAIT) else {
             // SAFETY: nobody has seen the cache yet.
             unsafe { dismantle(cache) };
             return Err(CreateError::NoMemory);

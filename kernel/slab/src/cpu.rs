@@ -163,7 +163,7 @@ impl RawCache {
 
     #[inline(always)]
     pub(crate) fn after_alloc(&self, object: Option<NonNull<u8>>, flags: AllocFlags) -> Option<NonNull<u8>> {
-        let object = object?;
+        let object = object.filter(|&object| self.may_hand_out(object))?;
         if flags.contains(AllocFlags::ZERO) {
             // SAFETY: a fresh object of `object_size` bytes that nobody else knows.
             unsafe { object.as_ptr().write_bytes(0, self.object_size()) };

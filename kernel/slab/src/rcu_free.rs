@@ -38,7 +38,16 @@ use crate::{Spin, exchange, local_node};
 pub unsafe fn free(object: NonNull<u8>, spin: Spin) -> bool {
     let Some(slab) = SlabRef::of(object) else { return false };
     let cache = slab.cache();
-    let done = slab.is_home() && cache.sheaf_capacity() != 0 && push(cache, object, spin);
+    let mut done = slab.is_home() && cache.sheaf_capacity() != 0;
+    if done {
+        if !cache.may_free(slab, object) {
+            return true;
+        }
+        done = push(cache, object, spin);
+        if !done {
+            cache.still_used(object);
+        }
+    }
     cache.count(if done { Stat::FreeRcuSheaf } else { Stat::FreeRcuSheafFail });
     done
 }

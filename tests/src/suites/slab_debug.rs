@@ -9,7 +9,7 @@ use mm::AllocFlags;
 use slab::debug::{Cure, Kind, Report};
 use slab::{CacheFlags, DebugFlags, Layout, RawCache};
 
-use crate::{Failure, ensure, ensure_eq, ktest};
+use crate::{Failure, ensure, ensure_eq, ktest, skip};
 
 const SIZE: usize = 64;
 /// What `slab_debug=FZPU` says.
@@ -99,7 +99,8 @@ fn ensure_all_back(cache: &'static RawCache) -> Result<(), Failure> {
 
 ktest! {
     /// Bytes behind an object, found when it is freed.
-    fn a_write_behind_an_object_is_reported_and_the_object_withheld(_t: &mut Test) {
+    fn a_write_behind_an_object_is_reported_and_the_object_withheld(t: &mut Test) {
+        t.damages_slabs = true;
         let cache = cache("dbg_right", FZPU)?;
         let object = alloc(cache)?;
         poke(object, 64, 0x41);
@@ -116,7 +117,8 @@ ktest! {
     }
 
     /// Bytes before an object.
-    fn a_write_before_an_object_is_reported_and_the_object_withheld(_t: &mut Test) {
+    fn a_write_before_an_object_is_reported_and_the_object_withheld(t: &mut Test) {
+        t.damages_slabs = true;
         let cache = cache("dbg_left", FZPU)?;
         let object = alloc(cache)?;
         poke(object, -1, 0);
@@ -127,7 +129,8 @@ ktest! {
     }
 
     /// Room between objects that belongs to nobody.
-    fn a_write_between_objects_is_reported(_t: &mut Test) {
+    fn a_write_between_objects_is_reported(t: &mut Test) {
+        t.damages_slabs = true;
         let layout = Layout::new("dbg_padding", SIZE).align(256).debug(DebugFlags::POISON);
         let cache = slab::create(layout).map_err(|error| crate::__failed!("{error}"))?;
         let object = alloc(cache)?;
@@ -139,7 +142,8 @@ ktest! {
     }
 
     /// A write after free is found by the next allocation; the slab is used no more.
-    fn a_write_after_free_is_found_and_its_slab_quarantined(_t: &mut Test) {
+    fn a_write_after_free_is_found_and_its_slab_quarantined(t: &mut Test) {
+        t.damages_slabs = true;
         let cache = cache("dbg_poison", FZPU)?;
         let (other, object) = (alloc(cache)?, alloc(cache)?);
         free(cache, object);
@@ -171,7 +175,8 @@ ktest! {
     }
 
     /// The last byte of a free object has a mark of its own.
-    fn a_write_to_the_last_byte_of_a_free_object_is_found(_t: &mut Test) {
+    fn a_write_to_the_last_byte_of_a_free_object_is_found(t: &mut Test) {
+        t.damages_slabs = true;
         let cache = cache("dbg_end", FZPU)?;
         let object = alloc(cache)?;
         free(cache, object);
@@ -198,7 +203,8 @@ ktest! {
     }
 
     /// The second free is not carried out, and the report knows the first.
-    fn a_double_free_is_reported_and_not_carried_out(_t: &mut Test) {
+    fn a_double_free_is_reported_and_not_carried_out(t: &mut Test) {
+        t.damages_slabs = true;
         let cache = cache("dbg_double", FZPU)?;
         let (held, object) = (alloc(cache)?, alloc(cache)?);
         free(cache, object);
@@ -213,6 +219,7 @@ ktest! {
 
     /// Not even where the object has a deferred free before it.
     fn a_double_free_by_nolock_calls_is_reported_and_not_carried_out(t: &mut Test) {
+        t.damages_slabs = true;
         let cache = cache("dbg_nolock", FZPU)?;
         let object = cache.alloc_nolock(AllocFlags::NOWAIT).ok_or_else(|| crate::__failed!("no memory"))?;
         let deferred = sync::IrqGuard::new(t.cx);
@@ -233,7 +240,8 @@ ktest! {
     }
 
     /// An object goes to its own cache or nowhere.
-    fn a_free_to_another_cache_is_reported_and_not_carried_out(_t: &mut Test) {
+    fn a_free_to_another_cache_is_reported_and_not_carried_out(t: &mut Test) {
+        t.damages_slabs = true;
         let (mine, other) = (cache("dbg_mine", FZPU)?, cache("dbg_other", FZPU)?);
         let object = alloc(mine)?;
         let report = the_report(other, || free(other, object))?;
@@ -247,7 +255,8 @@ ktest! {
     }
 
     /// A pointer into an object, and one in front of all.
-    fn a_free_of_what_begins_no_object_is_reported_and_not_carried_out(_t: &mut Test) {
+    fn a_free_of_what_begins_no_object_is_reported_and_not_carried_out(t: &mut Test) {
+        t.damages_slabs = true;
         let cache = cache("dbg_inside", FZPU)?;
         let object = alloc(cache)?;
         for offset in [8, 63, -8] {
@@ -265,7 +274,8 @@ ktest! {
     }
 
     /// Addresses that lie in no slab.
-    fn a_free_of_what_is_no_object_is_reported_and_not_carried_out(_t: &mut Test) {
+    fn a_free_of_what_is_no_object_is_reported_and_not_carried_out(t: &mut Test) {
+        t.damages_slabs = true;
         static WORD: u64 = 0;
         let page = mm::alloc_pages(0, None, AllocFlags::NOWAIT).map_err(|error| crate::__failed!("{error}"))?;
         let cache = cache("dbg_no_slab", FZPU)?;
@@ -283,7 +293,8 @@ ktest! {
     }
 
     /// A link that leads out of the slab, and one that ends the list too early.
-    fn a_damaged_freelist_is_found_and_its_slab_quarantined(_t: &mut Test) {
+    fn a_damaged_freelist_is_found_and_its_slab_quarantined(t: &mut Test) {
+        t.damages_slabs = true;
         for (name, link, kind) in [("dbg_link", 0x1234_usize, Kind::Freelist), ("dbg_cut", 0, Kind::Counters)] {
             let cache = cache(name, FZPU)?;
             let (first, second) = (alloc(cache)?, alloc(cache)?);
@@ -301,6 +312,44 @@ ktest! {
             ensure_eq!(cache.info().num_slabs, 1, "the quarantined slab, and no other");
         }
         Ok(())
+    }
+
+    /// With sheaves on: two frees, one of an object that was never allocated, one into the middle, one to another cache.
+    fn wrong_frees_to_ordinary_caches_are_reported_in_builds_with_assertions(t: &mut Test) {
+        if !cfg!(debug_assertions) {
+            skip!("needs assertions");
+        }
+        t.damages_slabs = true;
+        let (cache, other) = (cache("dbg_sheaves", DebugFlags::empty())?, cache("dbg_sheaves_too", DebugFlags::empty())?);
+        if cache.sheaf_capacity() == 0 {
+            skip!("slab_debug= takes the sheaves away");
+        }
+        let (held, object) = (alloc(cache)?, alloc(cache)?);
+        free(cache, object);
+        let twice: [fn(&RawCache, NonNull<u8>); 4] = [
+            free,
+            // SAFETY: as in `free`.
+            |_, object| unsafe { slab::kfree(object) },
+            // SAFETY: as above.
+            |_, object| unsafe { slab::kfree_nolock(object) },
+            // SAFETY: as above.
+            |_, object| unsafe { _ = slab::rcu_free::free(object, slab::Spin::May) },
+        ];
+        for free in twice {
+            let report = the_report(cache, || free(cache, object))?;
+            ensure_eq!((report.kind, report.cure), (Kind::DoubleFree, Cure::NotFreed));
+            ensure_eq!(report.object, object.as_ptr().addr());
+        }
+        // SAFETY: inside the object.
+        let report = the_report(cache, || free(cache, unsafe { held.add(8) }))?;
+        ensure_eq!((report.kind, report.offset), (Kind::InsideObject, 8));
+        let report = the_report(other, || free(other, held))?;
+        ensure_eq!((report.kind, report.object), (Kind::WrongCache, held.as_ptr().addr()));
+        ensure_works(cache)?;
+        ensure_works(other)?;
+        ensure_eq!(reported(cache, || free(cache, held)).1, 0, "the one good free");
+        ensure_all_back(cache)?;
+        ensure_all_back(other)
     }
 
     /// `O`: no debugging at the price of larger slabs.

@@ -257,7 +257,7 @@ fn contended() -> Result<&'static RawCache, Failure> {
         CONTENDED.call_once(|| new);
     }
     let cache = *CONTENDED.get().expect("made above");
-    for run in stepping::runs(&[1, 7]) {
+    for run in stepping::runs(&[31]) {
         // Three of one slab: it is neither full before the free that is stepped nor empty after it.
         let held: Vec<_> = (0..3).filter_map(|_| cache.alloc(AllocFlags::NOWAIT)).collect();
         let [first, second, third] = held[..] else { return Err(crate::__failed!("no memory")) };

@@ -3,7 +3,7 @@
 //! | | in builds with assertions | in others |
 //! |---|---|---|
 //! | debug caches | at the slab, with all that is known there | the same |
-//! | ordinary caches | on every free | on the way to a slab: from a sheaf that is flushed the cache alone, else the place in the slab, too |
+//! | ordinary caches | on every free, also whether the object is in use ([`shadow`](super::shadow)) | on the way to a slab: from a sheaf that is flushed the cache alone, else the place in the slab, too |
 //!
 //! In each case the free is reported and not carried out: the object leaks, and nothing is corrupted (M-21). The
 //! exception is an ordinary cache of a build without assertions: what its sheaves take is not looked at, and may come out
@@ -37,12 +37,13 @@ pub(crate) fn report_no_object(cache: Option<&RawCache>, address: NonNull<u8>) {
 }
 
 impl RawCache {
-    /// Whether `object` in `slab` may be freed to this cache, asked on every free. Reports what may not.
+    /// Whether `object` in `slab` may be freed to this cache, asked once on every free: after it the object counts as free.
+    /// Reports what may not.
     ///
     /// Context: any.
     #[inline(always)]
     pub(crate) fn may_free(&self, slab: SlabRef, object: NonNull<u8>) -> bool {
-        !cfg!(debug_assertions) || self.is_mine(slab, object)
+        !cfg!(debug_assertions) || (self.is_mine(slab, object) && (self.is_checked() || self.mark_free(object)))
     }
 
     /// The same, asked on the slow path.

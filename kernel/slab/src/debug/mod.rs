@@ -19,6 +19,7 @@
 //! | `param` | the command line |
 //! | `layout`, `poison`, `track` | what surrounds an object, with what bytes, and who had it |
 //! | `call` | frees that are wrong in themselves, also of ordinary caches |
+//! | `shadow` | which objects are in use, also of ordinary caches, in builds with assertions |
 //! | `cell` | one object with what surrounds it |
 //! | `check` | on the way out of a slab, and on the way in |
 //! | `report` | what is said, kept and counted of what was found |
@@ -28,6 +29,8 @@
 //! - An object that comes back with damaged red zones or padding is not freed; the bytes are put right.
 //! - A slab whose freelist, counters or free objects are damaged is *quarantined*: taken off its list, all its objects
 //!   counted as in use, never used again; frees of its objects are ignored. It keeps its cache from being destroyed.
+//!
+//! - An object that would be handed out while it is in use is left alone, and the allocation fails.
 //!
 //! In each case the kernel goes on.
 //!
@@ -51,11 +54,13 @@ mod layout;
 mod param;
 mod poison;
 mod report;
+mod shadow;
 mod track;
 
 pub(crate) use call::report_no_object;
 pub(crate) use layout::Parts;
 pub use report::{Cure, Kind, Report, reports, with_reports};
+pub(crate) use shadow::init;
 pub use track::Track;
 
 use crate::cache::{CacheFlags, Layout};

@@ -20,8 +20,10 @@ const KEPT: usize = 16;
 /// What was found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
-    /// An object was freed that is free.
+    /// An object was freed that is free, or was never allocated.
     DoubleFree,
+    /// An object was about to be handed out that is in use.
+    HandedOutTwice,
     /// An object was freed to another cache than its own.
     WrongCache,
     /// An address was freed that is not the beginning of an object.
@@ -47,6 +49,7 @@ impl Kind {
     pub const fn words(self) -> &'static str {
         match self {
             Self::DoubleFree => "Object already free",
+            Self::HandedOutTwice => "Object in use handed out",
             Self::WrongCache => "Object freed to another cache",
             Self::InsideObject => "Invalid object pointer",
             Self::NoObject => "Freed address is no object",
@@ -65,6 +68,8 @@ impl Kind {
 pub enum Cure {
     /// The free was not carried out; damaged bytes around the object were put right.
     NotFreed,
+    /// The allocation failed.
+    Withheld,
     /// The slab was taken out of use.
     Quarantined,
     /// Nothing: somebody only looked.
@@ -75,6 +80,7 @@ impl Cure {
     const fn words(self) -> &'static str {
         match self {
             Self::NotFreed => "the object is not freed",
+            Self::Withheld => "the allocation fails",
             Self::Quarantined => "the slab is taken out of use",
             Self::None => "nothing is done about it",
         }
@@ -192,7 +198,7 @@ impl fmt::Display for Report {
         let Self { number, cache, kind, object, offset, len, found, expected, .. } = self;
         write!(f, "BUG {cache}: {} [{number}]: object {object:#x}, offset {offset}", kind.words())?;
         match kind {
-            Kind::DoubleFree | Kind::InsideObject | Kind::NoObject | Kind::WrongCache => Ok(()),
+            Kind::DoubleFree | Kind::HandedOutTwice | Kind::InsideObject | Kind::NoObject | Kind::WrongCache => Ok(()),
             _ if *len > 1 => write!(f, ", {len} bytes: found {found:#x}, expected {expected:#x}"),
             _ => write!(f, ": found {found:#x}, expected {expected:#x}"),
         }
