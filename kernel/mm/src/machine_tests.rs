@@ -486,7 +486,7 @@ static SETTLED: AtomicBool = AtomicBool::new(false);
 static HOARDER: Shrinker = Shrinker::new(
     "hoard",
     || HOARDED.load(Ordering::Relaxed),
-    |_| {
+    |_, _| {
         let mut freed = 0;
         for node in HOARD.take_all() {
             // SAFETY: the test puts links of descriptors there.

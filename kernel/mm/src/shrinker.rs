@@ -21,7 +21,7 @@ use crate::{alloc, vmalloc};
 pub struct Shrinker {
     name: &'static str,
     count: fn() -> usize,
-    scan: fn(usize) -> usize,
+    scan: fn(usize, &mut MaySleep) -> usize,
     settle: Option<fn(&mut MaySleep)>,
     registered: AtomicBool,
     /// The one registered before; SHR-1.
@@ -34,9 +34,10 @@ impl Shrinker {
     /// A shrinker: `count` says how many pages could be freed now (cheap, may be stale), `scan(n)` tries to free `n` pages
     /// and says how many it did.
     ///
-    /// Context of both: a thread; `scan` takes its own locks.
+    /// Context of `count`: any but NMI. Of `scan`: a thread that may sleep; it takes its own locks, mutexes among them, and
+    /// must not allocate with MAY_SLEEP, nor may anybody who holds one of these.
     #[must_use]
-    pub const fn new(name: &'static str, count: fn() -> usize, scan: fn(usize) -> usize) -> Self {
+    pub const fn new(name: &'static str, count: fn() -> usize, scan: fn(usize, &mut MaySleep) -> usize) -> Self {
         Self {
             name,
             count,
@@ -146,7 +147,7 @@ pub(crate) fn reclaim(effort: Effort, pages: usize, cx: &mut MaySleep) -> usize 
             }
             let count = shrinker.count().min(target - freed);
             if count != 0 {
-                let got = (shrinker.scan)(count);
+                let got = (shrinker.scan)(count, cx);
                 shrinker.freed.fetch_add(got as u64, Ordering::Relaxed);
                 freed = freed.saturating_add(got);
             }

@@ -295,11 +295,14 @@ impl Barn {
         (lists.full.take(), lists.empty.take())
     }
 
-    /// Whether BARN-3 holds.
+    /// Whether BARN-1 to BARN-3 hold.
     #[cfg(test)]
-    pub(crate) fn is_current(&self) -> bool {
+    pub(crate) fn is_sound(&self) -> bool {
         let lists = self.wait_lock();
-        Chain(lists.full.0).chain(Chain(lists.empty.0)).all(|sheaf| lists.admit(sheaf))
+        let (full, empty) = (|| Chain(lists.full.0), || Chain(lists.empty.0));
+        full().all(|sheaf| lists.admit(sheaf) && !sheaf.is_empty())
+            && empty().all(|sheaf| lists.admit(sheaf) && sheaf.is_empty())
+            && (full().count(), empty().count()) == (self.nr_full() as usize, self.nr_empty() as usize)
     }
 
     /// The most full, and the most empty, sheaves that it keeps.

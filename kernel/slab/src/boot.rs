@@ -68,6 +68,7 @@ pub fn init() {
     }
     crate::remote::init();
     crate::kmalloc::init();
+    mm::shrinker::register(&crate::shrinker::SHRINKER);
     sched::hotplug::register(&crate::hotplug::NOTIFIER);
 }
 

@@ -82,6 +82,9 @@ impl RawCache {
     /// return before what was on a CPU that goes offline meanwhile has gone back. Returns how many pages went back to
     /// the page allocator.
     pub fn flush_cpus(&'static self) -> usize {
+        if self.flags().contains(CacheFlags::NO_SHEAVES) {
+            return 0;
+        }
         arch::cpu::online().iter().map(|cpu| self.put_away(detach_on(self, cpu, What::All))).sum()
     }
 

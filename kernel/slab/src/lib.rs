@@ -29,6 +29,7 @@
 //! | [`rcu_free`] | sheaves of objects that wait for a grace period |
 //! | [`deferred`] | what an NMI could not do itself |
 //! | [`flush`] | emptying sheaves and barns: shrink, destroy, barriers |
+//! | `shrinker` | what the page allocator gets back when memory is short |
 //! | [`tune`] | capacity, barn limits and the like, changed at run time |
 //! | [`debug`] | caches that check what is done to them: `slab_debug=` |
 //! | `hotplug` | what a CPU leaves behind when it goes offline |
@@ -37,8 +38,12 @@
 //!
 //! # Lock order (M-10)
 //!
-//! CPU hotplug → the mutex of who walks the list of caches → the mutex of who tunes one → all others. Sheaf lock (only ever tried) → barn lock → nothing; sheaf lock → list lock → page allocator. The list of caches is
-//! locked outside all of them. The barn lock and a list lock are never held together.
+//! CPU hotplug → `slab.walk`, the mutex of who walks the list of caches → `slab.tune`, the mutex of who tunes one → all
+//! others. The list of caches is locked inside these, and outside of what follows. Sheaf lock (only ever tried) → barn
+//! lock → nothing; sheaf lock → list lock → page allocator. The barn lock and a list lock are never held together.
+//!
+//! A thread that allocates and may sleep may come to `slab.walk` by way of the shrinker, under whatever it holds
+//! (`shrinker.rs` says why that is right). So nobody allocates with MAY_SLEEP under one of the two mutexes.
 //!
 //! Answers to Linux `mm/slub.c` (7.x), where sheaves came in 2025 and became universal in 7.0.
 
@@ -71,6 +76,7 @@ mod leaks;
 mod node;
 mod order;
 mod sheaf;
+mod shrinker;
 mod slab_ref;
 mod sleep;
 mod slow;

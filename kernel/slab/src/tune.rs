@@ -149,4 +149,4 @@ impl RawCache {
 
 #[cfg(test)]
 #[path = "tune_tests.rs"]
-mod tests;
+pub(crate) mod tests;

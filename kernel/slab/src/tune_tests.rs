@@ -38,7 +38,7 @@ fn every_sheaf_is_current(cache: &'static RawCache) -> bool {
             None => return true,
         }
     };
-    cache.nodes().all(|node| node.barn.is_current()) && arch::cpu::online().iter().all(on)
+    cache.nodes().all(|node| node.barn.is_sound()) && arch::cpu::online().iter().all(on)
 }
 
 /// Objects of a thread, each full of a pattern of its own.
@@ -84,8 +84,13 @@ impl Held {
     }
 }
 
-/// Runs `tune` 60 times while every CPU allocates and frees; then every page of the cache must be back.
-fn under_load(cpus: usize, nodes: usize, tune: impl Fn(&'static RawCache, &mut Rng, &mut MaySleep) + Send + 'static) {
+/// Runs `tune` `rounds` times while every CPU allocates and frees; then every page of the cache must be back.
+pub(crate) fn under_load(
+    rounds: usize,
+    cpus: usize,
+    nodes: usize,
+    tune: impl Fn(&'static RawCache, &mut Rng, &mut MaySleep) + Send + 'static,
+) {
     machine(cpus, nodes, move |cx| {
         let cache = cache("tuned");
         let over = Arc::new(AtomicBool::new(false));
@@ -110,7 +115,7 @@ fn under_load(cpus: usize, nodes: usize, tune: impl Fn(&'static RawCache, &mut R
             })
             .collect();
         let mut rng = Rng::new(0x7e57);
-        for _ in 0..60 {
+        for _ in 0..rounds {
             tune(cache, &mut rng, cx);
             sched::sleep_ns(cx, rng.below(2_000_000));
         }
@@ -126,7 +131,7 @@ fn under_load(cpus: usize, nodes: usize, tune: impl Fn(&'static RawCache, &mut R
 #[test]
 fn no_sheaf_of_the_old_capacity_is_in_use_after_a_change_under_load() {
     in_own_process(|| {
-        under_load(3, 2, |cache, rng, cx| {
+        under_load(40, 3, 2, |cache, rng, cx| {
             let asked = [0, 1, 4, 28, 32, 60, 61, 124, 508, 1000][rng.index(10)];
             let capacity = cache.set_capacity(asked, cx).expect("in range");
             assert!(capacity >= asked && capacity == cache.sheaf_capacity());
@@ -144,9 +149,10 @@ fn no_sheaf_of_the_old_capacity_is_in_use_after_a_change_under_load() {
 fn barns_keep_to_limits_that_change_under_load() {
     const CPUS: u32 = 3;
     in_own_process(|| {
-        under_load(CPUS as usize, 1, |cache, rng, cx| {
+        under_load(40, CPUS as usize, 1, |cache, rng, cx| {
             let (full, empty) = (rng.below(20) as u32, rng.below(20) as u32);
             cache.set_barn_limits(full, empty, cx);
+            assert!(cache.nodes().all(|node| node.barn.is_sound()));
             sched::sleep_ns(cx, rng.below(2_000_000));
             for info in cache.by_node() {
                 let (node, (nr_full, _), (nr_empty, _)) = (info.node, info.barn_full, info.barn_empty);
