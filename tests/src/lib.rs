@@ -37,6 +37,7 @@ pub mod case;
 pub mod com2;
 pub mod filter;
 pub mod frame;
+mod nolock;
 pub mod outcome;
 pub mod report;
 pub mod run;

@@ -20,6 +20,14 @@ pub(crate) trait Visit {
 static STRIDE: AtomicUsize = AtomicUsize::new(1);
 static STEP: AtomicUsize = AtomicUsize::new(0);
 
+/// For [`step`]: no visit at all.
+pub(crate) const NOWHERE: (usize, usize) = only(usize::MAX / 4);
+
+/// For [`step`]: one visit, at this boundary.
+pub(crate) const fn only(boundary: usize) -> (usize, usize) {
+    (usize::MAX / 2, boundary)
+}
+
 /// For each stride every place to begin: pairs for [`step`].
 pub(crate) fn runs(strides: &[usize]) -> impl Iterator<Item = (usize, usize)> {
     strides.iter().flat_map(|&stride| (0..stride).map(move |first| (stride, first)))

@@ -109,10 +109,16 @@ impl RawCache {
         Some(object)
     }
 
-    /// Allocates without waiting for anything or anybody: fails where [`RawCache::alloc`] would take a lock.
+    /// Allocates without waiting for anything or anybody: fails where [`RawCache::alloc`] would have to wait for a lock.
+    /// Nothing is reclaimed and no reserve is touched; of the flags only ZERO, NOWARN and NO_RESERVE are allowed, and the
+    /// latter two go without saying (M-11).
     ///
     /// Context: any, NMI included, also an NMI that interrupted this allocator on this CPU.
+    ///
+    /// # Panics
+    /// In checking builds, for other flags.
     pub fn alloc_nolock(&self, flags: AllocFlags) -> Option<NonNull<u8>> {
+        let flags = nolock_flags(flags);
         let object = match self.alloc_fast() {
             Some(object) => Some(object),
             None => self.alloc_slow(flags, Spin::Never),
@@ -170,4 +176,14 @@ impl RawCache {
         }
         Some(object)
     }
+}
+
+/// What remains of the flags of an allocation that may not wait (M-11).
+fn nolock_flags(flags: AllocFlags) -> AllocFlags {
+    let implied = AllocFlags::NO_RESERVE | AllocFlags::NOWARN;
+    debug_assert!(
+        (AllocFlags::ZERO | implied).contains(flags),
+        "{flags:?}: an allocation that may not wait knows only ZERO"
+    );
+    (flags & AllocFlags::ZERO) | implied
 }

@@ -12,6 +12,8 @@
 //! - **DEFER-3** The work is lazy: it costs no self-IPI while the tick runs, because the interrupt exit or tick that runs it
 //!   comes anyway (S1-11).
 //!
+//! - **DEFER-4** Freeing what was deferred allocates nothing: into the main sheaf if that has room, else to the slab.
+//!
 //! Context of the drain: hardirq, interrupts on this CPU off; for a dead CPU task. Linux: `struct defer_free` in `mm/slub.c` (7.x).
 
 use core::ptr::NonNull;
@@ -23,6 +25,7 @@ use sync::{ATOMIC, IrqWork, LlistChain, LlistHead, LlistNode, MaySleep, PreemptG
 
 use crate::sheaf::SheafRef;
 use crate::slab_ref::SlabRef;
+use crate::stats::Stat;
 
 /// One CPU's lists. Pushed to by this CPU in any context; drained by it, or for it when it is dead.
 struct Deferred {
@@ -37,7 +40,7 @@ sync::per_cpu! {
         frees: LlistHead::new(),
         rcu_objects: LlistHead::new(),
         rcu_sheaves: LlistHead::new(),
-        work: IrqWork::new(|_| drain_this_cpu()),
+        work: IrqWork::new(|_| drain_here()),
     };
 }
 
@@ -107,7 +110,10 @@ pub(crate) fn defer_rcu_sheaf(sheaf: SheafRef) {
     push(List::RcuSheaves, sheaf.llist_node());
 }
 
-fn drain_this_cpu() {
+/// Does what this CPU has deferred, at once.
+///
+/// Context: any but NMI.
+pub fn drain_here() {
     let _pin = PreemptGuard::new(ATOMIC);
     // SAFETY: as in `push`.
     drain(unsafe { &*DEFERRED.this_ptr() });
@@ -148,10 +154,9 @@ unsafe fn free_by_link(link: NonNull<LlistNode>) {
         if cache.is_checked() {
             cache.release_deferral(object);
         }
-        if cache.sheaf_capacity() == 0 {
+        if !(slab.is_home() && cache.free_fast(object)) {
+            cache.count(Stat::FreeSlowpath);
             cache.give_back(slab, object, object, 1);
-        } else {
-            cache.free_to(slab, object);
         }
         return;
     }
@@ -180,7 +185,7 @@ pub fn flush(_cpus: &CpusGuard, cx: &mut MaySleep) {
         let there: &'static Deferred = unsafe { &*DEFERRED.ptr_on(cpu) };
         if there.work.is_pending() || !there.is_empty() {
             // An IPI at once instead of the next tick.
-            sync::smp::call_on(cpu, |_| drain_this_cpu(), 0, true);
+            sync::smp::call_on(cpu, |_| drain_here(), 0, true);
         }
         there.work.sync(cx);
     }

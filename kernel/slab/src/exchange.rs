@@ -17,7 +17,7 @@
 //!
 //! An object of another node is for [`remote`](crate::remote) instead.
 //!
-//! With [`Spin::Never`] nothing is waited for, and a step that would have to is skipped.
+//! With [`Spin::Never`] nothing is waited for: a step that would have to is skipped, and freeing allocates no sheaf.
 
 use core::ptr::NonNull;
 
@@ -213,49 +213,46 @@ impl RawCache {
         let refused = held.spare.is_some();
         if why == NoSwap::TooManyFull {
             self.count(Stat::BarnPutFail);
-            if let Some(spare) = held.spare.take_if(|_| spin == Spin::May) {
-                drop(held);
-                self.flush(spare);
-                return self.install_empty(spare, spin);
-            }
+        }
+        if spin == Spin::Never {
+            // The deferred list needs no memory.
+            return None;
+        }
+        if why == NoSwap::TooManyFull
+            && let Some(spare) = held.spare.take()
+        {
+            drop(held);
+            self.flush(spare);
+            return self.install_empty(spare);
         }
         drop(held);
         hook!("slab.unlocked.full");
         let flags = AllocFlags::NO_RESERVE | AllocFlags::NOWARN;
         if let Some(empty) = self.new_sheaf(flags, spin) {
-            return self.install_empty(empty, spin);
+            return self.install_empty(empty);
         }
         if refused && why == NoSwap::NoEmpty {
             self.count(Stat::BarnPutFail);
         }
-        if spin == Spin::May { self.flush_main() } else { None }
+        self.flush_main()
     }
 
     /// Makes `empty` the main sheaf of whatever CPU this is by now, unless main has room again (M-7).
-    fn install_empty(&self, empty: SheafRef, spin: Spin) -> Option<Held> {
+    fn install_empty(&self, empty: SheafRef) -> Option<Held> {
         let (Some(mut held), Some(barn)) = (self.sheaves().filter(|_| self.is_current(empty)), self.barn()) else {
-            match spin {
-                Spin::May => self.put_empty_or_free(empty),
-                Spin::Never => {
-                    empty.free(spin);
-                }
-            }
+            self.put_empty_or_free(empty);
             return None;
         };
         if held.spare.is_none() {
             held.make_main(empty);
         } else if !held.main.is_full() {
-            surplus(empty, barn, spin);
+            put_empty(barn, empty);
         } else if let Some(spare) = held.spare.filter(|spare| !spare.is_full()) {
             held.make_main(spare);
-            surplus(empty, barn, spin);
-        } else if spin == Spin::May {
+            put_empty(barn, empty);
+        } else {
             // Both are full: the barn takes main, over its limit if need be.
             put_full(barn, core::mem::replace(&mut held.main, empty));
-        } else {
-            drop(held);
-            empty.free(spin);
-            return None;
         }
         Some(held)
     }
@@ -331,16 +328,6 @@ pub(crate) fn put_full(barn: &Barn, full: SheafRef) {
 pub(crate) fn put_empty(barn: &Barn, empty: SheafRef) {
     if let Err(stale) = barn.put_empty(empty) {
         stale.free(Spin::May);
-    }
-}
-
-/// An empty sheaf that turned out not to be needed.
-fn surplus(empty: SheafRef, barn: &Barn, spin: Spin) {
-    match spin {
-        Spin::May => put_empty(barn, empty),
-        Spin::Never => {
-            empty.free(spin);
-        }
     }
 }
 

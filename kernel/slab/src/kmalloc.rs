@@ -179,14 +179,17 @@ pub unsafe fn kfree(object: NonNull<u8>) {
     }
 }
 
+/// The first page of a large object; nothing if it is none.
+fn large_page(object: NonNull<u8>) -> Option<&'static mm::Page> {
+    mm::page_of(object.as_ptr()).filter(|page| page.kind() == PageKind::Large && page.virt() == object.as_ptr())
+}
+
 #[cold]
 unsafe fn free_large(object: NonNull<u8>) {
     if object == ZERO_SIZE {
         return;
     }
-    let page =
-        mm::page_of(object.as_ptr()).filter(|page| page.kind() == PageKind::Large && page.virt() == object.as_ptr());
-    let Some(page) = page else { return report_no_object(None, object) };
+    let Some(page) = large_page(object) else { return report_no_object(None, object) };
     let order = page.order();
     page.set_kind(PageKind::Allocated);
     mm::free_pages(page, order);
@@ -204,10 +207,16 @@ pub unsafe fn ksize(object: NonNull<u8>) -> usize {
     }
 }
 
-/// Allocates up to [`MAX_CACHED`] bytes from any context, NMI included, without waiting for anybody.
+/// Allocates up to [`MAX_CACHED`] bytes, aligned to 8, without waiting for anybody.
 ///
-/// Fails where a lock is busy: the object then comes, if there is one, from the next larger class; else `None`, which is
-/// a value and not an error (M-11). Nothing is reclaimed and no reserve is touched.
+/// Where a lock is busy, or memory is short, it tries once more, in the next larger class; then the answer is `None`, which is
+/// a value and not an error (M-11). Nothing is reclaimed and no reserve is touched; of the flags only ZERO, NOWARN and
+/// NO_RESERVE are allowed, and the latter two go without saying. Size 0 gives [`ZERO_SIZE`].
+///
+/// Context: any, NMI included, also one that interrupted the allocator on this CPU, at any instruction.
+///
+/// # Panics
+/// In checking builds, for other flags.
 pub fn kmalloc_nolock(size: usize, flags: AllocFlags) -> Option<NonNull<u8>> {
     if size == 0 {
         return Some(ZERO_SIZE);
@@ -215,7 +224,6 @@ pub fn kmalloc_nolock(size: usize, flags: AllocFlags) -> Option<NonNull<u8>> {
     if size > MAX_CACHED {
         return None;
     }
-    let flags = (flags & AllocFlags::ZERO) | AllocFlags::NO_RESERVE | AllocFlags::NOWARN;
     let class = class_of(size);
     let try_class = |class: usize| {
         let cache = CACHES.get(class)?.get()?;
@@ -226,10 +234,12 @@ pub fn kmalloc_nolock(size: usize, flags: AllocFlags) -> Option<NonNull<u8>> {
     try_class(class).or_else(|| try_class(class + 1))
 }
 
-/// Frees any kmalloc or cache object from any context, NMI included, without waiting for anybody.
+/// Frees any kmalloc or cache object, large ones included, without waiting for anybody.
 ///
-/// Into this CPU's sheaf where that is free to use, else onto the CPU's deferred list, which is drained soon after in
-/// a context that may take locks.
+/// Into this CPU's sheaf where that is free to use and has room, else onto the CPU's deferred list, which is drained soon
+/// after in a context that may take locks. Allocates nothing, so it cannot fail.
+///
+/// Context: any, NMI included, also one that interrupted the allocator on this CPU, at any instruction.
 ///
 /// # Safety
 /// As for [`kfree`].
@@ -245,6 +255,8 @@ pub unsafe fn kfree_nolock(object: NonNull<u8>) {
         if slab.is_home() && (cache.free_fast(object) || cache.free_to_sheaf(object, Spin::Never)) {
             return;
         }
+    } else if large_page(object).is_none() {
+        return report_no_object(None, object);
     }
     deferred::defer_free(object);
 }

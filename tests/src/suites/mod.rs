@@ -22,6 +22,7 @@ mod sched_softirq;
 mod slab;
 mod slab_debug;
 mod slab_kmalloc;
+mod slab_nolock;
 mod slab_tune;
 mod slab_view;
 mod sync;

@@ -1,0 +1,455 @@
+//! `kmalloc_nolock`, `kfree_nolock`, `kfree_rcu_nolock`: their rules, and that they may come at any instruction.
+//!
+//! The paths that are stepped, and the visitor, are in [`nolock`](crate::nolock). A visit changes what the path finds after it:
+//! an NMI may refill the sheaf that was about to run dry. So each boundary is visited *alone*, with everything set up anew;
+//! visits at every boundary of one run, at every second and so on come on top.
+
+use alloc::vec::Vec;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
+
+use arch::trap::TrapFrame;
+use arch::{CpuId, clock, cpu};
+use mm::AllocFlags;
+use sched::Prio;
+use slab::{CacheFlags, ZERO_SIZE, kfree, kfree_nolock, kmalloc, kmalloc_nolock, ksize};
+use sync::nmi::{NmiHandler, as_nmi};
+use sync::{ATOMIC, IrqGuard, MaySleep, Once, PreemptGuard};
+
+use crate::nolock::{self, Bed, PATHS, Path, ensure_all_back};
+use crate::run::Test;
+use crate::stepping::{self, Visit};
+use crate::storm::Storm;
+use crate::{Failure, ensure, ensure_eq, ktest, skip};
+
+/// Sizes on both sides of each class border, up to the largest class.
+const SIZES: [usize; 14] = [1, 8, 9, 64, 65, 96, 97, 128, 192, 193, 1024, 2049, 4097, 8192];
+
+/// As an NMI handler does things.
+fn in_nmi<R>(f: impl FnOnce() -> R) -> R {
+    let _off = IrqGuard::new(ATOMIC);
+    as_nmi(f)
+}
+
+struct Visitor;
+
+/// Visits that are left in a run. A lock-less push begins anew when a visit pushed in between: were there one at every boundary
+/// without end, it would never get done.
+static LEFT: AtomicUsize = AtomicUsize::new(0);
+
+impl Visit for Visitor {
+    fn visit() {
+        if LEFT.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1)).is_ok() {
+            nolock::visit();
+        }
+    }
+}
+
+/// At which boundaries of a path there are visits.
+#[derive(Clone, Copy)]
+struct Plan {
+    /// Boundaries that are visited alone: so many, evenly spread.
+    alone: u64,
+    /// Runs with a visit at every so many boundaries, beginning at the one behind.
+    dense: &'static [(usize, usize)],
+}
+
+/// What was done on a path.
+#[derive(Default)]
+struct Walked {
+    /// Boundaries of the path when nobody visits.
+    length: u64,
+    /// Of these visited alone.
+    alone: u64,
+    /// Visits in all.
+    visits: u64,
+}
+
+/// Steps over `path`, with visits as planned; nothing if there is no such path on this machine.
+fn walk(path: &Path, plan: Plan, t: &mut Test<'_>) -> Result<Option<Walked>, Failure> {
+    let cache = path.kind.cache();
+    nolock::use_cache(cache);
+    let mut bed = Bed::new(cache);
+    let Some(before) = operations_before(path, &mut bed) else { return Ok(None) };
+    let Some(length) = run(path, before, &mut bed, stepping::NOWHERE) else { return Ok(None) };
+    let mut walked = Walked { length, ..Walked::default() };
+    let spacing = length.div_ceil(plan.alone).max(1);
+    let first = t.rng.below(spacing);
+    for at in (first..length).step_by(spacing as usize) {
+        nolock::begin_with(at as usize);
+        LEFT.store(1, Relaxed);
+        run(path, before, &mut bed, stepping::only(at as usize));
+        walked.visits += 1;
+        walked.alone += 1;
+        if at % 64 == 0 {
+            // What was given to kfree_rcu waits for a grace period, which stepping holds up: memory is finite.
+            kfree_rcu::kvfree_rcu_barrier(t.cx);
+        }
+    }
+    for &at in plan.dense {
+        let most = 2 * length as usize;
+        LEFT.store(most, Relaxed);
+        run(path, before, &mut bed, at);
+        walked.visits += (most - LEFT.load(Relaxed)) as u64;
+        kfree_rcu::kvfree_rcu_barrier(t.cx);
+    }
+    drop(bed);
+    ensure_all_back(cache, t.cx)?;
+    Ok(Some(walked))
+}
+
+/// Sets the path up, does `before` operations and steps over the one after, with visits at the boundaries that `at` says.
+/// Returns how many boundaries there were.
+fn run(path: &Path, before: usize, bed: &mut Bed, at: (usize, usize)) -> Option<u64> {
+    bed.begin();
+    // From here on nothing comes in between on this CPU but interrupts.
+    let _pin = PreemptGuard::new(ATOMIC);
+    if !(path.set_up)(bed) {
+        return None;
+    }
+    (0..before).for_each(|_| (path.operation)(bed));
+    let counted = |bed: &Bed| path.counts.map_or(1, |stat| bed.cache.stat(stat));
+    let old = counted(bed);
+    let boundaries = bed.with_stamps_left_alone(|bed| stepping::step::<Visitor>(at, || (path.operation)(bed)));
+    assert!(at != stepping::NOWHERE || path.counts.is_none() || counted(bed) != old, "{}: not on it", path.name);
+    Some(boundaries)
+}
+
+/// How many operations there are, without visits, before the one that is on the path; nothing if none is.
+fn operations_before(path: &Path, bed: &mut Bed) -> Option<usize> {
+    const MOST: usize = 2000;
+    let Some(stat) = path.counts else { return Some(0) };
+    bed.begin();
+    let _pin = PreemptGuard::new(ATOMIC);
+    if !(path.set_up)(bed) {
+        return None;
+    }
+    let old = bed.cache.stat(stat);
+    let on_it = (0..MOST).find(|_| {
+        (path.operation)(bed);
+        bed.cache.stat(stat) != old
+    });
+    Some(on_it.unwrap_or_else(|| panic!("{}: {MOST} operations do not count {}", path.name, stat.name())))
+}
+
+fn walk_all(t: &mut Test<'_>, plan: Plan) -> Result<(), Failure> {
+    let (mut all, mut paths) = (Walked::default(), 0);
+    for path in PATHS {
+        let walked = walk(path, plan, t).inspect_err(|_| log::error!("on the path: {}", path.name))?;
+        let Some(walked) = walked else {
+            t.note(format_args!("no such path on this machine: {}", path.name));
+            continue;
+        };
+        let Walked { length, alone, visits } = walked;
+        t.note(format_args!("{length:6} boundaries, {alone:6} visited alone, {visits:7} visits: {}", path.name));
+        all = Walked { length: all.length + length, alone: all.alone + alone, visits: all.visits + visits };
+        paths += 1;
+    }
+    let Walked { length, alone, visits } = all;
+    t.note(format_args!("{length:6} boundaries, {alone:6} visited alone, {visits:7} visits: all {paths} paths"));
+    ensure!(length > 10_000 && visits > length / 4, "only {length} boundaries and {visits} visits");
+    Ok(())
+}
+
+ktest! {
+    /// Size 0 is the address that stands for it, a size above the largest cache is refused, anything else has room.
+    fn kmalloc_nolock_serves_every_size_that_a_cache_has(_t: &mut Test) {
+        ensure_eq!(kmalloc_nolock(0, AllocFlags::NOWAIT), Some(ZERO_SIZE));
+        // SAFETY: what size 0 gave.
+        unsafe { kfree_nolock(ZERO_SIZE) };
+        ensure_eq!(kmalloc_nolock(8193, AllocFlags::NOWAIT), None);
+        ensure_eq!(kmalloc_nolock(usize::MAX, AllocFlags::NOWAIT), None);
+        for size in SIZES {
+            let Some(object) = kmalloc_nolock(size, AllocFlags::NOWARN) else {
+                return Err(crate::__failed!("no {size} bytes although nothing is busy"));
+            };
+            // SAFETY: allocated above; freed once.
+            let room = unsafe { ksize(object) };
+            ensure!(room >= size, "{room} bytes for {size}");
+            // SAFETY: as above.
+            unsafe { object.as_ptr().write_bytes(0xa5, size) };
+            // SAFETY: as above.
+            unsafe { kfree_nolock(object) };
+        }
+        Ok(())
+    }
+
+    /// With ZERO a used object comes back as zeroes.
+    fn kmalloc_nolock_zeroes_what_it_is_asked_to(_t: &mut Test) {
+        for size in SIZES {
+            let dirty: Vec<_> = (0..4).filter_map(|_| kmalloc_nolock(size, AllocFlags::NOWAIT)).collect();
+            for object in dirty {
+                // SAFETY: allocated above, `size` bytes; given up here.
+                unsafe {
+                    object.as_ptr().write_bytes(0xff, size);
+                    kfree_nolock(object);
+                }
+            }
+            for _ in 0..4 {
+                let Some(object) = in_nmi(|| kmalloc_nolock(size, AllocFlags::ZERO)) else { continue };
+                // SAFETY: allocated above, `size` bytes.
+                let bytes = unsafe { core::slice::from_raw_parts(object.as_ptr(), size) };
+                let zero = bytes.iter().all(|&byte| byte == 0);
+                // SAFETY: as above; given up here.
+                unsafe { kfree_nolock(object) };
+                ensure!(zero, "{size} bytes are not zero");
+            }
+        }
+        Ok(())
+    }
+
+    /// Each way to allocate with each way to free: nothing remembers how an object was allocated (S1-5, S1-7).
+    fn any_free_takes_what_any_allocation_gave(t: &mut Test) {
+        const SIZE: usize = 100;
+        type Alloc = fn() -> Option<NonNull<u8>>;
+        type Free = fn(NonNull<u8>);
+        let allocs: [Alloc; 2] =
+            [|| kmalloc(SIZE, AllocFlags::NOWAIT), || in_nmi(|| kmalloc_nolock(SIZE, AllocFlags::NOWAIT))];
+        // SAFETY (of the four): the object was allocated by one of the above, and is given up by whoever calls.
+        let frees: [Free; 4] = [
+            // SAFETY: see above.
+            |object| unsafe { kfree(object) },
+            // SAFETY: see above.
+            |object| in_nmi(|| unsafe { kfree_nolock(object) }),
+            // SAFETY: see above; the head lies in the object.
+            |object| unsafe { kfree_rcu::kfree_rcu(object.add(8).cast()) },
+            // SAFETY: see above.
+            |object| in_nmi(|| unsafe { kfree_rcu::kfree_rcu_nolock(object.add(8).cast()) }),
+        ];
+        let cache = slab::registry::find("kmalloc-128");
+        let Some(cache) = cache else { return Err(crate::__failed!("no kmalloc-128")) };
+        nolock::settle(cache, t.cx);
+        let before = cache.info().active_objs;
+        for alloc in allocs {
+            for free in frees {
+                let held: Vec<_> = (0..150).filter_map(|_| alloc()).collect();
+                ensure_eq!(held.len(), 150);
+                held.into_iter().for_each(free);
+            }
+        }
+        slab::deferred::flush(&sched::keep_cpus(t.cx), t.cx);
+        nolock::settle(cache, t.cx);
+        let after = cache.info().active_objs;
+        // Other threads use the class, too, for what they hold a long time.
+        ensure!(after.abs_diff(before) < 100, "{before} objects in use before 1,200 came and went, {after} after");
+        Ok(())
+    }
+
+    /// An object of pages, which Linux's call would only warn about, is freed by way of the deferred list.
+    fn kfree_nolock_takes_a_large_object(t: &mut Test) {
+        const SIZE: usize = 100_000;
+        let in_use = |cx: &mut MaySleep| {
+            mm::drain_all(cx);
+            mm::stats::nodes().map(|node| node.in_use()).sum::<usize>()
+        };
+        let before = in_use(t.cx);
+        for _ in 0..20 {
+            let Some(object) = kmalloc(SIZE, AllocFlags::NOWAIT) else { return Err(crate::__failed!("no memory")) };
+            // SAFETY: allocated above, given up here.
+            in_nmi(|| unsafe { kfree_nolock(object) });
+        }
+        slab::deferred::flush(&sched::keep_cpus(t.cx), t.cx);
+        let after = in_use(t.cx);
+        // Twenty objects are 640 pages.
+        ensure!(after.abs_diff(before) < 100, "{before} pages in use before, {after} after");
+        Ok(())
+    }
+
+    /// What is deferred in an NMI is freed soon after, with nobody who asks for it: at the next tick at the latest.
+    fn what_was_deferred_is_freed_by_itself(t: &mut Test) {
+        let cache = nolock::cache("test_nolock_soon", 512, CacheFlags::NO_SHEAVES);
+        nolock::settle(cache, t.cx);
+        let held: Vec<_> = (0..40).filter_map(|_| cache.alloc(AllocFlags::NOWAIT)).collect();
+        ensure_eq!(held.len(), 40);
+        for object in held {
+            // SAFETY: allocated above, given up here.
+            in_nmi(|| unsafe { kfree_nolock(object) });
+        }
+        let end = clock::now_ns() + 5_000_000_000;
+        while cache.info().active_objs != 0 && clock::now_ns() < end {
+            sched::sleep_ns(t.cx, 2_000_000);
+        }
+        ensure_eq!(cache.info().active_objs, 0, "objects still deferred after 5 s");
+        Ok(())
+    }
+
+    /// When only the reserve is left the nolock call has nothing, while a caller that may use the reserve is served.
+    #[budget_ms(30_000)]
+    fn kmalloc_nolock_leaves_the_reserve_alone(_t: &mut Test) {
+        const SIZE: usize = 8192;
+        // Pages linked through themselves, so that holding them needs no other memory.
+        let mut pages: *mut u8 = core::ptr::null_mut();
+        // The page that goes back last goes to the list of the CPU that took it.
+        let _pin = PreemptGuard::new(ATOMIC);
+        for order in (0..=mm::MAX_ORDER).rev() {
+            while let Ok(page) = mm::alloc_pages(order, None, AllocFlags::NOWARN) {
+                // SAFETY: a fresh block, ours.
+                unsafe { page.virt().cast::<*mut u8>().write(pages) };
+                pages = page.virt();
+            }
+        }
+        // Whatever lies in sheaves and slabs goes first.
+        let mut objects: *mut u8 = core::ptr::null_mut();
+        while let Some(object) = kmalloc_nolock(SIZE, AllocFlags::NOWAIT) {
+            // SAFETY: allocated above, ours.
+            unsafe { object.cast::<*mut u8>().write(objects) };
+            objects = object.as_ptr();
+        }
+        let again = kmalloc_nolock(SIZE, AllocFlags::NOWAIT);
+        let reserved = mm::alloc_pages(1, None, AllocFlags::RESERVE | AllocFlags::NOWARN);
+        let short = mm::stats::nodes().all(|node| mm::stats::is_low(node.node));
+        while let Some(page) = mm::page_of(pages).filter(|_| !pages.is_null()) {
+            // SAFETY: the link that was written above.
+            pages = unsafe { page.virt().cast::<*mut u8>().read() };
+            mm::free_pages(page, page.order());
+        }
+        while let Some(object) = NonNull::new(objects) {
+            // SAFETY: as above; each is given up once.
+            unsafe {
+                objects = object.cast::<*mut u8>().read();
+                kfree(object);
+            }
+        }
+        let served = reserved.is_ok();
+        if let Ok(page) = reserved {
+            mm::free_pages(page, 1);
+        }
+        again.into_iter().for_each(|object| {
+            // SAFETY: allocated above, given up here.
+            unsafe { kfree(object) }
+        });
+        ensure!(short, "the machine was not short of memory");
+        ensure!(served, "the reserve is gone");
+        ensure_eq!(again, None);
+        Ok(())
+    }
+
+    /// Where the class has nothing, the next larger one is tried, and not the one after that.
+    fn kmalloc_nolock_tries_one_larger_class_where_memory_fails(_t: &mut Test) {
+        use mm::inject::{Plan, arm};
+        /// From the class of 2,048 bytes.
+        const SIZE: usize = 1500;
+        let _pin = PreemptGuard::new(ATOMIC);
+        // Something to be found in the two classes above.
+        for size in [4096, 8192] {
+            let stock: Vec<_> = (0..10).filter_map(|_| kmalloc(size, AllocFlags::NOWAIT)).collect();
+            // SAFETY: allocated above, each given up once.
+            stock.into_iter().for_each(|object| unsafe { kfree(object) });
+        }
+        // No page for a slab: what lies in sheaves and slabs is used up, and that ends.
+        let Some(armed) = arm(Plan::From(1)) else { skip!("another plan is armed") };
+        let mut objects: *mut u8 = core::ptr::null_mut();
+        let mut found = [0; 3];
+        while let Some(object) = kmalloc_nolock(SIZE, AllocFlags::NOWAIT) {
+            // SAFETY: allocated above, ours.
+            unsafe {
+                object.cast::<*mut u8>().write(objects);
+                found[(ksize(object) / 4096).min(2)] += 1;
+            }
+            objects = object.as_ptr();
+            if found.iter().sum::<usize>() > 10_000 {
+                break;
+            }
+        }
+        drop(armed);
+        while let Some(object) = NonNull::new(objects) {
+            // SAFETY: as above; each is given up once.
+            unsafe {
+                objects = object.cast::<*mut u8>().read();
+                kfree(object);
+            }
+        }
+        let [_, larger, third] = found;
+        ensure!(found.iter().sum::<usize>() <= 10_000, "memory without an end: {found:?}");
+        ensure!(larger >= 10, "{larger} objects of the next larger class, where 10 were free");
+        ensure_eq!(third, 0, "objects of a third class");
+        Ok(())
+    }
+
+    /// An "NMI" that allocates and frees, on every path of allocating and freeing: alone at some of its boundaries, and in one
+    /// run at every third.
+    #[budget_ms(120_000)]
+    fn stepped_nolock_calls_lose_nothing_on_any_path(t: &mut Test) {
+        walk_all(t, Plan { alone: 6, dense: &[(3, 1)] })
+    }
+
+    /// The same alone at every single boundary of every path, and at all of them in one run.
+    #[tags(slow)]
+    #[budget_ms(1_200_000)]
+    fn stepped_nolock_calls_lose_nothing_at_any_boundary(t: &mut Test) {
+        walk_all(t, Plan { alone: u64::MAX, dense: &[(1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (3, 2), (17, 5)] })
+    }
+
+    /// Every other CPU sends NMIs to this one while it does 1,000 × 1,000 operations; the visitor runs in their handler.
+    #[tags(race, slow)]
+    #[budget_ms(600_000)]
+    fn a_storm_from_all_cpus_against_a_million_operations_loses_nothing(t: &mut Test) {
+        storm(t, 1_000, 1_000)
+    }
+
+    /// The same in small.
+    #[tags(race)]
+    #[budget_ms(60_000)]
+    fn a_storm_from_all_cpus_loses_nothing(t: &mut Test) {
+        storm(t, 40, 1_000)
+    }
+}
+
+static HANDLER: NmiHandler = NmiHandler::new("slab-nolock", on_nmi);
+static REGISTERED: Once<()> = Once::new();
+static HANDLER_ON: AtomicBool = AtomicBool::new(false);
+static HANDLED: AtomicU64 = AtomicU64::new(0);
+
+fn on_nmi(_: &mut TrapFrame) -> bool {
+    if !HANDLER_ON.load(SeqCst) {
+        return false;
+    }
+    nolock::visit();
+    HANDLED.fetch_add(1, Relaxed);
+    true
+}
+
+/// `rounds` times `operations` of one thread, under NMIs from all other CPUs.
+fn storm(t: &mut Test<'_>, rounds: usize, operations: usize) -> Result<(), Failure> {
+    let cpus: Vec<CpuId> = cpu::online().iter().collect();
+    let [target, ref senders @ ..] = cpus[..] else { skip!("needs two CPUs") };
+    if senders.is_empty() {
+        skip!("needs two CPUs");
+    }
+    let cache = nolock::cache("test_nolock_storm", 64, CacheFlags::empty());
+    nolock::use_cache(cache);
+    REGISTERED.call_once(|| sync::nmi::register(&HANDLER));
+    HANDLED.store(0, SeqCst);
+    HANDLER_ON.store(true, SeqCst);
+    let mut storms = Vec::new();
+    for &sender in senders {
+        storms.push(Storm::start(t.cx, sender, target)?);
+    }
+    let mut rng = sync::Rng::new(t.rng.next_u64());
+    let work = sched::spawn(t.cx, "target", Prio::NORMAL, Some(target), move |cx| {
+        let mut bed = Bed::new(cache);
+        for _ in 0..rounds {
+            let mut done = 0;
+            while done < operations {
+                let count = 1 + rng.index(100).min(operations - done - 1);
+                match rng.index(8) {
+                    0..4 if bed.held() + count < 1500 => bed.take(count),
+                    7 => bed.give_rcu(count),
+                    _ => bed.give(count),
+                }
+                done += count;
+                // Where one host thread runs all CPUs, this is where another one gets its turn.
+                arch::irq::relax();
+            }
+            sched::cond_resched(cx);
+        }
+        bed.give(usize::MAX);
+    });
+    work.map_err(|error| crate::__failed!("{error}"))?.join(t.cx);
+    let sent: u64 = storms.into_iter().map(|storm| storm.stop(t.cx)).sum();
+    HANDLER_ON.store(false, SeqCst);
+    let handled = HANDLED.load(Relaxed);
+    t.note(format_args!("{} operations under {sent} NMIs, {handled} of them handled", rounds * operations));
+    ensure!(handled > 0, "no NMI arrived");
+    ensure_all_back(cache, t.cx)
+}
