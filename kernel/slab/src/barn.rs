@@ -190,6 +190,21 @@ impl Barn {
         Some(sheaf)
     }
 
+    /// Takes a full sheaf, or where there is none an empty one. May spin.
+    pub(crate) fn get_full_or_empty(&self) -> Option<SheafRef> {
+        if self.nr_full() == 0 && self.nr_empty() == 0 {
+            return None;
+        }
+        let mut lists = self.wait_lock();
+        if let Some(full) = lists.full.pop() {
+            self.nr_full.store(self.nr_full() - 1, Relaxed);
+            return Some(full);
+        }
+        let empty = lists.empty.pop()?;
+        self.nr_empty.store(self.nr_empty() - 1, Relaxed);
+        Some(empty)
+    }
+
     /// Puts an empty sheaf in, over the limit if need be. May spin.
     ///
     /// # Errors

@@ -15,6 +15,7 @@
 //! - **CPU-4** Whoever drops the lock and takes it again looks at everything anew: it may be on another CPU, and
 //!   interrupts may have changed the sheaves meanwhile (M-7).
 //! - **CPU-5** No CPU has a sheaf of a cache that is taken to pieces: checked by [`destroy`](crate::flush::destroy).
+//! - **CPU-6** A spare is only where main is not the bootstrap sheaf: so the latter is never offered to a barn.
 //!
 //! The fast path is a preempt-off section with no atomic read-modify-write: take the flag, pop or push, count, drop
 //! the flag.
@@ -49,17 +50,25 @@ pub(crate) struct Sheaves {
 pub(crate) struct CacheCpu {
     pub(crate) sheaves: LocalTryLock<Sheaves>,
     stats: [u64; COUNT],
+    /// Sheaves that callers have, and objects in them: what went out here less what came back here, so only the sums over
+    /// all CPUs say anything (S4-12).
+    lent: [u64; 2],
 }
 
 impl CacheCpu {
     /// A CPU that has not used the cache yet.
     pub(crate) fn new() -> Self {
         let sheaves = Sheaves { main: SheafRef::bootstrap(), spare: None, rcu_free: None, remote: None };
-        Self { sheaves: LocalTryLock::new(sheaves), stats: [0; COUNT] }
+        Self { sheaves: LocalTryLock::new(sheaves), stats: [0; COUNT], lent: [0; 2] }
     }
 
     pub(crate) const fn stat_offset(stat: Stat) -> usize {
         offset_of!(CacheCpu, stats) + stat as usize * size_of::<u64>()
+    }
+
+    /// Where the two words of `lent` are.
+    pub(crate) const fn lent_offset(index: usize) -> usize {
+        offset_of!(CacheCpu, lent) + index * size_of::<u64>()
     }
 
     pub(crate) fn stat_ptr(this: *mut Self, stat: Stat) -> *mut u64 {
@@ -167,6 +176,7 @@ impl RawCache {
         put
     }
 
+    /// What is done to each object between the allocator and its user.
     #[inline(always)]
     pub(crate) fn after_alloc(&self, object: Option<NonNull<u8>>, flags: AllocFlags) -> Option<NonNull<u8>> {
         let object = object.filter(|&object| self.may_hand_out(object))?;

@@ -19,6 +19,7 @@
 //!
 //! With [`Spin::Never`] nothing is waited for: a step that would have to is skipped, and freeing allocates no sheaf.
 
+use core::mem::MaybeUninit;
 use core::ptr::NonNull;
 
 use mm::AllocFlags;
@@ -204,7 +205,7 @@ impl RawCache {
     }
 
     /// Makes main have room (M-6). On `None` the lock is dropped.
-    fn replace_full_main(&self, mut held: Held, spin: Spin) -> Option<Held> {
+    pub(crate) fn replace_full_main(&self, mut held: Held, spin: Spin) -> Option<Held> {
         if !held.main.is_full() {
             return Some(held);
         }
@@ -260,14 +261,15 @@ impl RawCache {
     /// Without memory for another sheaf, empties main, a batch at a time with the lock dropped in between.
     fn flush_main(&self) -> Option<Held> {
         const BATCH: usize = 32;
-        let mut batch = [core::ptr::null_mut(); BATCH];
+        let mut batch = [MaybeUninit::uninit(); BATCH];
         loop {
             let held = self.sheaves()?;
             let count = held.main.take(&mut batch);
             let left = held.main.size();
             drop(held);
             self.count_many(Stat::SheafFlush, count as u64);
-            self.give_back_many(&mut batch[..count]);
+            // SAFETY: so many places were filled in.
+            self.give_back_many(unsafe { batch[..count].assume_init_mut() });
             if left == 0 {
                 // CPU-4: it may be another main, and not be empty.
                 return self.sheaves();

@@ -192,7 +192,8 @@ fn chain(first: Option<SlabRef>) -> impl Iterator<Item = SlabRef> {
     })
 }
 
-/// Objects of a cache were still in use when it was to be destroyed; the cache lives on.
+/// So many objects of a cache were still in use when it was to be destroyed; the cache lives on. None, where somebody has a
+/// prefilled sheaf that is empty.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Leaked(pub u64);
 
@@ -230,9 +231,9 @@ pub unsafe fn destroy(cache: &'static RawCache, cx: &mut MaySleep) -> Result<(),
     // Sheaves that were under way before, and those just submitted (S0-22).
     rcu::rcu_barrier(cx);
     cache.shrink();
-    let leaked = cache.leaked();
-    if leaked != 0 {
-        leaks::report(cache, leaked);
+    let (leaked, lent) = (cache.leaked(), cache.lent());
+    if leaked != 0 || lent.sheaves != 0 {
+        leaks::report(cache, leaked, lent);
         registry::add(cache);
         // While it was off the list it was not told of CPUs.
         cache.follow_cpus();

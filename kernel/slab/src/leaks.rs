@@ -10,6 +10,7 @@ use core::ptr::NonNull;
 
 use crate::Spin;
 use crate::cache::RawCache;
+use crate::prefill::Lent;
 use crate::slab_ref::SlabRef;
 
 /// Objects that are listed one by one; of more, the number is known.
@@ -18,9 +19,10 @@ const LISTED: usize = 8;
 /// The most objects in a slab: of 8 bytes, in 8 pages.
 const MAX_OBJECTS: usize = 4096;
 
-/// Logs that `leaked` objects of `cache` are in use, and the first of them.
-pub(crate) fn report(cache: &'static RawCache, leaked: u64) {
-    log::error!("{}: {leaked} objects are still in use; the cache stays", cache.name());
+/// Logs that `leaked` objects of `cache` are in use, some of them perhaps in sheaves that callers have, and the first of
+/// them.
+pub(crate) fn report(cache: &'static RawCache, leaked: u64, lent: Lent) {
+    log::error!("{}: {leaked} objects are still in use{lent}; the cache stays", cache.name());
     let mut listed = 0;
     for slab in mm::page::all().filter_map(|page| SlabRef::of_cache(page, cache)) {
         for_each_used(cache, slab, |index, object| {

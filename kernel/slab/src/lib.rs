@@ -26,6 +26,7 @@
 //! | `slab_ref`, `node`, `slow`, `order` | slabs, partial lists, and how large a slab is |
 //! | [`numa`], [`remote`] | objects of a node, and the reserve; frees of other nodes' objects |
 //! | `sleep` | allocating in a thread that may wait |
+//! | [`bulk`], [`prefill`] | many objects in one call; sheaves for callers who must not fail later |
 //! | [`rcu_free`] | sheaves of objects that wait for a grace period |
 //! | [`deferred`] | what an NMI could not do itself |
 //! | [`flush`] | emptying sheaves and barns: shrink, destroy, barriers |
@@ -51,6 +52,7 @@
 extern crate std;
 
 pub mod boot;
+pub mod bulk;
 pub mod cache;
 pub mod debug;
 pub mod deferred;
@@ -62,6 +64,7 @@ pub mod krealloc;
 pub mod kvmalloc;
 pub mod merge;
 pub mod numa;
+pub mod prefill;
 pub mod rcu_free;
 pub mod registry;
 pub mod remote;
@@ -93,6 +96,7 @@ pub use kmalloc::{
 pub use krealloc::{kfree_sensitive, krealloc, krealloc_aligned};
 pub use kvmalloc::{kvfree, kvfree_sleep, kvmalloc, kvmalloc_array};
 pub use numa::kmalloc_node;
+pub use prefill::Prefilled;
 pub use slab_ref::object_of;
 pub use sleep::kmalloc_sleep;
 pub use stats::Stat;

@@ -19,7 +19,7 @@
 //!
 //! Answers to `struct slab_sheaf` in Linux `mm/slub.c` (7.x); there capacity shares the link union.
 
-use core::mem::{ManuallyDrop, size_of};
+use core::mem::{ManuallyDrop, MaybeUninit, size_of};
 use core::ptr::{self, NonNull};
 
 use arch::NodeId;
@@ -65,6 +65,8 @@ const _: () = assert!(size_of::<Sheaf>() == HEADER);
 
 /// Flag: made for one caller with more than the cache's capacity; never goes to a barn (S4-4).
 const OVERSIZE: u8 = 1 << 0;
+/// Flag: may hold objects of the reserve, so it is flushed when it comes back and nobody else gets it (S4-11, S5-4).
+const RESERVE: u8 = 1 << 1;
 
 /// A sheaf that its holder owns (SHEAF-1). Copying the reference does not copy the right: whoever gives a
 /// sheaf away must not use it any more.
@@ -177,6 +179,15 @@ impl SheafRef {
         self.get().flags & OVERSIZE != 0
     }
 
+    pub(crate) fn is_reserve(&self) -> bool {
+        self.get().flags & RESERVE != 0
+    }
+
+    pub(crate) fn set_reserve(self) {
+        // SAFETY: the holder owns the sheaf (SHEAF-1).
+        unsafe { (*self.as_ptr()).flags |= RESERVE };
+    }
+
     pub(crate) fn node(&self) -> NodeId {
         NodeId::new(usize::from(self.get().node))
     }
@@ -243,7 +254,7 @@ impl SheafRef {
     }
 
     /// Moves objects from the top of the sheaf to the front of `to`. Returns how many.
-    pub(crate) fn take(self, to: &mut [*mut u8]) -> usize {
+    pub(crate) fn take(self, to: &mut [MaybeUninit<NonNull<u8>>]) -> usize {
         let count = self.size().min(to.len());
         if count == 0 {
             // It may be the bootstrap sheaf, which nobody may write to.
@@ -253,17 +264,32 @@ impl SheafRef {
         // SAFETY: the slots from `size` on hold `count` objects (SHEAF-2), and `to` has room for them; the two do not
         // overlap, because nobody else refers to the sheaf's array (SHEAF-1).
         unsafe {
-            core::ptr::copy_nonoverlapping(self.slot(size), to.as_mut_ptr(), count);
+            core::ptr::copy_nonoverlapping(self.slot(size).cast(), to.as_mut_ptr(), count);
             (*self.as_ptr()).size = size as u16;
         }
         count
     }
 
+    /// Copies objects from the end of `from` into the sheaf, as many as there is room for. Returns how many.
+    pub(crate) fn put(self, from: &[NonNull<u8>]) -> usize {
+        let (size, count) = (self.size(), self.room().min(from.len()));
+        if count == 0 {
+            // As in `take`.
+            return 0;
+        }
+        // SAFETY: `count` slots from `size` on are inside the array (SHEAF-2), which nobody else refers to (SHEAF-1).
+        unsafe {
+            core::ptr::copy_nonoverlapping(from[from.len() - count..].as_ptr(), self.slot(size).cast(), count);
+            (*self.as_ptr()).size = (size + count) as u16;
+        }
+        count
+    }
+
     /// Empties the sheaf and lets `f` do away with what was in it.
-    pub(crate) fn with_objects<R>(self, f: impl FnOnce(&mut [*mut u8]) -> R) -> R {
+    pub(crate) fn with_objects<R>(self, f: impl FnOnce(&mut [NonNull<u8>]) -> R) -> R {
         let size = self.size();
         // SAFETY: the first `size` slots hold objects (SHEAF-2), and only we refer to them (SHEAF-1).
-        let objects = unsafe { core::slice::from_raw_parts_mut(self.slot(0), size) };
+        let objects = unsafe { core::slice::from_raw_parts_mut(self.slot(0).cast(), size) };
         // SAFETY: as above.
         unsafe { (*self.as_ptr()).size = 0 };
         f(objects)

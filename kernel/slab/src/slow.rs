@@ -180,6 +180,28 @@ impl RawCache {
             .map_or(0, |partial| self.take_partial(partial, max, flags, put))
     }
 
+    /// Takes up to `max` objects from partial slabs of nodes other than `node`, nearest first: where there is no memory for a
+    /// slab, any node's leftovers will do. May spin.
+    pub(crate) fn take_leftovers(
+        &self,
+        max: usize,
+        node: NodeId,
+        flags: AllocFlags,
+        mut put: impl FnMut(NonNull<u8>),
+    ) -> usize {
+        let mut got = 0;
+        // Of a debug cache `take_many` has asked all nodes.
+        for other in mm::stats::nearest(node).filter(|&other| other != node && !self.is_checked()) {
+            if got == max {
+                break;
+            }
+            if let Some(partial) = self.node(other).and_then(|there| there.lock(Spin::May)) {
+                got += self.take_partial(partial, max - got, flags, &mut put);
+            }
+        }
+        got
+    }
+
     /// Takes the whole freelist of a slab that we took off the partial list.
     fn take_all(&self, slab: SlabRef) -> Taken {
         let mut old = slab.state();
@@ -333,14 +355,14 @@ impl RawCache {
     }
 
     /// Gives many objects back, those of one slab together (M-12). Returns how many pages went back.
-    pub(crate) fn give_back_many(&self, objects: &mut [*mut u8]) -> usize {
+    pub(crate) fn give_back_many(&self, objects: &mut [NonNull<u8>]) -> usize {
         /// How many objects of other slabs are passed over in search of one more of the same.
         const LOOKAHEAD: usize = 3;
         let mut len = objects.len();
         let mut pages = 0;
         while len > 0 {
             len -= 1;
-            let tail = NonNull::new(objects[len]).expect("a sheaf holds no null");
+            let tail = objects[len];
             let Some(slab) = self.slab_of_mine(tail) else { continue };
             if self.is_checked() {
                 pages += self.give_back(slab, tail, tail, 1);
@@ -349,7 +371,7 @@ impl RawCache {
             let (mut head, mut count, mut passed, mut index) = (tail, 1, 0, len);
             while index > 0 && passed < LOOKAHEAD {
                 index -= 1;
-                let object = NonNull::new(objects[index]).expect("a sheaf holds no null");
+                let object = objects[index];
                 if SlabRef::of(object) == Some(slab) {
                     self.set_link(object, head.as_ptr());
                     head = object;

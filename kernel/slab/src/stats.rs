@@ -79,15 +79,15 @@ stats! {
     BarnPut = "barn_put",
     /// Full sheaf that the barn had no room for.
     BarnPutFail = "barn_put_fail",
-    /// Prefill served by the spare sheaf or the barn.
+    /// Prefill served by the spare sheaf.
     SheafPrefillFast = "sheaf_prefill_fast",
-    /// Prefill that had to allocate a sheaf.
+    /// Prefill that went to the barn, or had to allocate a sheaf.
     SheafPrefillSlow = "sheaf_prefill_slow",
     /// Prefill of more objects than the cache's capacity.
     SheafPrefillOversize = "sheaf_prefill_oversize",
-    /// Prefilled sheaf that came back as a spare or into the barn.
+    /// Prefilled sheaf that became a CPU's spare when it came back.
     SheafReturnFast = "sheaf_return_fast",
-    /// Prefilled sheaf that was flushed and freed when it came back.
+    /// Prefilled sheaf that was filled up for the barn, or flushed, when it came back.
     SheafReturnSlow = "sheaf_return_slow",
     /// Ours: object of another node put into a remote sheaf; counted as [`FreeFastpath`](Self::FreeFastpath) too.
     FreeRemote = "free_remote",

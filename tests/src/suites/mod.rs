@@ -23,6 +23,7 @@ mod slab;
 mod slab_debug;
 mod slab_kmalloc;
 mod slab_nolock;
+mod slab_prefill;
 mod slab_tune;
 mod slab_view;
 mod sync;
