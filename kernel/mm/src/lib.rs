@@ -68,9 +68,9 @@ pub use alloc::{
 };
 pub use buddy::MAX_ORDER;
 pub use flags::{AllocError, AllocFlags};
-pub use home::{home_node, home_of, home_of_unchecked, this_home};
+pub use home::{home_node, home_of, home_of_unchecked, is_home, local_slab_page};
 pub use init::{Region, init, init_percpu};
-pub use page::{Page, PageKind, SlabView, page_of, page_of_unchecked};
+pub use page::{Page, PageKind, SlabView, page_of};
 pub use pair::SlabPair;
 pub use shrinker::Shrinker;
 pub use vmalloc::{is_vmalloc, vfree, vfree_deferred, vmalloc, vmalloc_size, vzalloc};

@@ -33,6 +33,8 @@ pub(crate) type Section = AtomicPtr<Page>;
 pub(crate) struct MemMap {
     table: AtomicPtr<Section>,
     sections: AtomicUsize,
+    /// Frames in all sections.
+    frames: AtomicUsize,
     /// The home of the frame at address 0, if the table went that far: indexed by address, not by frame.
     homes: AtomicPtr<AtomicU8>,
     /// Address of physical address 0 in the direct map.
@@ -47,6 +49,7 @@ impl MemMap {
         Self {
             table: AtomicPtr::new(ptr::null_mut()),
             sections: AtomicUsize::new(0),
+            frames: AtomicUsize::new(0),
             homes: AtomicPtr::new(ptr::null_mut()),
             base: AtomicUsize::new(0),
         }
@@ -67,6 +70,7 @@ impl MemMap {
         let (sections, base) = (self.sections.load(Relaxed), self.base.load(Relaxed));
         assert!(homes.len() == sections * SECTION_PAGES, "a home for each frame");
         assert!(base.is_multiple_of(PAGE_SIZE) && base.checked_add(sections * SECTION_SIZE).is_some());
+        self.frames.store(homes.len(), Relaxed);
         self.homes.store(homes.as_ptr().cast_mut().wrapping_sub(base >> PAGE_SHIFT), Relaxed);
     }
 
@@ -117,6 +121,26 @@ impl MemMap {
         self.at_offset(addr.wrapping_sub(self.base.load(Relaxed)))
     }
 
+    /// The descriptor and the home of the frame at an address of the direct map, if its home is to the liking of `is_home`.
+    #[inline(always)]
+    pub(crate) fn page_if(&self, addr: usize, is_home: impl FnOnce(u8) -> bool) -> Option<&'static Page> {
+        let frame = addr.wrapping_sub(self.base.load(Relaxed)) >> PAGE_SHIFT;
+        if frame >= self.frames.load(Relaxed) {
+            return None;
+        }
+        // SAFETY: there is a home for each frame.
+        if !is_home(unsafe { self.home_at_unchecked(addr) }.load(Relaxed)) {
+            return None;
+        }
+        // SAFETY: a frame with a home has a descriptor, as HOME-1 says, and the table an entry for its section (MAP-2).
+        unsafe {
+            let pages = (*self.table.load(Relaxed).add(frame / SECTION_PAGES)).load(Relaxed);
+            // The optimiser would test for the `None` of the result.
+            core::hint::assert_unchecked(!pages.is_null());
+            Some(&*pages.add(frame % SECTION_PAGES))
+        }
+    }
+
     /// The home of a frame.
     ///
     /// # Panics
@@ -128,8 +152,7 @@ impl MemMap {
     /// The home of the frame at an address of the direct map.
     #[inline(always)]
     pub(crate) fn home_at(&self, addr: usize) -> Option<&'static AtomicU8> {
-        let offset = addr.wrapping_sub(self.base.load(Relaxed));
-        if offset >> SECTION_SHIFT >= self.sections.load(Relaxed) {
+        if addr.wrapping_sub(self.base.load(Relaxed)) >> PAGE_SHIFT >= self.frames.load(Relaxed) {
             return None;
         }
         // SAFETY: the direct map has this address.

@@ -25,7 +25,7 @@
 //! than one page is always compound, so that any address in it leads to its head. Rows: S1-2, M-9.
 
 use core::fmt;
-use core::ptr::{self, NonNull};
+use core::ptr;
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU32, Ordering};
 
 use arch::{NodeId, PAGE_SHIFT, PAGE_SIZE, PhysAddr};
@@ -115,7 +115,7 @@ pub struct SlabView {
     pub next: AtomicPtr<Page>,
     /// Link of a list of slabs.
     pub prev: AtomicPtr<Page>,
-    /// The cache.
+    /// The cache; in the descriptors of all frames of the slab ([`Page::enter_slab`]).
     pub cache: AtomicPtr<()>,
     /// Whether the slab is on its node's partial list.
     pub on_partial: AtomicBool,
@@ -325,16 +325,4 @@ pub fn page_of(ptr: *const u8) -> Option<&'static Page> {
 /// Context: any. As many as the machine has frames: for reports.
 pub fn all() -> impl Iterator<Item = &'static Page> {
     crate::memmap::MAP.pages()
-}
-
-/// The same for a `NonNull`, of which the caller knows that it came from the page allocator.
-///
-/// Context: any. O(1): two loads, no test.
-///
-/// # Safety
-/// `ptr` points into a block that the page allocator gave out, by its address in the direct map.
-#[inline]
-pub unsafe fn page_of_unchecked(ptr: NonNull<u8>) -> &'static Page {
-    // SAFETY: the caller's contract.
-    unsafe { crate::memmap::MAP.page_at(ptr.as_ptr().addr()).unwrap_unchecked() }
 }

@@ -361,17 +361,17 @@ impl RawCache {
         self.link_offset as usize
     }
 
-    /// Counts one event on this CPU. Context: any.
-    #[inline(always)]
+    /// Counts one event on this CPU. Context: any. The fast paths use [`CacheCpu::count`].
+    #[inline]
     pub(crate) fn count(&self, stat: Stat) {
         self.count_many(stat, 1);
     }
 
     /// Counts `n` events on this CPU. Context: any.
-    #[inline(always)]
+    #[inline]
     pub(crate) fn count_many(&self, stat: Stat, n: u64) {
-        // SAFETY: the counter is a u64 inside this cache's CacheCpu, which every CPU's area holds at this offset.
-        unsafe { arch::percpu::dyn_add(self.cpu.offset() + CacheCpu::stat_offset(stat), n) };
+        // SAFETY: a counter of this cache's CacheCpu, which every CPU's area holds at this place.
+        unsafe { self.cpu.place().behind(CacheCpu::stat_offset(stat)).add::<0>(n) };
     }
 }
 

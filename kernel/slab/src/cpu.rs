@@ -24,7 +24,7 @@ use core::mem::offset_of;
 use core::ptr::NonNull;
 
 use mm::AllocFlags;
-use sync::{ATOMIC, LocalGuard, LocalTryLock, PreemptGuard, hook};
+use sync::{ATOMIC, FirstGuard, LocalGuard, LocalTryLock, PreemptGuard, hook};
 
 use crate::Spin;
 use crate::cache::RawCache;
@@ -62,6 +62,11 @@ impl CacheCpu {
         Self { sheaves: LocalTryLock::new(sheaves), stats: [0; COUNT], lent: [0; 2] }
     }
 
+    /// Where the pointer to main lies.
+    const MAIN: usize = LocalTryLock::<Sheaves>::VALUE + offset_of!(Sheaves, main);
+    const ALLOC_FASTPATH: usize = Self::stat_offset(Stat::AllocFastpath);
+    const FREE_FASTPATH: usize = Self::stat_offset(Stat::FreeFastpath);
+
     pub(crate) const fn stat_offset(stat: Stat) -> usize {
         offset_of!(CacheCpu, stats) + stat as usize * size_of::<u64>()
     }
@@ -73,6 +78,34 @@ impl CacheCpu {
 
     pub(crate) fn stat_ptr(this: *mut Self, stat: Stat) -> *mut u64 {
         this.wrapping_byte_add(Self::stat_offset(stat)).cast()
+    }
+}
+
+const _: () = assert!(offset_of!(CacheCpu, sheaves) == 0);
+
+/// The sheaves of this CPU, locked, for the fast paths: only main can be had.
+struct Here(FirstGuard<'static>);
+
+impl Here {
+    #[inline(always)]
+    fn lock(cache: &RawCache) -> Option<Self> {
+        // SAFETY: a CacheCpu begins with the lock (asserted above), and stays as long as the cache, which the caller of
+        // the fast path holds on to.
+        let here = unsafe { FirstGuard::try_lock(cache.cpu().place(), ATOMIC) }?;
+        hook!("slab.sheaves");
+        Some(Self(here))
+    }
+
+    #[inline(always)]
+    fn main(&self) -> SheafRef {
+        // SAFETY: the pointer to main lies there, and the lock is ours (CPU-1, CPU-2).
+        unsafe { SheafRef::from_ptr_unchecked(self.0.place().load::<{ CacheCpu::MAIN }>().cast()) }
+    }
+
+    #[inline(always)]
+    fn count<const AT: usize>(&self) {
+        // SAFETY: a counter lies there.
+        unsafe { self.0.place().inc::<AT>() };
     }
 }
 
@@ -143,37 +176,44 @@ impl RawCache {
     /// `object` was allocated from this cache, and nobody uses it any more.
     #[inline]
     pub unsafe fn free(&self, object: NonNull<u8>) {
-        let Some(slab) = SlabRef::of(object) else { return report_no_object(Some(self), object) };
-        if self.may_free(slab, object) {
-            self.free_to(slab, object);
-        }
-    }
-
-    #[inline(always)]
-    pub(crate) fn free_to(&self, slab: SlabRef, object: NonNull<u8>) {
-        if slab.is_home() && self.free_fast(object) {
+        if !RawCache::may_free_at(Some(self), object) {
             return;
         }
-        self.free_slow(slab, object);
+        // SAFETY: the caller says that it is an object, so it lies in memory.
+        let home = unsafe { mm::home_of_unchecked(object) };
+        if mm::is_home(home) && self.free_fast(object) {
+            return;
+        }
+        self.free_miss(object);
+    }
+
+    /// A free that the fast path could not do.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn free_miss(&self, object: NonNull<u8>) {
+        match SlabRef::of(object) {
+            Some(slab) => self.free_slow(slab, object),
+            None => report_no_object(Some(self), object),
+        }
     }
 
     #[inline(always)]
     fn alloc_fast(&self) -> Option<NonNull<u8>> {
-        let sheaves = self.sheaves()?;
-        let object = sheaves.main.pop()?;
-        self.count(Stat::AllocFastpath);
+        let here = Here::lock(self)?;
+        let object = here.main().pop()?;
+        here.count::<{ CacheCpu::ALLOC_FASTPATH }>();
         Some(object)
     }
 
     /// Puts `object` into this CPU's main sheaf if that has room and is free to use.
     #[inline(always)]
     pub(crate) fn free_fast(&self, object: NonNull<u8>) -> bool {
-        let Some(sheaves) = self.sheaves() else { return false };
-        let put = sheaves.main.push(object);
-        if put {
-            self.count(Stat::FreeFastpath);
+        let Some(here) = Here::lock(self) else { return false };
+        if !here.main().push(object) {
+            return false;
         }
-        put
+        here.count::<{ CacheCpu::FREE_FASTPATH }>();
+        true
     }
 
     /// What is done to each object between the allocator and its user.

@@ -5,11 +5,11 @@
 //!
 //! Answers to Linux `mm/slab_common.c` and `mm/slub.c` (7.x).
 
-use core::ptr::NonNull;
+use core::ptr::{self, NonNull};
+use core::sync::atomic::{AtomicPtr, Ordering::Relaxed};
 
 use arch::PAGE_SIZE;
 use mm::{AllocFlags, PageKind};
-use sync::Once;
 
 use crate::Spin;
 use crate::cache::{CacheFlags, Layout, RawCache};
@@ -40,7 +40,8 @@ const CLASSES: [(usize, &str); 13] = [
     (8192, "kmalloc-8k"),
 ];
 
-static CACHES: [Once<&'static RawCache>; CLASSES.len()] = [const { Once::new() }; CLASSES.len()];
+/// Null until [`init`]. Not a `Once`: whoever calls [`kmalloc`] would test that, too.
+static CACHES: [AtomicPtr<RawCache>; CLASSES.len()] = [const { AtomicPtr::new(ptr::null_mut()) }; CLASSES.len()];
 
 /// Class of sizes up to 192 by `(size - 1) / 8`: they do not all follow the powers of two.
 const SMALL: [u8; 24] = {
@@ -75,7 +76,9 @@ pub const ZERO_SIZE: NonNull<u8> = NonNull::without_provenance(core::num::NonZer
 pub(crate) fn init() {
     for ((size, name), slot) in CLASSES.into_iter().zip(&CACHES) {
         let layout = Layout::new(name, size).align(alignment_of(size)).flags(CacheFlags::KMALLOC);
-        slot.call_once(|| crate::create(layout).expect("no memory for the kmalloc caches"));
+        let cache = crate::create(layout).expect("no memory for the kmalloc caches");
+        // Relaxed: no other CPU runs yet.
+        slot.store(ptr::from_ref(cache).cast_mut(), Relaxed);
     }
 }
 
@@ -87,12 +90,19 @@ const fn alignment_of(class: usize) -> usize {
 
 /// Whether [`kmalloc`] may be called yet.
 pub fn is_up() -> bool {
-    CACHES[CLASSES.len() - 1].get().is_some()
+    cache_of(CLASSES.len() - 1).is_some()
 }
 
 #[inline]
 pub(crate) fn cache_for(size: usize) -> &'static RawCache {
-    CACHES[class_of(size)].get().expect("kmalloc before slab::init")
+    cache_of(class_of(size)).expect("kmalloc before slab::init")
+}
+
+/// The cache of a class, if there is such a class and it has been made.
+#[inline(always)]
+fn cache_of(class: usize) -> Option<&'static RawCache> {
+    // SAFETY: null, or what `init` stored, which stays for ever.
+    unsafe { CACHES.get(class)?.load(Relaxed).as_ref() }
 }
 
 /// Allocates `size` bytes, aligned to 8, and to `size` itself if that is a power of two.
@@ -167,13 +177,24 @@ pub(crate) fn large_block(
 /// `object` came from the `kmalloc` family or a cache, was not freed since, and nobody uses it any more.
 #[inline]
 pub unsafe fn kfree(object: NonNull<u8>) {
+    if !RawCache::may_free_at(None, object) {
+        return;
+    }
+    if let Some(cache) = SlabRef::local_cache_of(object)
+        && cache.free_fast(object)
+    {
+        return;
+    }
+    // SAFETY: passed on from the caller.
+    unsafe { free_miss(object) }
+}
+
+/// A [`kfree`] that the fast path could not do.
+#[cold]
+#[inline(never)]
+unsafe fn free_miss(object: NonNull<u8>) {
     match SlabRef::of(object) {
-        Some(slab) => {
-            let cache = slab.cache();
-            if cache.may_free(slab, object) {
-                cache.free_to(slab, object);
-            }
-        }
+        Some(slab) => slab.cache().free_miss(object),
         // SAFETY: passed on from the caller.
         None => unsafe { free_large(object) },
     }
@@ -226,7 +247,7 @@ pub fn kmalloc_nolock(size: usize, flags: AllocFlags) -> Option<NonNull<u8>> {
     }
     let class = class_of(size);
     let try_class = |class: usize| {
-        let cache = CACHES.get(class)?.get()?;
+        let cache = cache_of(class)?;
         let object = cache.alloc_nolock(flags)?;
         cache.note_asked(object, size);
         Some(object)

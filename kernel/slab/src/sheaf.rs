@@ -107,6 +107,16 @@ impl SheafRef {
         NonNull::new(sheaf).map(Self)
     }
 
+    /// From the pointer that a `SheafRef` is.
+    ///
+    /// # Safety
+    /// It is one, and not null.
+    #[inline(always)]
+    pub(crate) unsafe fn from_ptr_unchecked(sheaf: *mut Sheaf) -> Self {
+        // SAFETY: the caller's contract.
+        Self(unsafe { NonNull::new_unchecked(sheaf) })
+    }
+
     pub(crate) fn as_ptr(self) -> *mut Sheaf {
         self.0.as_ptr()
     }
@@ -142,6 +152,7 @@ impl SheafRef {
         node
     }
 
+    #[inline(always)]
     fn get(&self) -> &Sheaf {
         // SAFETY: the holder owns the sheaf (SHEAF-1), so nobody else writes it while this borrow lives.
         unsafe { self.0.as_ref() }
@@ -217,14 +228,12 @@ impl SheafRef {
     /// Takes the object put in last, or `None` when empty.
     #[inline(always)]
     pub(crate) fn pop(self) -> Option<NonNull<u8>> {
-        let size = self.size();
-        if size == 0 {
-            return None;
-        }
-        // SAFETY: the holder owns the sheaf, and slot `size - 1` holds an object (SHEAF-2).
+        // In 32 bits, because an instruction on 16 would need another one to make an index of the result.
+        let left = u32::from(self.get().size).checked_sub(1)?;
+        // SAFETY: the holder owns the sheaf, and slot `left` holds an object (SHEAF-2).
         unsafe {
-            (*self.as_ptr()).size = (size - 1) as u16;
-            Some(NonNull::new_unchecked(self.slot(size - 1).read()))
+            (*self.as_ptr()).size = left as u16;
+            Some(NonNull::new_unchecked(self.slot(left as usize).read()))
         }
     }
 

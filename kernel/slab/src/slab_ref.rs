@@ -16,7 +16,7 @@ use core::ptr::{self, NonNull};
 use core::sync::atomic::Ordering::Relaxed;
 
 use arch::NodeId;
-use mm::home::{NO_HOME, RESERVE};
+use mm::home::RESERVE;
 use mm::{AllocFlags, Page, PageKind, SlabView};
 use sync::CallbackHead;
 
@@ -75,24 +75,37 @@ impl SlabRef {
         (page.kind() == PageKind::Slab && ptr::eq(owner.cast(), cache)).then_some(Self(page))
     }
 
+    /// The cache of `object` if that lies in a slab whose home is this CPU's: by one look-up, whichever of the slab's pages
+    /// it is in.
+    #[inline(always)]
+    pub(crate) fn local_cache_of(object: NonNull<u8>) -> Option<&'static RawCache> {
+        let page = mm::local_slab_page(object)?;
+        let cache = page.slab().cache.load(Relaxed).cast::<RawCache>();
+        // SAFETY: each page of a slab names the cache, as in `cache`.
+        unsafe {
+            // The optimiser would test for the `None` of the result.
+            core::hint::assert_unchecked(!cache.is_null());
+            Some(&*cache)
+        }
+    }
+
     /// Makes a slab of freshly allocated pages, all objects in use.
     pub(crate) fn make(page: &'static Page, cache: &RawCache, objects: u32) -> Self {
         let slab = Self(page);
         let view = page.slab();
         // Relaxed: the page is not a slab yet for anybody else; set_kind below publishes.
-        view.cache.store(ptr::from_ref(cache).cast_mut().cast(), Relaxed);
         view.on_partial.store(false, Relaxed);
         view.aux.store(0, Relaxed);
         view.pair.store(State { freelist: ptr::null_mut(), inuse: objects, objects }.pack());
-        page.set_home(page.node().index() as u8 | if page.is_reserve() { RESERVE } else { 0 });
+        let reserve = if page.is_reserve() { RESERVE } else { 0 };
+        page.enter_slab(ptr::from_ref(cache).cast_mut().cast(), page.node().index() as u8 | reserve);
         page.set_kind(PageKind::Slab);
         slab
     }
 
     /// Turns the slab, which nobody refers to any more, back into plain pages.
     pub(crate) fn unmake(self) -> &'static Page {
-        self.0.slab().cache.store(ptr::null_mut(), Relaxed);
-        self.0.set_home(NO_HOME);
+        self.0.leave_slab();
         self.0.set_kind(PageKind::Allocated);
         self.0
     }
@@ -115,7 +128,7 @@ impl SlabRef {
     /// Whether objects of the slab may go into a sheaf of this CPU (M-8). A hint unless pinned.
     #[inline]
     pub(crate) fn is_home(self) -> bool {
-        self.0.home() == mm::this_home()
+        mm::is_home(self.0.home())
     }
 
     /// Whether the slab is of the memory reserve: only for who may use that, and never in a sheaf (NUMA-2).

@@ -91,7 +91,7 @@ pub use spin::Once;
 pub use self::{
     context::{IrqGuard, PreemptGuard, SoftirqGuard},
     irq_work::IrqWork,
-    local_trylock::{LocalGuard, LocalTryLock},
+    local_trylock::{FirstGuard, LocalGuard, LocalTryLock},
     lock_order::LockClass,
     percpu_dyn::DynPerCpu,
     spinlock::{SpinGuard, SpinIrqGuard, SpinLock},

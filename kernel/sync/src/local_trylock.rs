@@ -9,9 +9,9 @@
 //!
 //! - `LT-1` Only its own CPU touches the lock: preemption is off from before the flag is read to
 //!   after it is cleared. Enforced by [`LocalGuard`], and by [`this`] choosing the copy after that.
-//! - `LT-2` The flag is read and set by two plain instructions. What comes in between is an
-//!   interrupt or NMI on this CPU, which runs to its end, so it releases before it returns: the
-//!   flag is again what was read. Nothing else can come in between (`LT-1`).
+//! - `LT-2` The flag is read and set by two plain instructions, in a dynamic variable by one. What
+//!   comes in between is an interrupt or NMI on this CPU, which runs to its end, so it releases
+//!   before it returns: the flag is again what was read. Nothing else can come in between (`LT-1`).
 //! - `LT-3` Therefore no read-modify-write and no barrier is needed, only that the compiler keeps
 //!   the protected accesses inside.
 //!
@@ -22,22 +22,28 @@
 
 use core::{
     cell::UnsafeCell,
+    mem::offset_of,
     ops::{Deref, DerefMut},
-    sync::atomic::{AtomicBool, Ordering, compiler_fence},
+    sync::atomic::{AtomicU32, Ordering, compiler_fence},
 };
 
-use arch::percpu::{PerCpu, Symbol};
+use arch::percpu::{DynPlace, PerCpu, Symbol};
 
 use crate::{context::PreemptGuard, cx::Cx, explore};
 
 /// A value of one CPU that one of its contexts at a time may use; lives in per-CPU memory.
 #[derive(Debug)]
+#[repr(C)]
 pub struct LocalTryLock<T> {
+    // In front: [`FirstGuard`] finds it there.
     flag: Flag,
     value: UnsafeCell<T>,
 }
 
 impl<T> LocalTryLock<T> {
+    /// Where in the lock its value lies.
+    pub const VALUE: usize = offset_of!(Self, value);
+
     /// A free lock around `value`.
     #[must_use]
     pub const fn new(value: T) -> Self {
@@ -91,7 +97,7 @@ impl<T> LocalTryLock<T> {
     /// Context: any.
     #[inline]
     pub fn is_locked(&self) -> bool {
-        self.flag.0.load(Ordering::Relaxed)
+        self.flag.is_set()
     }
 
     /// The value, without taking the lock.
@@ -137,11 +143,56 @@ impl<T> Drop for LocalGuard<'_, T> {
     }
 }
 
+/// The [`LocalTryLock`] at the beginning of this CPU's copy of a dynamic variable is this context's until it is dropped.
+///
+/// The shortest way there is into such a variable: the copy's address is never worked out.
+#[must_use = "the lock is released as soon as the guard is dropped"]
+pub struct FirstGuard<'c> {
+    place: DynPlace,
+    // Dropped after the flag is cleared (`LT-1`).
+    _pin: PreemptGuard<'c>,
+}
+
+impl<'c> FirstGuard<'c> {
+    /// Takes the lock, unless a context that was interrupted has it.
+    ///
+    /// Context: any. Wait-free.
+    ///
+    /// # Safety
+    /// `place` is that of a dynamic variable that begins with a [`LocalTryLock`] and stays while the guard lives.
+    #[inline(always)]
+    #[track_caller]
+    pub unsafe fn try_lock(place: DynPlace, cx: &'c (impl Cx + ?Sized)) -> Option<Self> {
+        let pin = PreemptGuard::new(cx);
+        // SAFETY: the flag is the first field of the lock; the caller vouches for the rest.
+        if unsafe { place.test_and_set::<0>() } {
+            return None;
+        }
+        explore::point();
+        Some(Self { place, _pin: pin })
+    }
+
+    /// The variable's place.
+    #[inline(always)]
+    pub fn place(&self) -> DynPlace {
+        self.place
+    }
+}
+
+impl Drop for FirstGuard<'_> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        explore::point();
+        // SAFETY: as in `try_lock`. A compiler barrier (`LT-3`).
+        unsafe { self.place.clear::<0>() };
+    }
+}
+
 /// The flag by itself, with a place to stop after each of its steps.
 ///
 /// An atomic for the language's sake: each access is one plain instruction (`LT-3`).
 #[derive(Debug)]
-struct Flag(AtomicBool);
+struct Flag(AtomicU32);
 
 /// The moments at which an interrupt can find the flag.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -155,20 +206,25 @@ enum Step {
 
 impl Flag {
     const fn new() -> Self {
-        Self(AtomicBool::new(false))
+        Self(AtomicU32::new(0))
+    }
+
+    #[inline(always)]
+    fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed) != 0
     }
 
     /// True if the flag was clear; it is set then. `at` is called between the steps.
     #[inline(always)]
     fn try_set(&self, mut at: impl FnMut(Step)) -> bool {
         at(Step::BeforeLoad);
-        let was_set = self.0.load(Ordering::Relaxed);
+        let was_set = self.is_set();
         explore::point();
         at(Step::AfterLoad);
         if was_set {
             return false;
         }
-        self.0.store(true, Ordering::Relaxed);
+        self.0.store(1, Ordering::Relaxed);
         // Keeps the protected accesses after the store, for interrupts on this CPU (`LT-3`).
         compiler_fence(Ordering::SeqCst);
         explore::point();
@@ -183,7 +239,7 @@ impl Flag {
         explore::point();
         // Keeps the protected accesses before the store, for interrupts on this CPU (`LT-3`).
         compiler_fence(Ordering::SeqCst);
-        self.0.store(false, Ordering::Relaxed);
+        self.0.store(0, Ordering::Relaxed);
         at(Step::AfterClear);
     }
 }
@@ -238,7 +294,7 @@ mod tests {
                 (Step::AfterClear, true),
             ]
         );
-        assert!(!flag.0.load(Ordering::Relaxed), "the flag is clear at the end");
+        assert!(!flag.is_set(), "the flag is clear at the end");
     }
 
     #[test]
@@ -265,7 +321,7 @@ mod tests {
         // apart by the flag itself; run all depths.
         for depth in 0..=2 {
             user(&flag, &inside, &entries, depth);
-            assert!(!flag.0.load(Ordering::Relaxed));
+            assert!(!flag.is_set());
         }
         assert!(entries.get() > 3, "nested users did get in where the flag was clear");
     }

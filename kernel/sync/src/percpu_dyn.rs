@@ -14,7 +14,7 @@ use core::{alloc::Layout, marker::PhantomData};
 
 use arch::{
     cpu::{self, CpuId},
-    percpu::{self, DYNAMIC_SIZE},
+    percpu::{self, DYNAMIC_SIZE, DynPlace},
 };
 
 use crate::{cx::ATOMIC, lock_order::LockClass, spinlock::SpinLock};
@@ -41,8 +41,7 @@ impl core::fmt::Display for PerCpuFull {
 /// A variable with one copy on each CPU that is present, given back when dropped.
 #[derive(Debug)]
 pub struct DynPerCpu<T> {
-    /// Of each copy, from the base of its CPU's area.
-    offset: usize,
+    place: DynPlace,
     _owns: PhantomData<T>,
 }
 
@@ -66,7 +65,7 @@ impl<T> DynPerCpu<T> {
             let mut map = MAP.lock_irqsave(ATOMIC);
             map.allocate(Self::LAYOUT, dynamic_start()).ok_or(PerCpuFull)?
         };
-        let this = Self { offset, _owns: PhantomData };
+        let this = Self { place: DynPlace::new(offset), _owns: PhantomData };
         for cpu in cpu::present().iter() {
             // SAFETY: the granules are ours (`PD-1`), as large and as aligned as a `T`.
             unsafe { this.ptr_on(cpu).write(init(cpu)) };
@@ -74,12 +73,12 @@ impl<T> DynPerCpu<T> {
         Ok(this)
     }
 
-    /// Where the copies lie, counted from the base of each CPU's area.
+    /// Where the copies lie.
     ///
     /// Context: any.
     #[inline(always)]
-    pub fn offset(&self) -> usize {
-        self.offset
+    pub fn place(&self) -> DynPlace {
+        self.place
     }
 
     /// The copy of this CPU. The caller is pinned, or can do with one it has just left.
@@ -87,7 +86,7 @@ impl<T> DynPerCpu<T> {
     /// Context: any.
     #[inline(always)]
     pub fn this_ptr(&self) -> *mut T {
-        percpu::dyn_ptr(self.offset).cast()
+        self.place.this_ptr().cast()
     }
 
     /// The copy of `cpu`, which is present.
@@ -95,7 +94,7 @@ impl<T> DynPerCpu<T> {
     /// Context: any. Following it is up to the caller.
     #[inline]
     pub fn ptr_on(&self, cpu: CpuId) -> *mut T {
-        percpu::dyn_ptr_on(self.offset, cpu).cast()
+        self.place.ptr_on(cpu).cast()
     }
 
     /// The copies of all CPUs that are present, whether online or not.
@@ -114,7 +113,7 @@ impl<T> Drop for DynPerCpu<T> {
             // SAFETY: initialised in `new`, and the handle was the only owner (`PD-2`).
             unsafe { copy.drop_in_place() };
         });
-        MAP.lock_irqsave(ATOMIC).release(Self::LAYOUT, dynamic_start(), self.offset);
+        MAP.lock_irqsave(ATOMIC).release(Self::LAYOUT, dynamic_start(), self.place.offset());
     }
 }
 

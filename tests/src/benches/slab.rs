@@ -53,4 +53,16 @@ bench! {
         });
         destroy(cache, b.cx)
     }
+
+    /// 64 bytes by size, and back by address alone.
+    #[goal(counted = 55)]
+    fn kmalloc_kfree(b: &mut Bencher) {
+        b.each(1, |_| {
+            if let Some(object) = slab::kmalloc(SIZE, AllocFlags::NOWAIT) {
+                // SAFETY: allocated above, given up here.
+                unsafe { slab::kfree(object) };
+            }
+        });
+        Ok(())
+    }
 }

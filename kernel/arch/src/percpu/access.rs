@@ -103,6 +103,15 @@ macro_rules! __per_cpu_access {
                 false
             }
             #[inline(always)]
+            unsafe fn is(v: $w) -> bool {
+                // SAFETY: reads this CPU's copy of `$name`; the label is left by the jump with nothing on the stack.
+                unsafe {
+                    ::core::arch::asm!(concat!("cmp ", $ptr, " ptr gs:[rip + {s}], ", $v), "jne {other}", s = sym $name,
+                        v = in($reg) v, other = label { return false }, options(nostack, readonly));
+                }
+                true
+            }
+            #[inline(always)]
             unsafe fn inc() {
                 // SAFETY: updates this CPU's copy of `$name`.
                 unsafe {
@@ -204,6 +213,10 @@ macro_rules! __per_cpu_access {
             unsafe fn sub_is_zero(v: $w) -> bool {
                 // SAFETY: as in `load`.
                 unsafe { $crate::percpu::miri::$atomic(&$name) }.fetch_sub(v, $crate::percpu::miri::Relaxed) == v
+            }
+            unsafe fn is(v: $w) -> bool {
+                // SAFETY: as the callee.
+                unsafe { <Self as $crate::percpu::Access<$w>>::load() == v }
             }
             unsafe fn inc() {
                 // SAFETY: as the callee.

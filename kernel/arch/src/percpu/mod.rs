@@ -32,6 +32,7 @@
 //! type of its own, so that its accessors can name the symbol.
 
 mod access;
+mod dynamic;
 mod word;
 
 use core::alloc::Layout;
@@ -41,6 +42,7 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 use crate::PAGE_SIZE;
 use crate::cpu::{CpuId, MAX_CPUS};
 
+pub use dynamic::DynPlace;
 pub use word::{Int, Word};
 
 /// Bytes of an area. A power of two, so that a page allocator that deals in those wastes nothing.
@@ -102,6 +104,7 @@ pub unsafe trait Access<W> {
     unsafe fn add(value: W);
     unsafe fn sub(value: W);
     unsafe fn sub_is_zero(value: W) -> bool;
+    unsafe fn is(value: W) -> bool;
     unsafe fn inc();
     unsafe fn dec();
     unsafe fn dec_is_zero() -> bool;
@@ -146,7 +149,7 @@ impl<S: Symbol> PerCpu<S> {
 }
 
 /// Single-instruction accesses to the copy of the running CPU. Each is atomic against interrupts, NMIs and migration
-/// on its own CPU, and not against other CPUs. None but [`get`](PerCpu::get) lets the compiler move memory accesses
+/// on its own CPU, and not against other CPUs. None but [`get`](PerCpu::get) and [`is`](PerCpu::is) lets the compiler move memory accesses
 /// across it.
 ///
 /// Context: any. Wait-free.
@@ -159,6 +162,13 @@ where
     pub fn get(&self) -> S::Value {
         // SAFETY: `S` stands for this symbol and `Bits` has its size.
         S::Value::from_bits(unsafe { <S as Access<Bits<S>>>::load() })
+    }
+
+    /// Whether the value is `value`: one comparison with memory.
+    #[inline(always)]
+    pub fn is(&self, value: S::Value) -> bool {
+        // SAFETY: as in `get`.
+        unsafe { <S as Access<Bits<S>>>::is(value.to_bits()) }
     }
 
     /// Stores `value`.
@@ -346,44 +356,6 @@ pub fn dynamic_start() -> usize {
     area_layout().size()
 }
 
-/// Address of byte `offset` of this CPU's area.
-///
-/// Context: any; pinned, as for [`PerCpu::this_ptr`].
-#[inline(always)]
-pub fn dyn_ptr(offset: usize) -> *mut u8 {
-    this_cpu_ptr(template().0.cast_mut().wrapping_add(offset))
-}
-
-/// Adds `n` to the u64 at byte `offset` of this CPU's area: one gs-relative instruction, so right against migration,
-/// interrupts and NMIs without a pin.
-///
-/// Context: any.
-///
-/// # Safety
-///
-/// A `u64` that is only ever added to with this function lies there, in the dynamic part of every area.
-#[inline(always)]
-pub unsafe fn dyn_add(offset: usize, n: u64) {
-    #[cfg(not(miri))]
-    // SAFETY: gs base plus template start is the base of this CPU's area (PERCPU-1); the caller vouches for the rest.
-    unsafe {
-        core::arch::asm!("add qword ptr gs:[{at}], {n}", at = in(reg) template().0.wrapping_add(offset), n = in(reg) n,
-            options(nostack));
-    }
-    #[cfg(miri)]
-    // SAFETY: as above.
-    unsafe {
-        *dyn_ptr(offset).cast::<u64>() += n;
-    }
-}
-
-/// Address of byte `offset` of the area of `cpu`.
-#[inline]
-pub fn dyn_ptr_on(offset: usize, cpu: CpuId) -> *mut u8 {
-    // Relaxed: as in `ptr_on`.
-    template().0.cast_mut().wrapping_add(offset).wrapping_byte_add(OFFSETS[cpu.index()].load(Ordering::Relaxed))
-}
-
 /// What the accessors under Miri are made of: each variable of 1, 2, 4 or 8 bytes seen as an atomic.
 #[cfg(miri)]
 #[doc(hidden)]
@@ -425,6 +397,7 @@ mod tests {
         assert!(!SMALL.sub_and_is_zero(1) && SMALL.sub_and_is_zero(255));
         NUMBER.add(-4);
         NUMBER.add_const::<3>();
+        assert!(NUMBER.is(-2) && !NUMBER.is(2));
         assert_eq!((NUMBER.get(), NUMBER.xchg(7)), (-2, -2));
         assert_eq!((NUMBER.cmpxchg(6, 1), NUMBER.cmpxchg(7, 1), NUMBER.get()), (Err(7), Ok(7), 1));
         assert!(NUMBER.dec_and_is_zero());

@@ -7,7 +7,8 @@
 //!
 //! In each case the free is reported and not carried out: the object leaks, and nothing is corrupted (M-21). The
 //! exception is an ordinary cache of a build without assertions: what its sheaves take is not looked at, and may come out
-//! of them again before it meets its slab. To look there would cost every free a walk to the head of its slab.
+//! of them again before it meets its slab. To look there would cost every free a walk to the head of its slab. There,
+//! too, [`RawCache::free`] of an address that is no memory at all is a page fault; [`kfree`](crate::kfree) reports it.
 
 use core::ptr::{self, NonNull};
 
@@ -46,7 +47,28 @@ impl RawCache {
         !cfg!(debug_assertions) || (self.is_mine(slab, object) && (self.is_checked() || self.mark_free(object)))
     }
 
-    /// The same, asked on the slow path.
+    /// The same for an object whose slab is not known yet; for any cache that is not told.
+    ///
+    /// Context: any.
+    #[inline(always)]
+    pub(crate) fn may_free_at(cache: Option<&RawCache>, object: NonNull<u8>) -> bool {
+        !cfg!(debug_assertions) || Self::may_free_looked_up(cache, object)
+    }
+
+    #[inline(never)]
+    fn may_free_looked_up(cache: Option<&RawCache>, object: NonNull<u8>) -> bool {
+        match (SlabRef::of(object), cache) {
+            (Some(slab), cache) => cache.unwrap_or(slab.cache()).may_free(slab, object),
+            // No slab: a large block, perhaps.
+            (None, None) => true,
+            (None, Some(_)) => {
+                report_no_object(cache, object);
+                false
+            }
+        }
+    }
+
+    /// Whether `object` in `slab` is one of this cache's, asked on the slow path.
     #[inline(never)]
     pub(crate) fn is_mine(&self, slab: SlabRef, object: NonNull<u8>) -> bool {
         if !self.is_my_slab(slab, object) {

@@ -92,17 +92,30 @@ fn a_machine_does_not_see_what_threads_outside_it_did_to_the_template() {
 #[test]
 fn each_cpu_has_a_dynamic_part_of_its_own() {
     machine(3, || {
-        let offset = percpu::dynamic_start();
-        let places: Vec<*mut u8> = cpu::present().iter().map(|cpu| percpu::dyn_ptr_on(offset, cpu)).collect();
+        let place = percpu::DynPlace::new(percpu::dynamic_start());
+        assert_eq!(place.offset(), percpu::dynamic_start());
+        let places: Vec<*mut u8> = cpu::present().iter().map(|cpu| place.ptr_on(cpu)).collect();
         for (index, place) in places.iter().enumerate() {
             // SAFETY: the dynamic part of an area, all of it unused.
             unsafe {
                 place.write_bytes(index as u8 + 1, percpu::DYNAMIC_SIZE);
             }
         }
-        assert_eq!(percpu::dyn_ptr(offset), places[0]);
+        assert_eq!(place.this_ptr(), places[0]);
         // SAFETY: as above.
         assert_eq!(places.iter().map(|p| unsafe { **p }).collect::<Vec<_>>(), [1, 2, 3]);
+        // SAFETY: the same place, as a flag, a counter and a pointer behind it.
+        unsafe {
+            place.clear::<4>();
+            assert!(!place.test_and_set::<4>() && place.test_and_set::<4>());
+            place.inc::<8>();
+            place.add::<8>(41);
+            assert_eq!(place.load::<8>().addr(), 0x0101_0101_0101_0101 + 42);
+            place.clear::<4>();
+            assert!(!place.test_and_set::<4>());
+            assert_eq!(places[0].cast::<[u32; 4]>().read(), [0x0101_0101, 1, 0x0101_0101 + 42, 0x0101_0101]);
+            assert_eq!(places[1].cast::<[u32; 4]>().read(), [0x0202_0202; 4], "another CPU's stays as it was");
+        }
     });
 }
 
