@@ -85,8 +85,7 @@ impl RawCache {
 
     /// Finds a place for objects that nobody uses.
     fn put_back(&self, objects: &mut [NonNull<u8>]) {
-        let home = mm::this_home();
-        let at_home = to_front(objects, |object| mm::home_of(object) == home);
+        let at_home = to_front(objects, |object| mm::is_home(mm::home_of(object)));
         let (here, elsewhere) = objects.split_at_mut(at_home);
         let left = here.len() - self.put_into_sheaves(here);
         self.count_many(Stat::FreeSlowpath, (left + elsewhere.len()) as u64);

@@ -253,7 +253,7 @@ impl RawCache {
     #[inline(always)]
     fn count_lent(&self, what: usize, n: i64) {
         // SAFETY: the word is inside this cache's CacheCpu, which every CPU's area holds at this offset.
-        unsafe { arch::percpu::dyn_add(self.cpu().offset() + CacheCpu::lent_offset(what), n as u64) };
+        unsafe { self.cpu().place().behind(CacheCpu::lent_offset(what)).add::<0>(n as u64) };
     }
 
     /// A sheaf for at least `n` objects that is made already, with any number of objects in it.
