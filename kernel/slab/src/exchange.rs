@@ -161,11 +161,15 @@ impl RawCache {
     #[cold]
     #[inline(never)]
     pub(crate) fn free_slow(&self, slab: SlabRef, object: NonNull<u8>) {
-        let done =
-            if slab.is_home() { self.free_to_sheaf(object, Spin::May) } else { self.free_to_batch(slab, object) };
-        if done {
-            return;
+        if !slab.is_home() {
+            self.free_remote(slab, object);
+        } else if !self.free_to_sheaf(object, Spin::May) {
+            self.free_to_slab(slab, object);
         }
+    }
+
+    /// Gives `object` back to `slab`.
+    pub(crate) fn free_to_slab(&self, slab: SlabRef, object: NonNull<u8>) {
         if self.is_mine(slab, object) {
             self.count(Stat::FreeSlowpath);
             self.give_back(slab, object, object, 1);

@@ -72,20 +72,45 @@ pub fn policy() -> Policy {
 }
 
 impl RawCache {
-    /// Puts `object` of `slab`, which is not of this CPU's node, into this CPU's remote sheaf. False if that cannot be.
-    pub(crate) fn free_to_batch(&self, slab: SlabRef, object: NonNull<u8>) -> bool {
-        if policy() == Policy::Bypass || slab.is_reserve() || self.sheaf_capacity() == 0 {
-            return false;
+    /// Frees `object` of `slab`, which this CPU's main sheaf is not for: of another node, or of the reserve.
+    pub(crate) fn free_remote(&self, slab: SlabRef, object: NonNull<u8>) {
+        if policy() == Policy::Batch && (self.push_remote(object) || self.begin_batch(slab, object)) {
+            return;
         }
+        self.free_to_slab(slab, object);
+    }
+
+    /// Puts `object` into the remote sheaf, if there is one for its node.
+    #[inline]
+    fn push_remote(&self, object: NonNull<u8>) -> bool {
+        // Not equal to any node's number for an object of the reserve.
+        let home = mm::home_of(object);
         let Some(held) = self.sheaves() else { return false };
-        let Some((held, batch)) = self.batch_for(held, slab.node()) else { return false };
+        let Some(batch) = held.remote.filter(|batch| batch.node_byte() == home) else { return false };
+        self.push_to_batch(held, batch, object);
+        true
+    }
+
+    #[inline]
+    fn push_to_batch(&self, held: Held, batch: SheafRef, object: NonNull<u8>) {
         let fits = batch.push(object);
         debug_assert!(fits, "REMOTE-2: a full remote sheaf stayed");
-        self.count(Stat::FreeFastpath);
         self.count(Stat::FreeRemote);
         if batch.is_full() {
             self.exchange_batch(held, batch);
         }
+    }
+
+    /// Puts `object` into a new remote sheaf. False if that cannot be.
+    #[cold]
+    #[inline(never)]
+    fn begin_batch(&self, slab: SlabRef, object: NonNull<u8>) -> bool {
+        if slab.is_reserve() || self.sheaf_capacity() == 0 {
+            return false;
+        }
+        let Some(held) = self.sheaves() else { return false };
+        let Some((held, batch)) = self.batch_for(held, slab.node()) else { return false };
+        self.push_to_batch(held, batch, object);
         true
     }
 
@@ -122,6 +147,7 @@ impl RawCache {
     }
 
     /// Exchanges the full remote sheaf `full` for an empty one (REMOTE-2).
+    #[inline(never)]
     fn exchange_batch(&self, mut held: Held, full: SheafRef) {
         let node = full.node();
         let Some(barn) = self.node(node).map(|home| &home.barn) else { unreachable!("a node with objects has a barn") };

@@ -203,6 +203,12 @@ impl SheafRef {
         NodeId::new(usize::from(self.get().node))
     }
 
+    /// [`node`](Self::node) as a [home](mm::home) byte.
+    #[inline]
+    pub(crate) fn node_byte(&self) -> u8 {
+        self.get().node
+    }
+
     pub(crate) fn set_node(self, node: NodeId) {
         // SAFETY: the holder owns the sheaf (SHEAF-1).
         unsafe { (*self.as_ptr()).node = node.index() as u8 };

@@ -89,7 +89,7 @@ stats! {
     SheafReturnFast = "sheaf_return_fast",
     /// Prefilled sheaf that was filled up for the barn, or flushed, when it came back.
     SheafReturnSlow = "sheaf_return_slow",
-    /// Ours: object of another node put into a remote sheaf; counted as [`FreeFastpath`](Self::FreeFastpath) too.
+    /// Ours: object of another node put into a remote sheaf; not counted as any other kind of free.
     FreeRemote = "free_remote",
     /// Ours: 16-byte compare-exchange on a slab that was right at once or in the end.
     CmpxchgDouble = "cmpxchg_double",

@@ -4,4 +4,5 @@ mod kfree_rcu;
 mod rcu;
 mod sched;
 mod slab;
+mod slab_remote;
 mod sync;

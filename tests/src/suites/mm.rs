@@ -46,27 +46,27 @@ fn vmalloc(size: usize, cx: &mut MaySleep) -> Result<NonNull<u8>, Failure> {
 }
 
 /// Blocks linked through their own memory, so that holding them needs no other.
-struct Chain(*mut u8);
+pub(super) struct Chain(*mut u8);
 
 impl Chain {
-    const fn new() -> Self {
+    pub(super) const fn new() -> Self {
         Self(core::ptr::null_mut())
     }
 
-    fn push(&mut self, page: &'static Page) {
+    pub(super) fn push(&mut self, page: &'static Page) {
         // SAFETY: the block is ours, and its first bytes are mapped and aligned.
         unsafe { page.virt().cast::<*mut u8>().write(self.0) };
         self.0 = page.virt();
     }
 
-    fn pop(&mut self) -> Option<&'static Page> {
+    pub(super) fn pop(&mut self) -> Option<&'static Page> {
         let first = NonNull::new(self.0)?;
         // SAFETY: written by `push`.
         self.0 = unsafe { first.cast::<*mut u8>().read() };
         mm::page_of(first.as_ptr())
     }
 
-    fn free_all(&mut self) {
+    pub(super) fn free_all(&mut self) {
         while let Some(page) = self.pop() {
             mm::free_pages(page, page.order());
         }

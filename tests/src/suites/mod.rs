@@ -24,6 +24,7 @@ mod slab_debug;
 mod slab_kmalloc;
 mod slab_nolock;
 mod slab_prefill;
+mod slab_numa;
 mod slab_tune;
 mod slab_view;
 mod sync;

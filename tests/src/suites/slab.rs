@@ -159,7 +159,7 @@ ktest! {
             }
         });
         thread.map_err(|error| crate::__failed!("{error}"))?.join(t.cx);
-        ensure!(cache.stat(Stat::FreeSlowpath) + cache.stat(Stat::FreeFastpath) >= freed);
+        ensure!(cache.stat(Stat::FreeSlowpath) + cache.stat(Stat::FreeFastpath) + cache.stat(Stat::FreeRemote) >= freed);
         ensure_all_back(cache)
     }
 
