@@ -64,6 +64,7 @@ fn start(info: &'static mut BootInfo) -> ! {
     sched::watchdog::start(&mut cx).expect("memory for a thread");
     report();
     mm::inject::init(cmdline::SEED.get());
+    slab::fail::init(cmdline::SEED.get(), &mut cx);
     run(&mut cx)
 }
 

@@ -158,6 +158,8 @@ pub struct RawCache {
     min_partial: AtomicUsize,
     /// Of 1024 refills that find no local partial slab, how many look at other nodes. Tunable.
     remote_node_defrag_ratio: AtomicU32,
+    /// Sheaf capacity to come back to, plus one, while allocations can be made to fail ([`fail`](crate::fail)); else 0.
+    pub(crate) fail: AtomicU32,
     ctor: Option<Ctor>,
     name: &'static str,
     /// By node; null where there is no such node. Written before the cache is published.
@@ -212,6 +214,7 @@ impl RawCache {
             orders,
             min_partial: AtomicUsize::new(order::min_partial(size)),
             remote_node_defrag_ratio: AtomicU32::new(1000),
+            fail: AtomicU32::new(0),
             ctor,
             name,
             nodes: [const { AtomicPtr::new(ptr::null_mut()) }; MAX_NODES],

@@ -109,6 +109,7 @@ impl RawCache {
             ("aliases", self.aliases() as u64),
             ("ctor", self.ctor().map_or(0, |ctor| ctor as usize as u64)),
             ("hwcache_align", flag(CacheFlags::HWCACHE_ALIGN)),
+            ("failslab", self.is_selected().into()),
             ("destroy_by_rcu", flag(CacheFlags::TYPESAFE_BY_RCU)),
         ]
         .into_iter()

@@ -35,6 +35,7 @@
 //! | [`debug`] | caches that check what is done to them: `slab_debug=` |
 //! | `hotplug` | what a CPU leaves behind when it goes offline |
 //! | `leaks` | what users still hold of a cache that is to be destroyed |
+//! | [`fail`] | allocations that fail on purpose |
 //! | [`stats`], [`info`], [`registry`] | counters, `slabinfo`, the list of caches |
 //!
 //! # Lock order (M-10)
@@ -56,6 +57,7 @@ pub mod bulk;
 pub mod cache;
 pub mod debug;
 pub mod deferred;
+pub mod fail;
 pub mod flush;
 pub mod info;
 pub mod kbox;

@@ -91,6 +91,20 @@ pub fn for_each_unlocked(cx: &mut MaySleep, mut f: impl FnMut(&'static RawCache)
     }
 }
 
+/// Calls `f` for every cache as [`with`] does for one.
+///
+/// Context: as [`with`].
+pub(crate) fn for_each_with(cx: &mut MaySleep, mut f: impl FnMut(&'static RawCache, &mut MaySleep)) {
+    let _cpus = keep_cpus(cx);
+    let _walk = WALK.lock(cx);
+    let mut here = lock().0;
+    // SAFETY: as in `for_each_unlocked`.
+    while let Some(cache) = unsafe { here.as_ref() } {
+        f(cache, cx);
+        here = cache.next.load(Relaxed);
+    }
+}
+
 /// Calls `f` for the cache of that name, which stays meanwhile, and nothing if there is none. No CPU comes or goes meanwhile
 /// either, so `f` may use all of [`tune`](crate::tune).
 ///

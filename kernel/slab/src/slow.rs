@@ -59,6 +59,9 @@ impl RawCache {
         if self.is_checked() {
             return (0..max).map_while(|_| self.take_one(node, flags, Spin::May)).map(put).count();
         }
+        if self.is_to_fail() {
+            return 0;
+        }
         let mut got = 0;
         if let Some(partial) = self.node(node).and_then(|here| here.lock(Spin::May)) {
             got += self.take_partial(partial, max, flags, &mut put);
@@ -79,6 +82,9 @@ impl RawCache {
     ///
     /// With [`Spin::Never`] a busy list lock counts as an empty list.
     pub(crate) fn take_one(&self, node: NodeId, flags: AllocFlags, spin: Spin) -> Option<NonNull<u8>> {
+        if self.is_to_fail() {
+            return None;
+        }
         let pop = |node| self.pop_partial(self.node(node)?, flags, spin);
         let mut others = mm::stats::nearest(node).filter(|&other| other != node).peekable();
         let only = flags.contains(AllocFlags::THIS_NODE) || others.peek().is_none();
@@ -420,7 +426,7 @@ fn detach(mut partial: SpinIrqGuard<'_, Partial>, max: usize, flags: AllocFlags)
 pub(crate) fn alloc_unsheaved(bytes: usize, flags: AllocFlags, spin: Spin) -> Option<NonNull<u8>> {
     let node = mm::home_node();
     match sheaf_cache(bytes) {
-        Some(cache) => cache.take_one(node, flags, spin),
+        Some(cache) => cache.take_one(node, flags, spin).inspect(|_| cache.count(Stat::AllocSlowpath)),
         None => {
             let page = match spin {
                 Spin::May => mm::alloc_pages(order_for(bytes), Some(node), flags).ok()?,
@@ -439,7 +445,10 @@ pub(crate) fn free_unsheaved(memory: NonNull<u8>, spin: Spin) -> usize {
         return 0;
     }
     match SlabRef::of(memory) {
-        Some(slab) => slab.cache().give_back(slab, memory, memory, 1),
+        Some(slab) => {
+            slab.cache().count(Stat::FreeSlowpath);
+            slab.cache().give_back(slab, memory, memory, 1)
+        }
         None => {
             let page = mm::page_of(memory.as_ptr()).expect("a sheaf lies in pages").head();
             let order = page.order();

@@ -21,6 +21,7 @@ mod sched_prio;
 mod sched_softirq;
 mod slab;
 mod slab_debug;
+mod slab_fault;
 mod slab_kmalloc;
 mod slab_nolock;
 mod slab_prefill;

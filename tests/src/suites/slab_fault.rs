@@ -1,0 +1,375 @@
+//! Allocations that fail on purpose: plans and selections, and every allocation of a piece of work failing in turn.
+//!
+//! A sweep runs the work with its first allocation failing, then with its second, and so on until it meets no failure any
+//! more: so each place that allocates has failed, in the state that the places before it have led to. The work may succeed
+//! or say that it could not be done; afterwards every cache has as many objects in use as before, and every page is back.
+//! Objects fail for the sweeping thread alone ([`slab::fail`]), pages for the whole machine ([`mm::inject`]).
+
+use alloc::vec::Vec;
+use core::ptr::NonNull;
+
+use arch::{PAGE_SIZE, cpu};
+use kfree_rcu::{RcuPtr, kfree_rcu, kfree_rcu_mightsleep, kvfree_rcu_barrier};
+use mm::AllocFlags;
+use mm::inject;
+use sched::work::{self, Kind, WorkQueue};
+use sched::{HotplugError, Prio};
+use slab::fail::{self, FailError, Plan, Rule, Selection};
+use slab::{CacheFlags, Layout, RawCache, Stat, registry};
+use sync::MaySleep;
+
+use crate::toggle::{on, others};
+use crate::{Failure, ensure, ensure_eq, ktest, skip};
+
+const QUIET: AllocFlags = AllocFlags::NOWARN;
+
+/// No work here allocates so often.
+const MOST: u64 = 1_000;
+
+fn cache(name: &'static str) -> Result<&'static RawCache, Failure> {
+    slab::create(Layout::new(name, 64).flags(CacheFlags::NO_MERGE)).map_err(|error| crate::__failed!("{name}: {error}"))
+}
+
+fn destroy(cache: &'static RawCache, cx: &mut MaySleep) -> Result<(), Failure> {
+    // SAFETY: each test knows its cache alone, and is done with it.
+    unsafe { slab::flush::destroy(cache, cx) }.map_err(|leaked| crate::__failed!("{}: {leaked:?}", cache.name()))
+}
+
+/// Which of `count` allocations one after the other fail.
+fn failures(cache: &RawCache, count: usize) -> Vec<usize> {
+    let mut failed = Vec::with_capacity(count);
+    for number in 1..=count {
+        match cache.alloc(QUIET) {
+            // SAFETY: just allocated.
+            Some(object) => unsafe { cache.free(object) },
+            None => failed.push(number),
+        }
+    }
+    failed
+}
+
+fn me() -> Option<u64> {
+    Some(sched::current().tid())
+}
+
+fn busy(error: FailError) -> Failure {
+    match error {
+        FailError::Busy => Failure::Skipped("failslab is on the command line".into()),
+        FailError::NoCache => crate::__failed!("{error}"),
+    }
+}
+
+/// What is in use, machine-wide: objects by cache, and pages.
+struct InUse {
+    /// With room for all caches from the beginning: a look changes nothing.
+    objects: Vec<(&'static str, u64)>,
+    pages: usize,
+    /// Workers come when others block, and stay: (how many there are, how many have ended).
+    workers: (u64, u64),
+}
+
+impl InUse {
+    fn new() -> Self {
+        Self { objects: Vec::with_capacity(128), pages: 0, workers: (0, 0) }
+    }
+
+    /// Looks when all that is on its way is back.
+    fn look(&mut self, cx: &mut MaySleep) {
+        kvfree_rcu_barrier(cx);
+        mm::vmalloc::purge(cx);
+        registry::for_each_unlocked(cx, |cache| {
+            cache.shrink();
+        });
+        rcu::rcu_barrier(cx);
+        mm::drain_all(cx);
+        mm::check();
+        self.objects.clear();
+        registry::for_each(|cache| self.objects.push((cache.name(), cache.info().active_objs)));
+        self.pages = mm::stats::nodes().map(|node| node.in_use()).sum();
+        self.workers = work::pools().fold((0, 0), |(all, ended), pool| (all + pool.workers as u64, ended + pool.ended));
+    }
+}
+
+/// Runs `work` without a failure, then with each of its allocations failing in turn, objects of `caches` first and then
+/// pages; whether it could be done is what it returns. Returns how many failures of objects and pages it met.
+fn sweep(
+    caches: &str,
+    cx: &mut MaySleep,
+    mut work: impl FnMut(&mut MaySleep) -> Result<bool, Failure>,
+) -> Result<(u64, u64), Failure> {
+    let (mut before, mut after) = (InUse::new(), InUse::new());
+    for _ in 0..2 {
+        ensure!(work(cx)?, "it does not work even if nothing fails");
+    }
+    // Again if there was a new worker, whose memory would look like lost.
+    for _ in 0..5 {
+        before.look(cx);
+        let met = once(caches, cx, &mut work)?;
+        // What other threads did meanwhile is over soon; what was lost stays.
+        for _ in 0..10 {
+            after.look(cx);
+            if (&before.objects, before.pages) == (&after.objects, after.pages) {
+                return Ok(met);
+            }
+            sched::sleep_ns(cx, 10_000_000);
+        }
+        if before.workers == after.workers {
+            break;
+        }
+    }
+    let lines = before.objects.iter().zip(&after.objects).filter(|(was, is)| was != is);
+    let changed: Vec<_> = lines.map(|(was, is)| (is.0, was.1, is.1)).collect();
+    Err(crate::__failed!("objects before and after: {changed:?}; pages {}, {}", before.pages, after.pages))
+}
+
+/// Each allocation fails in turn.
+fn once(
+    caches: &str,
+    cx: &mut MaySleep,
+    work: &mut impl FnMut(&mut MaySleep) -> Result<bool, Failure>,
+) -> Result<(u64, u64), Failure> {
+    let objects = fail::with(caches, cx, |selection, cx| objects_in_turn(selection, cx, work)).map_err(busy)??;
+    let pages = pages_in_turn(cx, work)?;
+    Ok((objects, pages))
+}
+
+fn objects_in_turn(
+    selection: &Selection,
+    cx: &mut MaySleep,
+    work: &mut impl FnMut(&mut MaySleep) -> Result<bool, Failure>,
+) -> Result<u64, Failure> {
+    for nth in 1..MOST {
+        let armed = selection.arm(Plan::Nth(nth), me());
+        let done = work(cx);
+        let failed = armed.failed();
+        drop(armed);
+        let done = done.map_err(|failure| crate::__failed!("object {nth}: {failure:?}"))?;
+        if failed == 0 {
+            ensure!(done, "it did not work although no object failed");
+            return Ok(nth - 1);
+        }
+    }
+    Err(crate::__failed!("more than {MOST} objects"))
+}
+
+fn pages_in_turn(
+    cx: &mut MaySleep,
+    work: &mut impl FnMut(&mut MaySleep) -> Result<bool, Failure>,
+) -> Result<u64, Failure> {
+    for nth in 1..MOST {
+        let Some(armed) = inject::arm(Plan::Nth(nth)) else { skip!("fail_page_alloc is on the command line") };
+        let done = work(cx);
+        let failed = armed.failed();
+        drop(armed);
+        let done = done.map_err(|failure| crate::__failed!("page {nth}: {failure:?}"))?;
+        if failed == 0 {
+            ensure!(done, "it did not work although no page failed");
+            return Ok(nth - 1);
+        }
+    }
+    Err(crate::__failed!("more than {MOST} pages"))
+}
+
+ktest! {
+    /// A plan fails what it says, of the selected cache alone, and nothing once it is over; then the sheaves are back.
+    fn a_plan_fails_what_it_says_of_the_selected_cache_alone(t: &mut Test) {
+        let (cache, other) = (cache("fault_plan")?, cache("fault_spared")?);
+        let capacity = cache.sheaf_capacity();
+        ensure_eq!(failures(cache, 100), []);
+        let looks = fail::with("fault_p*", t.cx, |selection, cx| {
+            let nth = selection.arm(Plan::Nth(3), me());
+            let looks = (failures(cache, 10), failures(other, 10), cache.sheaf_capacity(), fail::with("*", cx, |_, _| ()));
+            let counts = (nth.seen(), nth.failed());
+            drop(nth);
+            let rule = Rule { interval: 2, probability: 100, space: 128, times: Some(2) };
+            let rule = selection.arm(Plan::Rule { rule, seed: 1 }, me());
+            let of_rule = failures(cache, 10);
+            drop(rule);
+            (looks, counts, of_rule, failures(cache, 10))
+        });
+        let ((of_nth, of_other, without, second), counts, of_rule, unarmed) = looks.map_err(busy)?;
+        ensure_eq!(of_nth, [3]);
+        ensure_eq!(counts, (10, 1));
+        ensure_eq!(of_other, [], "it is not selected");
+        ensure_eq!((without, second), (0, Err(FailError::Busy)));
+        // One object of 64 bytes lies within the space, the second reaches its end.
+        ensure_eq!(of_rule, [3, 5]);
+        ensure_eq!(unarmed, []);
+        ensure_eq!(cache.sheaf_capacity(), capacity);
+        ensure_eq!(failures(cache, 100), []);
+        ensure_eq!(fail::with("fault_none", t.cx, |_, _| ()), Err(FailError::NoCache));
+        destroy(cache, t.cx)?;
+        destroy(other, t.cx)
+    }
+
+    /// The same seed fails the same allocations, another one others; another thread's are not looked at.
+    fn a_seed_and_a_thread_decide_what_fails(t: &mut Test) {
+        let cache = cache("fault_seed")?;
+        let looks = fail::with("fault_seed", t.cx, |selection, _| {
+            let run = |seed, tid| {
+                let armed = selection.arm(Plan::Fraction { per_million: 200_000, seed }, tid);
+                let failed = failures(cache, 200);
+                drop(armed);
+                failed
+            };
+            (run(7, me()), run(7, me()), run(8, me()), run(7, Some(u64::MAX - 1)))
+        });
+        let (first, again, other, nobody) = looks.map_err(busy)?;
+        ensure!((10..80).contains(&first.len()), "{} of 200 failed", first.len());
+        ensure_eq!(first, again);
+        ensure!(first != other, "both seeds: {first:?}");
+        ensure_eq!(nobody, []);
+        destroy(cache, t.cx)
+    }
+
+    /// Making and destroying a cache.
+    fn a_cache_is_made_or_not_whatever_allocation_fails(t: &mut Test) {
+        let met = sweep("kmem_cache*,kmalloc-*,sheaf-*", t.cx, |cx| {
+            match slab::create(Layout::new("fault_made", 200).flags(CacheFlags::NO_MERGE)) {
+                Ok(cache) => destroy(cache, cx).map(|()| true),
+                Err(slab::CreateError::NoMemory) => Ok(false),
+                Err(error) => Err(crate::__failed!("{error}")),
+            }
+        })?;
+        t.note(format_args!("{met:?} objects and pages failed"));
+        // The cache itself, and what it has on each node.
+        ensure!(met.0 > cpu::nodes_online().count_ones().into(), "{met:?} failures");
+        Ok(())
+    }
+
+    /// A burst through sheaves, none of which is to be had in turn; the objects are.
+    fn objects_come_and_go_whatever_sheaf_fails(t: &mut Test) {
+        let cache = cache("fault_burst")?;
+        let mut held: Vec<NonNull<u8>> = Vec::with_capacity(400);
+        let met = sweep("sheaf-*", t.cx, |_| {
+            cache.shrink();
+            held.extend((0..400).filter_map(|_| cache.alloc(QUIET)));
+            let got = held.len();
+            // SAFETY: allocated above, each given up once.
+            held.drain(..).for_each(|object| unsafe { cache.free(object) });
+            Ok(got >= 399)
+        })?;
+        t.note(format_args!("{met:?} sheaves and pages failed"));
+        ensure!(met.0 > 2 && met.1 > 2, "{met:?} failures");
+        ensure!(cache.stat(Stat::AllocSlowpath) > 0, "no object came past the sheaves");
+        destroy(cache, t.cx)
+    }
+
+    /// Objects for `kfree_rcu`, with and without a head: what remembers them fails, they are freed all the same.
+    fn what_waits_for_a_grace_period_is_freed_whatever_allocation_fails(t: &mut Test) {
+        let cache = cache("fault_rcu")?;
+        let met = sweep("fault_rcu,sheaf-*,kmalloc-*", t.cx, |cx| {
+            let mut all = true;
+            for number in 0..40 {
+                match cache.alloc(QUIET) {
+                    // SAFETY: room for a head in front; given up here.
+                    Some(object) if number % 8 != 0 => unsafe { kfree_rcu(object.cast::<RcuPtr>()) },
+                    // SAFETY: given up here.
+                    Some(object) => unsafe { kfree_rcu_mightsleep(object, cx) },
+                    None => all = false,
+                }
+            }
+            kvfree_rcu_barrier(cx);
+            Ok(all)
+        })?;
+        t.note(format_args!("{met:?} objects and pages failed"));
+        ensure!(met.0 >= 40, "{met:?} failures");
+        destroy(cache, t.cx)
+    }
+
+    /// A thread starts and ends, or there is none.
+    fn a_thread_is_started_or_not_whatever_allocation_fails(t: &mut Test) {
+        let met = sweep("kmalloc-*", t.cx, |cx| {
+            // Its closure and its result are boxes.
+            let payload = [7_u64; 20];
+            match sched::spawn(cx, "fault", Prio::NORMAL, None, move |_| payload) {
+                Ok(thread) => {
+                    ensure_eq!(thread.join(cx), payload);
+                    Ok(true)
+                }
+                Err(_) => Ok(false),
+            }
+        })?;
+        t.note(format_args!("{met:?} objects and pages failed"));
+        ensure!(met.0 >= 2, "{met:?} failures");
+        Ok(())
+    }
+
+    /// A work queue is made and destroyed, or there is none.
+    fn a_work_queue_is_made_or_not_whatever_allocation_fails(t: &mut Test) {
+        let met = sweep("kmalloc-*", t.cx, |cx| {
+            let Ok(queue) = WorkQueue::create(cx, "fault", Kind::PerCpu { max_active: 1 }) else { return Ok(false) };
+            queue.destroy(cx);
+            Ok(true)
+        })?;
+        t.note(format_args!("{met:?} objects and pages failed"));
+        ensure!(met.0 >= 2, "{met:?} failures");
+        Ok(())
+    }
+
+    /// A block grows through the size classes to whole pages and shrinks again; one that cannot stays as it is.
+    fn a_block_is_resized_or_keeps_its_content_whatever_allocation_fails(t: &mut Test) {
+        let met = sweep("kmalloc-*,sheaf-*", t.cx, |cx| {
+            let mut block: Option<NonNull<u8>> = None;
+            let mut all = true;
+            for size in [40, 100, 700, 5_000, 20_000, 50] {
+                // SAFETY: ours, and given up only if there is a new one.
+                match unsafe { slab::krealloc(block, size, QUIET) } {
+                    Some(new) => {
+                        // SAFETY: of its 40 bytes at the least the first is ours.
+                        let marked = block.is_none() || unsafe { new.read() } == 0xa7;
+                        ensure!(marked, "the content is lost at {size} bytes");
+                        // SAFETY: as above.
+                        unsafe { new.write(0xa7) };
+                        block = Some(new);
+                    }
+                    None => all = false,
+                }
+            }
+            // SAFETY: ours, and given up here.
+            block.into_iter().for_each(|block| unsafe { slab::kfree(block) });
+            match slab::kvmalloc(100_000, QUIET, cx) {
+                // SAFETY: just allocated.
+                Some(block) => unsafe { slab::kvfree_sleep(block, cx) },
+                None => all = false,
+            }
+            Ok(all)
+        })?;
+        t.note(format_args!("{met:?} objects and pages failed"));
+        ensure!(met.0 >= 4 && met.1 >= 2, "{met:?} failures");
+        Ok(())
+    }
+
+    /// Pages side by side in addresses alone.
+    fn an_area_is_mapped_or_not_whatever_allocation_fails(t: &mut Test) {
+        let met = sweep("*", t.cx, |cx| {
+            let Ok(area) = mm::vmalloc::vmalloc_with(10 * PAGE_SIZE, None, QUIET, cx) else { return Ok(false) };
+            mm::vfree(area, cx);
+            Ok(true)
+        })?;
+        t.note(format_args!("{met:?} objects and pages failed"));
+        ensure!(met.1 >= 10, "{met:?} failures");
+        Ok(())
+    }
+
+    /// A CPU goes and comes back, or says that it cannot and does at the next try.
+    fn a_cpu_goes_and_comes_whatever_allocation_fails(t: &mut Test) {
+        let others = others(t.cx)?;
+        let id = others[t.rng.index(others.len())];
+        let met = sweep("*", t.cx, |cx| {
+            let result = sched::cpu_off(id, cx).and_then(|()| sched::cpu_on(id, cx));
+            match result {
+                Ok(()) => Ok(true),
+                Err(HotplugError::NoMemory) => {
+                    if !cpu::online().contains(id) {
+                        on(id, cx)?;
+                    }
+                    Ok(false)
+                }
+                Err(error) => Err(crate::__failed!("CPU {id}: {error}")),
+            }
+        })?;
+        t.note(format_args!("{met:?} objects and pages failed"));
+        Ok(())
+    }
+}
