@@ -168,6 +168,31 @@ fn barns_keep_to_limits_that_change_under_load() {
 }
 
 #[test]
+fn limits_of_barns_follow_the_cpus_of_their_node_unless_they_were_set() {
+    in_own_process(|| {
+        machine(6, 1, |cx| {
+            let limits = |cache: &RawCache| cache.nodes().map(|node| node.barn.limits()).next();
+            let (off, on) =
+                (|cpu, cx: &mut _| sched::cpu_off(cpu, cx).unwrap(), |cpu, cx: &mut _| sched::cpu_on(cpu, cx).unwrap());
+            let (early, last, other) = (cache("early"), arch::CpuId::new(5), arch::CpuId::new(4));
+            assert_eq!(limits(early), Some((14, 14)), "two sheaves a CPU, and two on their way");
+            off(last, cx);
+            assert_eq!(limits(early), Some((12, 12)));
+            assert_eq!(limits(cache("late")), Some((12, 12)));
+            early.set_barn_limits(7, 3, cx);
+            off(other, cx);
+            assert_eq!(limits(early), Some((7, 3)), "they were set");
+            assert_eq!(limits(crate::registry::find("late").expect("made above")), Some((10, 10)));
+            on(last, cx);
+            on(other, cx);
+            assert_eq!(limits(early), Some((7, 3)), "they were set");
+            early.reset_barn_limits(cx);
+            assert_eq!(limits(early), Some((14, 14)));
+        });
+    });
+}
+
+#[test]
 fn a_capacity_is_rounded_and_what_no_sheaf_can_hold_is_refused() {
     in_own_process(|| {
         machine(1, 1, |cx| {

@@ -52,7 +52,7 @@ fn give_up(object: NonNull<u8>) {
 }
 
 /// Every object is free again, and every page has gone back; CPUs that are offline have nothing.
-fn ensure_all_back(cache: &'static RawCache, cx: &mut MaySleep) -> Result<(), Failure> {
+pub(super) fn ensure_all_back(cache: &'static RawCache, cx: &mut MaySleep) -> Result<(), Failure> {
     kvfree_rcu_barrier(cx);
     // A CPU that goes meanwhile gives back what it has before the guard is ours.
     let _cpus = sched::keep_cpus(cx);
