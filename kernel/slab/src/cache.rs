@@ -187,7 +187,7 @@ impl RawCache {
         let (debug, parts) = debug::choose(&layout, align);
         let (link_offset, size) = match parts {
             Some(parts) => (parts.link, parts.size),
-            None => place_link(object_size, align, ctor.is_some() || flags.contains(CacheFlags::TYPESAFE_BY_RCU)),
+            None => place_link(object_size, align, keeps_content(ctor, flags)),
         };
         let cpus = arch::cpu::present().count();
         let orders = order::orders(size, cpus).ok_or(CreateError::BadSize(object_size))?;
@@ -317,6 +317,11 @@ impl RawCache {
         self.ctor
     }
 
+    /// Whether objects keep what is in them while they are free. Such a cache cannot give zeroed ones.
+    pub(crate) fn keeps_content(&self) -> bool {
+        keeps_content(self.ctor, self.flags)
+    }
+
     #[inline(always)]
     pub(crate) fn cpu(&self) -> &DynPerCpu<CacheCpu> {
         &self.cpu
@@ -376,6 +381,10 @@ impl RawCache {
         // SAFETY: a counter of this cache's CacheCpu, which every CPU's area holds at this place.
         unsafe { self.cpu.place().behind(CacheCpu::stat_offset(stat)).add::<0>(n) };
     }
+}
+
+fn keeps_content(ctor: Option<Ctor>, flags: CacheFlags) -> bool {
+    ctor.is_some() || flags.contains(CacheFlags::TYPESAFE_BY_RCU)
 }
 
 /// Alignment for objects that want their own cache lines: a whole line, halved while two objects fit in it.

@@ -221,6 +221,12 @@ impl RawCache {
     pub(crate) fn after_alloc(&self, object: Option<NonNull<u8>>, flags: AllocFlags) -> Option<NonNull<u8>> {
         let object = object.filter(|&object| self.may_hand_out(object))?;
         if flags.contains(AllocFlags::ZERO) {
+            // CTOR-1, SAFE-1: a reader may be looking at it this moment.
+            assert!(
+                !self.keeps_content(),
+                "{}: ZERO would wipe what its objects keep while they are free",
+                self.name()
+            );
             // SAFETY: a fresh object of `object_size` bytes that nobody else knows.
             unsafe { object.as_ptr().write_bytes(0, self.object_size()) };
         }

@@ -17,6 +17,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`cache`] | [`RawCache`]: one kind of object, and what it is made of |
+//! | [`typed`], [`constructed`], [`typesafe`] | caches of values; of objects that keep their state; of objects that RCU readers see change hands |
 //! | [`merge`] | one cache for several users whose objects are alike |
 //! | [`kmalloc`] | objects by size; the `_nolock` family |
 //! | [`krealloc`](mod@krealloc), [`kvmalloc`](mod@kvmalloc) | blocks that change their size; blocks of `kmalloc` or `vmalloc` |
@@ -55,6 +56,7 @@ extern crate std;
 pub mod boot;
 pub mod bulk;
 pub mod cache;
+pub mod constructed;
 pub mod debug;
 pub mod deferred;
 pub mod fail;
@@ -72,6 +74,8 @@ pub mod registry;
 pub mod remote;
 pub mod stats;
 pub mod tune;
+pub mod typed;
+pub mod typesafe;
 
 mod barn;
 mod cpu;

@@ -27,6 +27,7 @@ mod slab_nolock;
 mod slab_prefill;
 mod slab_numa;
 mod slab_tune;
+mod slab_typed;
 mod slab_view;
 mod sync;
 mod threads;

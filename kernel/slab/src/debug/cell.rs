@@ -9,7 +9,7 @@ use super::layout::Parts;
 use super::poison::{self, Damage, RED_FREE, RED_USED, UNUSED};
 use super::report::{Fault, Kind};
 use super::track::Track;
-use crate::cache::{CacheFlags, RawCache};
+use crate::cache::RawCache;
 use crate::slab_ref::SlabRef;
 
 /// The deferral word of an object that is on no deferred list (DEBUG-2): the address of nothing.
@@ -55,10 +55,7 @@ impl Cell {
 
     /// Whether free objects are filled: not where their content must survive.
     fn is_poisoned(self) -> bool {
-        let cache = self.cache();
-        cache.debug().contains(DebugFlags::POISON)
-            && cache.ctor().is_none()
-            && !cache.flags().contains(CacheFlags::TYPESAFE_BY_RCU)
+        self.cache().debug().contains(DebugFlags::POISON) && !self.cache().keeps_content()
     }
 
     /// The bytes `from..to`, counted from the object.

@@ -6,6 +6,7 @@ mod machine;
 mod kbox;
 mod merging;
 mod resize;
+mod typed;
 
 use sync::MaySleep;
 
