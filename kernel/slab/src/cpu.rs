@@ -147,7 +147,7 @@ impl RawCache {
     #[inline(never)]
     pub(crate) fn alloc_asked_slow(&self, size: usize, flags: AllocFlags, spin: Spin) -> Option<NonNull<u8>> {
         let object = self.after_alloc(self.alloc_slow(flags, spin), flags)?;
-        self.note_asked(object, size);
+        self.note_asked(object, size, spin);
         Some(object)
     }
 

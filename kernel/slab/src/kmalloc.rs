@@ -249,7 +249,7 @@ pub fn kmalloc_nolock(size: usize, flags: AllocFlags) -> Option<NonNull<u8>> {
     let try_class = |class: usize| {
         let cache = cache_of(class)?;
         let object = cache.alloc_nolock(flags)?;
-        cache.note_asked(object, size);
+        cache.note_asked(object, size, Spin::Never);
         Some(object)
     };
     try_class(class).or_else(|| try_class(class + 1))

@@ -10,14 +10,12 @@ use core::ptr::NonNull;
 
 use crate::Spin;
 use crate::cache::RawCache;
+use crate::order::MAX_OBJECTS;
 use crate::prefill::Lent;
 use crate::slab_ref::SlabRef;
 
 /// Objects that are listed one by one; of more, the number is known.
 const LISTED: usize = 8;
-
-/// The most objects in a slab: of 8 bytes, in 8 pages.
-const MAX_OBJECTS: usize = 4096;
 
 /// Logs that `leaked` objects of `cache` are in use, some of them perhaps in sheaves that callers have, and the first of
 /// them.
@@ -29,6 +27,7 @@ pub(crate) fn report(cache: &'static RawCache, leaked: u64, lent: Lent) {
             if listed < LISTED {
                 let (node, bytes) = (slab.node(), FirstBytes(object, cache.object_size()));
                 log::error!("  {object:p}, object {index} of slab {:p} on node {node}:{bytes}", slab.base());
+                cache.log_allocation(slab, object);
             }
             listed += 1;
         });

@@ -106,6 +106,10 @@ impl Full {
         }
     }
 
+    pub(crate) fn iter(&self) -> impl Iterator<Item = SlabRef> {
+        core::iter::successors(self.0, |slab| slab.next())
+    }
+
     /// Takes `slab`, which is on this list, off it.
     pub(crate) fn remove(&mut self, slab: SlabRef) {
         match slab.prev() {

@@ -95,7 +95,7 @@ pub fn kmalloc_node(size: usize, node: Option<NodeId>, flags: AllocFlags) -> Opt
         0 => Some(kmalloc::ZERO_SIZE),
         1..=kmalloc::MAX_CACHED => {
             let cache = kmalloc::cache_for(size);
-            cache.alloc_node(node, flags).inspect(|&object| cache.note_asked(object, size))
+            cache.alloc_node(node, flags).inspect(|&object| cache.note_asked(object, size, Spin::May))
         }
         _ => kmalloc::large_block(size, PAGE_SIZE, |order| mm::alloc_pages(order, node, flags).ok()),
     }

@@ -7,6 +7,9 @@ use arch::PAGE_SIZE;
 /// Largest order that is tried for the sake of more objects a slab.
 const MAX_PREFERRED_ORDER: usize = 3;
 
+/// The most objects in a slab: of the smallest size.
+pub(crate) const MAX_OBJECTS: usize = (PAGE_SIZE << MAX_PREFERRED_ORDER) / size_of::<usize>();
+
 /// Orders of a cache's slabs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Orders {

@@ -13,6 +13,7 @@ use arch::PAGE_SIZE;
 use mm::{AllocFlags, shrinker};
 use sync::MaySleep;
 
+use crate::Spin;
 use crate::cache::RawCache;
 use crate::kmalloc;
 
@@ -52,7 +53,7 @@ pub fn kmalloc_sleep(size: usize, flags: AllocFlags, cx: &mut MaySleep) -> Optio
         0 => Some(kmalloc::ZERO_SIZE),
         1..=kmalloc::MAX_CACHED => {
             let cache = kmalloc::cache_for(size);
-            cache.alloc_sleep(flags, cx).inspect(|&object| cache.note_asked(object, size))
+            cache.alloc_sleep(flags, cx).inspect(|&object| cache.note_asked(object, size, Spin::May))
         }
         _ => kmalloc::large_block(size, PAGE_SIZE, |order| mm::alloc_pages_sleep(order, None, flags, cx).ok()),
     }

@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use core::ptr::NonNull;
 
 use mm::AllocFlags;
-use slab::debug::{Cure, Kind, Report};
+use slab::debug::{Cure, Kind, Report, Validation};
 use slab::{CacheFlags, DebugFlags, Layout, RawCache};
 
 use crate::{Failure, ensure, ensure_eq, ktest, skip};
@@ -350,6 +350,66 @@ ktest! {
         ensure_eq!(reported(cache, || free(cache, held)).1, 0, "the one good free");
         ensure_all_back(cache)?;
         ensure_all_back(other)
+    }
+
+    /// Damage that nobody has met yet: in an object in use of a full slab, in a free one, behind the last.
+    fn validate_counts_slabs_objects_and_damage_and_changes_nothing(t: &mut Test) {
+        t.damages_slabs = true;
+        let cache = cache("dbg_validate", FZPU)?;
+        let (per_slab, mut held) = (cache.info().objperslab, Vec::new());
+        for _ in 0..2 * per_slab + 1 {
+            held.push(alloc(cache)?);
+        }
+        let info = cache.info();
+        let sound = Validation { slabs: info.num_slabs, objects: info.num_objs, errors: 0 };
+        ensure_eq!(cache.validate(), sound);
+        let (used, last) = (held[0], held[2 * per_slab]);
+        free(cache, last);
+        poke(used, 64, 1);
+        poke(last, 5, 2);
+        let mut seen = Validation::default();
+        let (_, reports) = reported(cache, || seen = cache.validate());
+        ensure_eq!((seen, reports), (Validation { errors: 2, ..sound }, 2));
+        poke(used, 64, 0xcc);
+        poke(last, 5, 0x6b);
+        ensure_eq!(cache.validate(), sound);
+        held[..2 * per_slab].iter().for_each(|&object| free(cache, object));
+        ensure_all_back(cache)
+    }
+
+    /// Of an ordinary cache the freelists are followed.
+    fn validate_follows_the_freelists_of_ordinary_caches(t: &mut Test) {
+        t.damages_slabs = true;
+        let cache = slab::create(Layout::new("dbg_plain", SIZE).flags(CacheFlags::NO_MERGE | CacheFlags::NO_SHEAVES));
+        let cache = cache.map_err(|error| crate::__failed!("{error}"))?;
+        if cache.debug() != DebugFlags::empty() {
+            skip!("slab_debug= makes it a debug cache");
+        }
+        let (held, first) = (alloc(cache)?, alloc(cache)?);
+        free(cache, first);
+        let free_objects = cache.info().num_objs - 1;
+        ensure_eq!(cache.validate(), Validation { slabs: 1, objects: free_objects, errors: 0 });
+        // SAFETY: the link of a free object lies in its middle.
+        let link = unsafe { first.add(SIZE / 2).cast::<usize>() };
+        for bad in [0, 0x1234, first.as_ptr().addr(), held.as_ptr().addr() + 8] {
+            // SAFETY: as above; put back below, before anybody allocates.
+            let good = unsafe { link.replace(bad) };
+            let report = the_report(cache, || _ = cache.validate())?;
+            ensure_eq!((report.object, report.cure), (first.as_ptr().addr(), Cure::None));
+            // SAFETY: as above.
+            unsafe { link.write(good) };
+        }
+        ensure_eq!(cache.validate().errors, 0);
+        free(cache, held);
+        ensure_all_back(cache)
+    }
+
+    /// All caches of the machine, while it runs.
+    fn no_cache_of_the_machine_is_damaged(t: &mut Test) {
+        let seen = slab::debug::validate_all(t.cx);
+        ensure_eq!(seen.errors, 0, "{seen:?}");
+        ensure!(seen.slabs > 0 && seen.objects > 0);
+        Ok(())
     }
 
     /// `O`: no debugging at the price of larger slabs.

@@ -86,13 +86,24 @@ impl RawCache {
             return Some(fault(state.freelist as u64));
         };
         let cell = Cell { slab, object };
-        self.follow(slab, state, None).err().or_else(|| cell.inspect(Is::Free))
+        self.follow(slab, state, self.depth(state), |_| {}).err().or_else(|| cell.inspect(Is::Free))
     }
 
-    /// Follows the freelist of a slab to its end; whether `wanted` is on it. Without `F` only its first link is looked at.
-    fn follow(&self, slab: SlabRef, state: State, wanted: Option<NonNull<u8>>) -> Result<bool, Fault> {
-        let most = if self.debug().contains(DebugFlags::CONSISTENCY) { state.free() } else { state.free().min(1) };
-        let (mut next, mut count, mut met) = (state.freelist, 0, false);
+    /// How many links of a freelist are looked at on each call: without `F` the first.
+    fn depth(&self, state: State) -> u32 {
+        if self.debug().contains(DebugFlags::CONSISTENCY) { state.free() } else { state.free().min(1) }
+    }
+
+    /// Follows the freelist of a slab over `most` objects, calling `visit` with each. Those are all that the counters speak
+    /// of, or fewer; a list that goes round in a circle ends there, too.
+    pub(super) fn follow(
+        &self,
+        slab: SlabRef,
+        state: State,
+        most: u32,
+        mut visit: impl FnMut(NonNull<u8>),
+    ) -> Result<(), Fault> {
+        let (mut next, mut count) = (state.freelist, 0);
         let mut before = slab.base();
         while let Some(object) = NonNull::new(next) {
             if !slab.is_object(object) {
@@ -103,7 +114,7 @@ impl RawCache {
             if count == most {
                 break;
             }
-            met |= wanted == Some(object);
+            visit(object);
             (before, next, count) = (next, self.link(object), count + 1);
         }
         let complete = most == state.free();
@@ -111,7 +122,7 @@ impl RawCache {
             let (found, expected) = (u64::from(count) + u64::from(!next.is_null()), most.into());
             return Err(Fault { kind: Kind::Counters, object: before, offset: 0, len: 8, found, expected });
         }
-        Ok(met)
+        Ok(())
     }
 
     /// Gives an object back to its slab, if it is one, is in use, and is undamaged. May spin on the list lock.
@@ -155,10 +166,11 @@ impl RawCache {
         if !slab.is_object(object) {
             return Some(Fault::of_address(slab, object));
         }
-        match self.follow(slab, state, Some(object)) {
+        let mut is_free = false;
+        match self.follow(slab, state, self.depth(state), |free| is_free |= free == object) {
             Err(fault) => Some(fault),
-            Ok(true) => Some(Fault::of_call(Kind::DoubleFree, object)),
-            Ok(false) => Cell { slab, object }.inspect(Is::Used),
+            Ok(()) if is_free => Some(Fault::of_call(Kind::DoubleFree, object)),
+            Ok(()) => Cell { slab, object }.inspect(Is::Used),
         }
     }
 
@@ -186,7 +198,8 @@ impl RawCache {
     pub(crate) fn may_drop(&self, slab: SlabRef) -> bool {
         let state = slab.state();
         let objects = (0..state.objects as usize).map(|index| slab.object(index));
-        let fault = objects.map(|object| Cell { slab, object }).find_map(|cell| cell.inspect(Is::Free));
+        let in_object = objects.map(|object| Cell { slab, object }).find_map(|cell| cell.inspect(Is::Free));
+        let fault = in_object.or_else(|| inspect_rest(slab));
         if let Some(fault) = fault {
             report(Some(self), fault, Cure::Quarantined);
             slab.freeze();
@@ -200,12 +213,21 @@ impl RawCache {
         }
     }
 
-    /// Remembers that the user of `object` asked for `size` bytes: what is behind them is red zone.
-    ///
-    /// `object` was just allocated from this cache.
-    pub(crate) fn note_asked(&self, object: NonNull<u8>, size: usize) {
+    /// Logs who allocated `object`, which is in use, if the cache remembers it.
+    pub(crate) fn log_allocation(&self, slab: SlabRef, object: NonNull<u8>) {
+        let (allocated, _) = Cell { slab, object }.tracks();
+        if allocated.is_some() {
+            log::error!("  allocated {allocated}");
+        }
+    }
+
+    /// Remembers that the user of `object`, just allocated from this cache, asked for `size` bytes: what is behind them is
+    /// red zone. Where a lock may only be tried for and is busy, all of the object stays the user's.
+    pub(crate) fn note_asked(&self, object: NonNull<u8>, size: usize, spin: Spin) {
         if self.parts().is_some_and(|parts| parts.asked.is_some())
             && let Some(cell) = Cell::of(object)
+            && let Some(node) = self.node(cell.slab.node())
+            && let Some(_partial) = node.lock(spin)
         {
             cell.set_asked(size);
             cell.red_zones(size, Is::Used);
@@ -219,6 +241,17 @@ impl RawCache {
             None => self.object_size(),
         }
     }
+}
+
+/// What is wrong with the bytes of a debug cache's slab behind its last object.
+pub(super) fn inspect_rest(slab: SlabRef) -> Option<Fault> {
+    let (cache, rest) = (slab.cache(), slab_rest(slab));
+    let damage = poison::check(rest, poison::UNUSED).filter(|_| cache.debug().contains(DebugFlags::POISON))?;
+    let last = slab.object(slab.state().objects as usize - 1);
+    // SAFETY: both lie in the slab.
+    let offset = unsafe { rest.as_ptr().offset_from(last.as_ptr()) } + damage.at as isize;
+    let (found, expected) = (damage.found.into(), damage.expected.into());
+    Some(Fault { kind: Kind::Padding, object: last.as_ptr(), offset, len: damage.len, found, expected })
 }
 
 /// The bytes of a slab behind its last object.

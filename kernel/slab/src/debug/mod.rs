@@ -22,6 +22,7 @@
 //! | `shadow` | which objects are in use, also of ordinary caches, in builds with assertions |
 //! | `cell` | one object with what surrounds it |
 //! | `check` | on the way out of a slab, and on the way in |
+//! | `validate` | a look at all there is |
 //! | `report` | what is said, kept and counted of what was found |
 //!
 //! # What becomes of the damage
@@ -56,12 +57,17 @@ mod poison;
 mod report;
 mod shadow;
 mod track;
+mod validate;
+
+#[cfg(test)]
+mod machine_tests;
 
 pub(crate) use call::report_no_object;
 pub(crate) use layout::Parts;
 pub use report::{Cure, Kind, Report, reports, with_reports};
 pub(crate) use shadow::init;
 pub use track::Track;
+pub use validate::{Validation, validate_all};
 
 use crate::cache::{CacheFlags, Layout};
 use crate::order::order_for;

@@ -223,7 +223,6 @@ impl fmt::Display for Block<'_> {
         for (what, track) in [("allocated", allocated), ("freed", freed)] {
             if track.is_some() {
                 write!(out, "\n{what} {track}")?;
-                track.frames().enumerate().try_for_each(|(n, ip)| write!(out, "\n  #{n} {ip:#018x}"))?;
             }
         }
         if let Some(cell) = self.cell {

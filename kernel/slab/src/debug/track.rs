@@ -60,10 +60,11 @@ impl Track {
     }
 }
 
-/// In one line.
+/// In one line and one for each frame.
 impl fmt::Display for Track {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let us = self.when_ns / 1_000;
-        write!(f, "on CPU {} by thread {} at {}.{:06}", self.cpu, self.tid, us / 1_000_000, us % 1_000_000)
+        write!(f, "on CPU {} by thread {} at {}.{:06}", self.cpu, self.tid, us / 1_000_000, us % 1_000_000)?;
+        self.frames().enumerate().try_for_each(|(n, ip)| write!(f, "\n  #{n} {ip:#018x}"))
     }
 }

@@ -1,0 +1,95 @@
+//! What `slab_debug=` does to the caches of a machine, each in a process of its own.
+
+use core::ptr::NonNull;
+
+use arch::hosted::in_own_process;
+use mm::AllocFlags;
+
+use super::report::{Cure, Kind, Report};
+use crate::test_machine::machine;
+use crate::{kfree, kmalloc, kmalloc_nolock, ksize, registry};
+
+/// A machine with this command line.
+fn with(line: &'static str, body: impl FnOnce() + Send) {
+    sync::param::parse(line).unwrap();
+    machine(1, 1, |_| body());
+}
+
+fn last_report() -> Option<Report> {
+    let mut last = None;
+    super::with_reports(|report| last = Some(*report));
+    last
+}
+
+fn poke(object: NonNull<u8>, offset: usize) {
+    // SAFETY: inside the object's slab.
+    unsafe { object.add(offset).write_volatile(0x41) };
+}
+
+#[test]
+fn what_kmalloc_was_not_asked_for_is_red_zone() {
+    in_own_process(|| {
+        with("slab_debug=FZPU,kmalloc-64", || {
+            for alloc in [kmalloc, kmalloc_nolock] {
+                for size in [33, 40, 63, 64] {
+                    let object = alloc(size, AllocFlags::ZERO).unwrap();
+                    // SAFETY: ours.
+                    assert_eq!(unsafe { ksize(object) }, size);
+                    // SAFETY: `size` bytes are ours.
+                    let content = unsafe { core::slice::from_raw_parts(object.as_ptr(), size) };
+                    assert!(content.iter().all(|&byte| byte == 0));
+                    poke(object, size - 1);
+                    let before = super::reports();
+                    poke(object, size);
+                    // SAFETY: from kmalloc, given up here.
+                    unsafe { kfree(object) };
+                    assert_eq!(super::reports() - before, 1);
+                    let report = last_report().unwrap();
+                    assert_eq!(
+                        (report.kind, report.cure, report.cache),
+                        (Kind::RightRedZone, Cure::NotFreed, "kmalloc-64")
+                    );
+                    assert_eq!((report.offset, report.found, report.expected), (size as isize, 0x41, 0xcc));
+                    // SAFETY: it was not freed, and its red zone is whole again.
+                    unsafe { kfree(object) };
+                    assert_eq!(super::reports() - before, 1);
+                }
+            }
+        });
+    });
+}
+
+#[test]
+fn the_command_line_makes_debug_caches_of_those_it_names() {
+    in_own_process(|| {
+        with("slab_debug=FP,kmalloc-*;Z,sheaf-64,kmem*", || {
+            for (name, letters) in [("kmalloc-64", "FP"), ("sheaf-64", "Z"), ("kmem_cache", "Z"), ("sheaf-128", "")] {
+                let cache = registry::find(name).unwrap();
+                let flags: super::DebugFlags = letters.chars().filter_map(super::DebugFlags::of_letter).collect();
+                assert_eq!(cache.debug(), flags, "{name}");
+                assert_eq!(cache.sheaf_capacity(), 0, "{name}");
+            }
+            let object = kmalloc(64, AllocFlags::NOWAIT).unwrap();
+            // SAFETY: from kmalloc, given up here.
+            unsafe { kfree(object) };
+            assert_eq!(super::reports(), 0);
+        });
+    });
+}
+
+#[test]
+fn a_machine_of_debug_caches_works() {
+    in_own_process(|| {
+        with("slab_debug", || {
+            let sizes = || (0..14).flat_map(|bit| [(1 << bit) - 1, 1 << bit, (1 << bit) + 1]);
+            for _ in 0..3 {
+                let held: std::vec::Vec<_> = sizes().map(|size| kmalloc(size, AllocFlags::NOWAIT).unwrap()).collect();
+                // SAFETY: from kmalloc, each given up once.
+                held.into_iter().for_each(|object| unsafe { kfree(object) });
+            }
+            let mut errors = 0;
+            registry::for_each(|cache| errors += cache.validate().errors);
+            assert_eq!((super::reports(), errors), (0, 0));
+        });
+    });
+}
