@@ -19,6 +19,9 @@
 //!
 //! With [`Spin::Never`] nothing is waited for: a step that would have to is skipped, and freeing allocates no sheaf.
 
+#[cfg(test)]
+mod tests;
+
 use core::mem::MaybeUninit;
 use core::ptr::NonNull;
 
