@@ -17,7 +17,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`cache`] | [`RawCache`]: one kind of object, and what it is made of |
-//! | [`typed`], [`constructed`], [`typesafe`] | caches of values; of objects that keep their state; of objects that RCU readers see change hands |
+//! | [`typed`], [`typed_many`], [`constructed`], [`typesafe`] | caches of values, one and many at a time; of objects that keep their state; of objects that RCU readers see change hands |
 //! | [`merge`] | one cache for several users whose objects are alike |
 //! | [`kmalloc`] | objects by size; the `_nolock` family |
 //! | [`krealloc`](mod@krealloc), [`kvmalloc`](mod@kvmalloc) | blocks that change their size; blocks of `kmalloc` or `vmalloc` |
@@ -75,6 +75,7 @@ pub mod remote;
 pub mod stats;
 pub mod tune;
 pub mod typed;
+pub mod typed_many;
 pub mod typesafe;
 
 mod barn;

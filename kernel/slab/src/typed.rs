@@ -158,7 +158,7 @@ impl<T> Cache<T> {
     }
 
     #[inline(always)]
-    fn alloc_by(
+    pub(crate) fn alloc_by(
         &self,
         value: T,
         alloc: impl FnOnce(&'static RawCache) -> Option<NonNull<u8>>,
@@ -235,6 +235,10 @@ impl<'c, T> CacheBox<'c, T> {
     pub fn into_pin(this: Self) -> Pin<Self> {
         // SAFETY: the value moves only by `into_inner`, which wants an unpinned box.
         unsafe { Pin::new_unchecked(this) }
+    }
+
+    pub(crate) fn cache(&self) -> &'c Cache<T> {
+        self.cache
     }
 
     /// Gives the object back to its cache. Called once, when the value is gone.

@@ -7,6 +7,7 @@ mod kbox;
 mod merging;
 mod resize;
 mod typed;
+mod typed_many;
 
 use sync::MaySleep;
 
