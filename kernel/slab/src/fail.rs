@@ -16,8 +16,9 @@
 //!
 //! `failslab=<interval>,<probability>,<space>,<times>[,CACHES]` on the command line does the same from the end of the boot on,
 //! for good; `grange.seed` decides what the probability leaves open. The numbers mean what they mean in Linux, `space` in
-//! bytes of objects. Without CACHES, globs with commas between them, it is every cache but those of `kmalloc`: the kernel's
-//! own boxes and vectors come from there and end in a panic where there is no memory.
+//! bytes of objects. CACHES are globs with commas between them. Without them it is the caches that `slab_debug=` marks with
+//! `A`, and if there are none every cache but those of `kmalloc`: the kernel's own boxes and vectors come from there and end
+//! in a panic where there is no memory.
 //!
 //! What is counted is calls: one object, one sheaf to be filled, or one bulk of objects is one. A cache that is made while
 //! others are selected is not selected.
@@ -37,6 +38,7 @@ pub use sync::fault::{Armed, Plan, Rule};
 use sync::{LockClass, MaySleep, glob};
 
 use crate::cache::{CacheFlags, RawCache};
+use crate::debug::DebugFlags;
 use crate::registry;
 
 static OBJECTS: Injector = Injector::new();
@@ -74,8 +76,8 @@ impl core::error::Error for FailError {}
 pub struct Selection(());
 
 impl Selection {
-    /// Takes the sheaves of all caches that match one of the globs in `caches`, with commas between them; empty for all but
-    /// the `kmalloc` classes.
+    /// Takes the sheaves of all caches that match one of the globs in `caches`, with commas between them; empty for those
+    /// marked `A`, or all but the `kmalloc` classes.
     ///
     /// Context: task, sleeps.
     ///
@@ -145,8 +147,12 @@ pub fn with<R>(
 }
 
 fn for_each_matching(caches: &str, cx: &mut MaySleep, mut f: impl FnMut(&'static RawCache, &mut MaySleep)) {
+    let is_marked = |cache: &RawCache| cache.debug().contains(DebugFlags::FAILSLAB);
+    let mut any_marked = false;
+    registry::for_each(|cache| any_marked |= is_marked(cache));
     registry::for_each_with(cx, |cache, cx| {
         let matches = match caches {
+            "" if any_marked => is_marked(cache),
             "" => !cache.flags().contains(CacheFlags::KMALLOC),
             _ => caches.split(',').any(|pattern| glob(pattern, cache.name())),
         };
@@ -239,9 +245,9 @@ pub fn status(cx: &mut MaySleep) -> Option<Report> {
 /// What [`parse`] takes.
 pub const FORM: &str = "<interval>,<probability>,<space>,<times>[,CACHES]: one allocation in <interval> (from 1) fails with \
                         <probability> (0 to 100) percent, after <space> bytes, <times> times (-1 without end); CACHES are \
-                        globs with commas between them, all but kmalloc if there are none";
+                        globs with commas between them; without, those marked A by slab_debug=, or all but kmalloc";
 
-/// Reads a rule and the caches it is for; no caches is all but the `kmalloc` classes.
+/// Reads a rule and the caches it is for.
 #[must_use]
 pub fn parse(text: &str) -> Option<(Rule, &str)> {
     let end = text.match_indices(',').nth(3).map_or(text.len(), |(at, _)| at);

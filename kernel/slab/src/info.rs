@@ -12,6 +12,7 @@ use sync::smp;
 
 use crate::Spin;
 use crate::cache::{CacheFlags, RawCache};
+use crate::debug::DebugFlags;
 use crate::node::CacheNode;
 use crate::order::objects;
 use crate::registry;
@@ -92,6 +93,7 @@ impl RawCache {
         let orders = self.orders();
         let sum = |f: fn(&NodeInfo) -> u64| self.by_node().map(|node| f(&node)).sum::<u64>();
         let flag = |flag| u64::from(self.flags().contains(flag));
+        let debug = |flag| u64::from(self.debug().contains(flag));
         [
             ("object_size", self.object_size() as u64),
             ("slab_size", self.size() as u64),
@@ -109,7 +111,12 @@ impl RawCache {
             ("aliases", self.aliases() as u64),
             ("ctor", self.ctor().map_or(0, |ctor| ctor as usize as u64)),
             ("hwcache_align", flag(CacheFlags::HWCACHE_ALIGN)),
-            ("failslab", self.is_selected().into()),
+            ("sanity_checks", debug(DebugFlags::CONSISTENCY)),
+            ("red_zone", debug(DebugFlags::RED_ZONE)),
+            ("poison", debug(DebugFlags::POISON)),
+            ("store_user", debug(DebugFlags::STORE_USER)),
+            ("trace", debug(DebugFlags::TRACE)),
+            ("failslab", (self.is_selected() || self.debug().contains(DebugFlags::FAILSLAB)).into()),
             ("destroy_by_rcu", flag(CacheFlags::TYPESAFE_BY_RCU)),
         ]
         .into_iter()

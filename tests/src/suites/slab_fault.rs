@@ -6,7 +6,9 @@
 //! Objects fail for the sweeping thread alone ([`slab::fail`]), pages for the whole machine ([`mm::inject`]).
 
 use alloc::vec::Vec;
+use core::mem::MaybeUninit;
 use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use arch::{PAGE_SIZE, cpu};
 use kfree_rcu::{RcuPtr, kfree_rcu, kfree_rcu_mightsleep, kvfree_rcu_barrier};
@@ -15,7 +17,7 @@ use mm::inject;
 use sched::work::{self, Kind, WorkQueue};
 use sched::{HotplugError, Prio};
 use slab::fail::{self, FailError, Plan, Rule, Selection};
-use slab::{CacheFlags, Layout, RawCache, Stat, registry};
+use slab::{CacheFlags, Layout, Prefilled, RawCache, Stat, registry};
 use sync::MaySleep;
 
 use crate::toggle::{on, others};
@@ -46,6 +48,13 @@ fn failures(cache: &RawCache, count: usize) -> Vec<usize> {
         }
     }
     failed
+}
+
+/// Objects of prefilled sheaves that were not to be had.
+static UNKEPT: AtomicU64 = AtomicU64::new(0);
+
+fn unkept() {
+    UNKEPT.fetch_add(1, Relaxed);
 }
 
 fn me() -> Option<u64> {
@@ -305,6 +314,44 @@ ktest! {
         t.note(format_args!("{met:?} objects and pages failed"));
         ensure!(met.0 >= 2, "{met:?} failures");
         Ok(())
+    }
+
+    /// Objects in bulk, and prefilled sheaves that are refilled: all that was asked for or nothing, and what is promised holds.
+    fn a_promise_is_kept_or_not_made_whatever_allocation_fails(t: &mut Test) {
+        const PROMISED: usize = 70;
+        let cache = cache("fault_promise")?;
+        let met = sweep("fault_promise,sheaf-*", t.cx, |_| {
+            let mut places = [const { MaybeUninit::uninit() }; 100];
+            let bulk = cache.alloc_bulk(&mut places, QUIET);
+            let mut all = bulk.is_some();
+            // SAFETY: just allocated.
+            bulk.into_iter().for_each(|objects| unsafe { cache.free_bulk(objects) });
+            let Some(mut sheaf) = cache.prefill(PROMISED, QUIET) else { return Ok(false) };
+            let taken = |sheaf: &mut Prefilled| match sheaf.alloc(QUIET) {
+                // SAFETY: just allocated.
+                Some(object) => unsafe { cache.free(object) },
+                None => unkept(),
+            };
+            (0..30).for_each(|_| taken(&mut sheaf));
+            let promised = match sheaf.refill(PROMISED, QUIET) {
+                Ok(more) => {
+                    sheaf = more;
+                    PROMISED
+                }
+                Err(same) => {
+                    all = false;
+                    sheaf = same;
+                    PROMISED - 30
+                }
+            };
+            ensure!(sheaf.size() >= promised, "{} objects of {promised}", sheaf.size());
+            (0..promised).for_each(|_| taken(&mut sheaf));
+            Ok(all)
+        })?;
+        t.note(format_args!("{met:?} objects and pages failed"));
+        ensure_eq!(UNKEPT.load(Relaxed), 0, "objects that were promised and not to be had");
+        ensure!(met.0 >= 4, "{met:?} failures");
+        destroy(cache, t.cx)
     }
 
     /// A block grows through the size classes to whole pages and shrinks again; one that cannot stays as it is.

@@ -63,7 +63,7 @@ fn sum(cache: &RawCache, f: fn(&NodeInfo) -> u64) -> u64 {
 }
 
 ktest! {
-    /// Each counter moves when that happens which its name says; those of prefilled sheaves are in their suite.
+    /// Each counter moves when that happens which its name says.
     fn every_counter_counts_its_event(t: &mut Test) {
         let (sheaves, slabs) =
             (cache("view_sheaves", CacheFlags::empty())?, cache("view_slabs", CacheFlags::NO_SHEAVES)?);
@@ -75,6 +75,13 @@ ktest! {
         sheaves.shrink();
         ensure_eq!(here(t.cx, move |_| bursts(slabs, 2_000, 2))?, 2_000);
         here(t.cx, move |cx| free_after_grace_period(slabs, cx))?;
+        // Sheaves are made, come back as main and as the spare, and that goes out again; one of more than the capacity is
+        // freed when it comes back.
+        let prefilled = here(t.cx, move |_| {
+            let sizes = [10, 10, 10, sheaves.sheaf_capacity() + 1];
+            sizes.into_iter().filter_map(|n| sheaves.prefill(n, AllocFlags::NOWAIT)).map(drop).count()
+        })?;
+        ensure_eq!(prefilled, 4);
         // Two nodes: what is wanted from the other one, and freed to it.
         let there = cpu::online().iter().map(cpu::node_of).find(|&node| node != cpu::node_of(cpu::current()));
         here(t.cx, move |_| {
@@ -103,6 +110,11 @@ ktest! {
                 Stat::BarnGetFail,
                 Stat::BarnPut,
                 Stat::BarnPutFail,
+                Stat::SheafPrefillFast,
+                Stat::SheafPrefillSlow,
+                Stat::SheafPrefillOversize,
+                Stat::SheafReturnFast,
+                Stat::SheafReturnSlow,
             ][..]),
             (slabs, &[
                 Stat::AllocSlowpath,

@@ -4,10 +4,12 @@ mod arch;
 mod bt;
 mod hotplug;
 mod kernel;
+mod kmalloc;
 mod mm;
 mod rcu;
 mod sched;
 mod slab;
+mod slab_tune;
 mod sync;
 #[cfg(feature = "suites")]
 mod tests;

@@ -1,0 +1,100 @@
+//! Changing caches while they are used: `slab`.
+
+use alloc::format;
+use alloc::string::String;
+
+use ::slab::fail::{self, Plan};
+use ::slab::{RawCache, registry};
+use ::sync::MaySleep;
+
+use super::slab::{no_such_cache, number};
+use crate::shell::{Complaint, Session, command};
+use crate::{cmdline, console};
+
+command!(
+    slab,
+    "CACHE ACTION [VALUE] [SECOND]",
+    "ACTION: shrink, capacity N, barn FULL [EMPTY] (default: by the CPUs), min_partial N, defrag_ratio N, stats clear; \
+     or `slab failslab RULE[,CACHES]`, `slab failslab nth N[,CACHES]`, `slab failslab off|status`",
+    slab
+);
+
+/// What is said about an action that there is not.
+const ACTIONS: &str = "shrink, capacity N, barn FULL [EMPTY], barn default, min_partial N, defrag_ratio N, stats clear";
+
+fn slab(session: &mut Session<'_>, arguments: &[&str]) -> Result<(), Complaint> {
+    match arguments {
+        ["failslab", arguments @ ..] => failslab(session, arguments),
+        [name, action @ ..] => {
+            let done = registry::with(name, session.cx, |cache, cx| act(cache, action, cx));
+            console::print(&format!("{}\n", done.ok_or_else(|| no_such_cache(session.cx, name))??));
+            Ok(())
+        }
+        [] => unreachable!("checked against the declaration"),
+    }
+}
+
+/// Does it; what it came to, in one line.
+fn act(cache: &'static RawCache, action: &[&str], cx: &mut MaySleep) -> Result<String, Complaint> {
+    let count = |what, typed| number(what, typed, 0, u32::MAX.into());
+    let name = cache.name();
+    match *action {
+        ["shrink"] => Ok(format!("{name}: {} pages given back", cache.shrink())),
+        ["capacity", typed] => {
+            let was = cache.sheaf_capacity();
+            let now = cache.set_capacity(count("capacity", typed)? as usize, cx).map_err(say)?;
+            Ok(format!("{name}: sheaf capacity {now}, was {was}"))
+        }
+        ["barn", "default"] => {
+            cache.reset_barn_limits(cx);
+            Ok(format!("{name}: barn limits follow the CPUs of each node"))
+        }
+        ["barn", full, ref empty @ ..] if empty.len() <= 1 => {
+            let full = count("limit", full)? as u32;
+            let empty = empty.first().map_or(Ok(full), |typed| count("limit", typed).map(|empty| empty as u32))?;
+            cache.set_barn_limits(full, empty, cx);
+            Ok(format!("{name}: each barn keeps {full} full and {empty} empty sheaves"))
+        }
+        ["min_partial", typed] => {
+            cache.set_min_partial(count("min_partial", typed)? as usize);
+            Ok(format!("{name}: each node keeps {} empty slabs", cache.min_partial()))
+        }
+        ["defrag_ratio", typed] => {
+            cache.set_remote_node_defrag_ratio(count("ratio", typed)? as u32).map_err(say)?;
+            Ok(format!("{name}: remote_node_defrag_ratio {}", cache.remote_node_defrag_ratio()))
+        }
+        ["stats", "clear"] => {
+            cache.clear_stats(&::sched::keep_cpus(cx));
+            Ok(format!("{name}: all counters set back"))
+        }
+        _ => Err(Complaint::new(format_args!("`{}` is no ACTION; allowed: {ACTIONS}", action.join(" ")))),
+    }
+}
+
+fn say(error: impl core::fmt::Display) -> Complaint {
+    Complaint::new(format_args!("{error}"))
+}
+
+fn failslab(session: &mut Session<'_>, arguments: &[&str]) -> Result<(), Complaint> {
+    let seed = cmdline::SEED.get();
+    let (plan, caches) = match *arguments {
+        ["off"] => return report(fail::stop(session.cx), "over"),
+        ["status"] => return report(fail::status(session.cx), "armed"),
+        ["nth", typed] => {
+            let (nth, caches) = typed.split_once(',').unwrap_or((typed, ""));
+            (Plan::Nth(number("N", nth, 1, u64::MAX)?), caches)
+        }
+        [rule] => match fail::parse(rule) {
+            Some((rule, caches)) => (Plan::Rule { rule, seed }, caches),
+            None => return Err(Complaint::new(format_args!("`{rule}` is no RULE; allowed: {}", fail::FORM))),
+        },
+        _ => return Err(Complaint::new(format_args!("allowed: RULE[,CACHES], nth N[,CACHES], off, status"))),
+    };
+    fail::start(plan, caches, None, session.cx).map_err(say)
+}
+
+fn report(report: Option<fail::Report>, state: &str) -> Result<(), Complaint> {
+    let report = report.ok_or_else(|| Complaint::new(format_args!("nothing is armed")))?;
+    console::print(&format!("failslab: {state}; {} allocations, {} of them failed\n", report.seen, report.failed));
+    Ok(())
+}
