@@ -16,6 +16,7 @@ use sync::DynPerCpu;
 
 use crate::cpu::CacheCpu;
 use crate::debug::{self, DebugFlags, Parts};
+use crate::harden::{Harden, Hardening};
 use crate::merge::Sharing;
 use crate::node::CacheNode;
 use crate::order::{self, Orders};
@@ -63,6 +64,7 @@ pub struct Layout {
     pub(crate) ctor: Option<Ctor>,
     pub(crate) capacity: usize,
     pub(crate) debug: DebugFlags,
+    pub(crate) harden: Harden,
 }
 
 impl Layout {
@@ -76,6 +78,7 @@ impl Layout {
             ctor: None,
             capacity: 0,
             debug: DebugFlags::empty(),
+            harden: Harden::empty(),
         }
     }
 
@@ -102,6 +105,11 @@ impl Layout {
     /// What the cache checks, besides what `slab_debug=` says (M-16).
     pub const fn debug(self, debug: DebugFlags) -> Self {
         Self { debug, ..self }
+    }
+
+    /// How the cache is hardened, besides what the command line says (M-21).
+    pub const fn harden(self, harden: Harden) -> Self {
+        Self { harden, ..self }
     }
 }
 
@@ -148,6 +156,7 @@ pub struct RawCache {
     flags: CacheFlags,
     /// What it checks.
     debug: DebugFlags,
+    hardening: Hardening,
     /// How its objects lie if it is a debug cache.
     parts: Option<Parts>,
     /// Reports about it.
@@ -185,6 +194,7 @@ impl RawCache {
             align = align.max(line_share(object_size));
         }
         let (debug, parts) = debug::choose(&layout, align);
+        let hardening = Hardening::choose(&layout, debug);
         let (link_offset, size) = match parts {
             Some(parts) => (parts.link, parts.size),
             None => place_link(object_size, align, keeps_content(ctor, flags)),
@@ -194,7 +204,7 @@ impl RawCache {
         if capacity > sheaf::MAX_CAPACITY {
             return Err(CreateError::BadCapacity(capacity));
         }
-        let capacity = if flags.contains(CacheFlags::NO_SHEAVES) || parts.is_some() {
+        let capacity = if flags.contains(CacheFlags::NO_SHEAVES) || parts.is_some() || hardening.sees_each_object() {
             0
         } else {
             sheaf::default_capacity(object_size).max(sheaf::round_capacity(capacity))
@@ -208,6 +218,7 @@ impl RawCache {
             left: parts.map_or(0, |parts| parts.left) as u32,
             flags,
             debug,
+            hardening,
             parts,
             reports: AtomicU64::new(0),
             capacity: AtomicU32::new(capacity as u32),
@@ -266,6 +277,11 @@ impl RawCache {
     #[inline]
     pub(crate) fn left(&self) -> usize {
         self.left as usize
+    }
+
+    #[inline]
+    pub(crate) fn hardening(&self) -> Hardening {
+        self.hardening
     }
 
     pub(crate) fn parts(&self) -> Option<Parts> {
@@ -349,14 +365,23 @@ impl RawCache {
     /// The freelist link in the free object `object`.
     #[inline]
     pub(crate) fn link(&self, object: NonNull<u8>) -> *mut u8 {
-        // SAFETY: the link lies inside the object (`place_link`), which is free and in the caller's hand.
-        unsafe { object.as_ptr().add(self.link_offset as usize).cast::<*mut u8>().read() }
+        let place = self.link_place(object);
+        // SAFETY: the object is free and in the caller's hand.
+        self.hardening.hide(place, unsafe { place.read() })
     }
 
     #[inline]
     pub(crate) fn set_link(&self, object: NonNull<u8>, next: *mut u8) {
+        let place = self.link_place(object);
         // SAFETY: as in `link`; the link offset is a multiple of the pointer's alignment.
-        unsafe { object.as_ptr().add(self.link_offset as usize).cast::<*mut u8>().write(next) };
+        unsafe { place.write(self.hardening.hide(place, next)) };
+    }
+
+    /// Where the freelist link of `object` lies.
+    #[inline]
+    pub(crate) fn link_place(&self, object: NonNull<u8>) -> *mut *mut u8 {
+        // SAFETY: the link lies inside the object's place in its slab (`place_link`, `Parts`).
+        unsafe { object.as_ptr().add(self.link_offset as usize).cast() }
     }
 
     /// Where in a free object a lock-less list may link it.

@@ -33,6 +33,7 @@
 //! | [`flush`] | emptying sheaves and barns: shrink, destroy, barriers |
 //! | `shrinker` | what the page allocator gets back when memory is short |
 //! | [`tune`] | capacity, barn limits and the like, changed at run time |
+//! | [`harden`] | hidden links, random order, wiped objects |
 //! | [`debug`] | caches that check what is done to them: `slab_debug=` |
 //! | `hotplug` | what a CPU leaves behind when it goes offline |
 //! | `leaks` | what users still hold of a cache that is to be destroyed |
@@ -61,6 +62,7 @@ pub mod debug;
 pub mod deferred;
 pub mod fail;
 pub mod flush;
+pub mod harden;
 pub mod info;
 pub mod kbox;
 pub mod kmalloc;
@@ -96,6 +98,7 @@ mod test_machine;
 pub use boot::{create, init};
 pub use cache::{CacheFlags, CreateError, Ctor, Layout, RawCache};
 pub use debug::DebugFlags;
+pub use harden::Harden;
 pub use kbox::{KBox, OutOfMemory};
 pub use kmalloc::{
     ZERO_SIZE, kcalloc, kfree, kfree_nolock, kmalloc, kmalloc_aligned, kmalloc_array, kmalloc_nolock, ksize, kzalloc,

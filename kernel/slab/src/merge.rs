@@ -8,6 +8,7 @@
 //! | | alike if |
 //! |---|---|
 //! | place of an object | both have the same bytes from one object to the next: these decide the alignment, too |
+//! | hardening | equal |
 //! | flags | equal, but for HWCACHE_ALIGN, which is in the size already, and PANIC |
 //! | sheaves | the existing cache's capacity is at least what the new one would get |
 //! | neither has | a constructor, debugging, or one of TYPESAFE_BY_RCU, NO_MERGE, KMALLOC, NO_SHEAVES |
@@ -121,6 +122,7 @@ impl RawCache {
     fn suits(&self, new: &RawCache) -> bool {
         self.may_share()
             && self.size() == new.size()
+            && self.harden() == new.harden()
             && self.flags() - INDIFFERENT == new.flags() - INDIFFERENT
             && self.sheaf_capacity() >= new.sheaf_capacity()
     }

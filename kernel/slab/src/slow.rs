@@ -23,6 +23,7 @@ use sync::{CallbackHead, SpinIrqGuard};
 use crate::Spin;
 use crate::boot::sheaf_cache;
 use crate::cache::{CacheFlags, RawCache};
+use crate::debug::report_double_free;
 use crate::node::{CacheNode, Partial};
 use crate::order::{objects, order_for};
 use crate::slab_ref::{SlabRef, State};
@@ -40,6 +41,7 @@ impl Taken {
         let object = NonNull::new(self.head)?;
         self.head = cache.link(object);
         self.count -= 1;
+        cache.prepare(object);
         Some(object)
     }
 }
@@ -117,6 +119,7 @@ impl RawCache {
                     if new.freelist.is_null() {
                         partial.remove(slab);
                     }
+                    self.prepare(object);
                     return Some(object);
                 }
                 Err(now) => {
@@ -259,18 +262,13 @@ impl RawCache {
         if self.is_checked() {
             self.lay_out(slab);
         }
-        let mut next = ptr::null_mut();
-        for index in (0..total).rev() {
-            let object = slab.object(index);
-            if let Some(ctor) = self.ctor() {
-                ctor(object);
-            }
-            self.set_link(object, next);
-            next = object.as_ptr();
+        if let Some(ctor) = self.ctor() {
+            (0..total).for_each(|index| ctor(slab.object(index)));
         }
+        let head = self.link_all(slab, total);
         self.node(slab.node()).expect("a node with memory has a CacheNode").slab_added(total as u32);
         self.count(Stat::AllocSlab);
-        Some(Taken { slab, head: next, count: total })
+        Some(Taken { slab, head, count: total })
     }
 
     fn slab_pages(&self, order: usize, node: NodeId, flags: AllocFlags, spin: Spin) -> Option<&'static mm::Page> {
@@ -291,10 +289,17 @@ impl RawCache {
             debug_assert!(count == 1, "a chain of objects of a debug cache");
             return self.give_back_checked(slab, head);
         }
+        if count == 1 {
+            self.wipe_freed(head);
+        }
         let node = self.node(slab.node()).expect("a node with memory has a CacheNode");
         let mut old = slab.state();
         self.count(Stat::CmpxchgDouble);
         loop {
+            if self.is_freed_again(head, old.freelist) {
+                report_double_free(self, head);
+                return 0;
+            }
             self.set_link(tail, old.freelist);
             let new = State { freelist: head.as_ptr(), inuse: old.inuse - count as u32, ..old };
             let was_full = old.freelist.is_null();
@@ -370,7 +375,7 @@ impl RawCache {
             len -= 1;
             let tail = objects[len];
             let Some(slab) = self.slab_of_mine(tail) else { continue };
-            if self.is_checked() {
+            if self.is_checked() || self.hardening().sees_each_object() {
                 pages += self.give_back(slab, tail, tail, 1);
                 continue;
             }

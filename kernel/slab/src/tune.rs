@@ -42,7 +42,7 @@ pub const MAX_DEFRAG_RATIO: u32 = 1024;
 pub enum TuneError {
     /// More objects than a sheaf can hold.
     Capacity(usize),
-    /// The cache cannot have sheaves: it is what sheaves are made of, or a debug cache.
+    /// The cache cannot have sheaves: it is what sheaves are made of, a debug cache, or one that zeroes objects.
     NoSheaves(&'static str),
     /// More than [`MAX_DEFRAG_RATIO`].
     DefragRatio(u32),
@@ -77,7 +77,11 @@ impl RawCache {
         if objects > MAX_CAPACITY {
             return Err(TuneError::Capacity(objects));
         }
-        if objects != 0 && (self.flags().contains(CacheFlags::NO_SHEAVES) || self.is_checked()) {
+        if objects != 0
+            && (self.flags().contains(CacheFlags::NO_SHEAVES)
+                || self.is_checked()
+                || self.hardening().sees_each_object())
+        {
             return Err(TuneError::NoSheaves(self.name()));
         }
         let capacity = sheaf::round_capacity(objects);

@@ -4,5 +4,6 @@ mod kfree_rcu;
 mod rcu;
 mod sched;
 mod slab;
+mod slab_harden;
 mod slab_remote;
 mod sync;

@@ -22,6 +22,7 @@ mod sched_softirq;
 mod slab;
 mod slab_debug;
 mod slab_fault;
+mod slab_harden;
 mod slab_kmalloc;
 mod slab_nolock;
 mod slab_numa;

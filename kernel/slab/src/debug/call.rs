@@ -37,6 +37,12 @@ pub(crate) fn report_no_object(cache: Option<&RawCache>, address: NonNull<u8>) {
     report(cache, Fault::of_call(Kind::NoObject, address), Cure::NotFreed);
 }
 
+/// Reports a second free of `object`, found by `cache`.
+#[cold]
+pub(crate) fn report_double_free(cache: &RawCache, object: NonNull<u8>) {
+    report(Some(cache), Fault::of_call(Kind::DoubleFree, object), Cure::NotFreed);
+}
+
 impl RawCache {
     /// Whether `object` in `slab` may be freed to this cache, asked once on every free: after it the object counts as free.
     /// Reports what may not.

@@ -70,6 +70,7 @@ impl RawCache {
             }
             let cell = Cell { slab, object };
             cell.lay_out(Is::Used);
+            self.prepare(object);
             cell.set_track(Is::Used, Track::here);
             self.trace("allocated", cell);
             return Some(object);
@@ -147,6 +148,7 @@ impl RawCache {
         let cell = Cell { slab, object };
         self.trace("freed", cell);
         cell.lay_out(Is::Free);
+        self.wipe_freed(object);
         cell.set_track(Is::Free, Track::here);
         self.set_link(object, old.freelist);
         let new = State { freelist: object.as_ptr(), inuse: old.inuse - 1, ..old };

@@ -6,8 +6,9 @@ use arch::hosted::in_own_process;
 use mm::AllocFlags;
 
 use super::report::{Cure, Kind, Report};
+use crate::slab_ref::SlabRef;
 use crate::test_machine::machine;
-use crate::{kfree, kmalloc, kmalloc_nolock, ksize, registry};
+use crate::{CacheFlags, Harden, Layout, kfree, kmalloc, kmalloc_nolock, ksize, registry};
 
 /// A machine with this command line.
 fn with(line: &'static str, body: impl FnOnce() + Send) {
@@ -90,6 +91,26 @@ fn a_machine_of_debug_caches_works() {
             let mut errors = 0;
             registry::for_each(|cache| errors += cache.validate().errors);
             assert_eq!((super::reports(), errors), (0, 0));
+        });
+    });
+}
+
+#[test]
+fn where_links_are_hidden_the_object_freed_last_is_not_freed_again() {
+    in_own_process(|| {
+        with("", || {
+            let layout = Layout::new("hidden", 64).flags(CacheFlags::NO_SHEAVES).harden(Harden::HIDE_LINKS);
+            let cache = crate::create(layout).unwrap();
+            let (object, other) = (cache.alloc(AllocFlags::NOWAIT).unwrap(), cache.alloc(AllocFlags::NOWAIT).unwrap());
+            let slab = SlabRef::of(object).unwrap();
+            for (reports, inuse) in [(0, 1), (1, 1)] {
+                // Past what builds with assertions would have noticed before.
+                cache.give_back(slab, object, object, 1);
+                assert_eq!((super::reports(), slab.state().inuse), (reports, inuse));
+            }
+            assert_eq!(last_report().unwrap().kind, Kind::DoubleFree);
+            cache.give_back(slab, other, other, 1);
+            assert_eq!(slab.state().inuse, 0);
         });
     });
 }

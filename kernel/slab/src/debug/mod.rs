@@ -62,7 +62,7 @@ mod validate;
 #[cfg(test)]
 mod machine_tests;
 
-pub(crate) use call::report_no_object;
+pub(crate) use call::{report_double_free, report_no_object};
 pub(crate) use layout::Parts;
 pub use report::{Cure, Kind, Report, reports, with_reports};
 pub(crate) use shadow::init;
