@@ -52,9 +52,10 @@ fn ensure_all_back(cache: &'static RawCache) -> Result<(), Failure> {
     ensure_eq!(info.active_objs, 0, "objects of {} are lost", cache.name());
     ensure_eq!(info.num_slabs, 0, "slabs of {} stay although they are empty", cache.name());
     ensure_eq!(cache.stat(Stat::SheafAlloc), cache.stat(Stat::SheafFree), "sheaves of {} are lost", cache.name());
-    let sum = |stats: [Stat; 2]| stats.into_iter().map(|stat| cache.stat(stat)).sum::<u64>();
-    let allocated = sum([Stat::AllocFastpath, Stat::AllocSlowpath]);
-    ensure_eq!(allocated, sum([Stat::FreeFastpath, Stat::FreeSlowpath]), "allocations and frees of {}", cache.name());
+    let sum = |stats: &[Stat]| stats.iter().map(|&stat| cache.stat(stat)).sum::<u64>();
+    let allocated = sum(&[Stat::AllocFastpath, Stat::AllocSlowpath]);
+    let freed = sum(&[Stat::FreeFastpath, Stat::FreeSlowpath, Stat::FreeRemote]);
+    ensure_eq!(allocated, freed, "allocations and frees of {}", cache.name());
     Ok(())
 }
 
