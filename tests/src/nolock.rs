@@ -5,6 +5,7 @@
 //! mistake, or gives one of its own away, damages a stamp, on one side or the other.
 
 use alloc::vec::Vec;
+use core::mem::MaybeUninit;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
@@ -12,7 +13,7 @@ use arch::cpu;
 use kfree_rcu::{kfree_rcu, kfree_rcu_nolock};
 use mm::{AllocFlags, Page};
 use slab::{CacheFlags, Layout, RawCache, Stat};
-use sync::MaySleep;
+use sync::{ATOMIC, MaySleep, PreemptGuard};
 
 use crate::{Failure, ensure_eq};
 
@@ -271,6 +272,11 @@ impl Bed {
         self.objects.len()
     }
 
+    /// Of its objects, how many `f` says yes to.
+    pub(crate) fn count(&self, f: impl FnMut(&&NonNull<u8>) -> bool) -> usize {
+        self.objects.iter().filter(f).count()
+    }
+
     fn capacity(&self) -> usize {
         self.cache.sheaf_capacity()
     }
@@ -362,6 +368,23 @@ const fn bare(mut path: Path) -> Path {
     path
 }
 
+/// How many operations there are, without visits, before the one that is on the path; nothing if none is.
+pub(crate) fn operations_before(path: &Path, bed: &mut Bed) -> Option<usize> {
+    const MOST: usize = 2000;
+    let Some(stat) = path.counts else { return Some(0) };
+    bed.begin();
+    let _pin = PreemptGuard::new(ATOMIC);
+    if !(path.set_up)(bed) {
+        return None;
+    }
+    let old = bed.cache.stat(stat);
+    let on_it = (0..MOST).find(|_| {
+        (path.operation)(bed);
+        bed.cache.stat(stat) != old
+    });
+    Some(on_it.unwrap_or_else(|| panic!("{}: {MOST} operations do not count {}", path.name, stat.name())))
+}
+
 /// Every path. The first word says whose: alloc, free, flush, kfree_rcu, nolock, pages.
 pub(crate) const PATHS: &[Path] = &[
     path("alloc from main", |b| had(b, 1), |b| b.take(1)),
@@ -386,6 +409,9 @@ pub(crate) const PATHS: &[Path] = &[
     bare(counted(path("free, full slab becomes partial", |b| takes(b, 40), |b| b.give(1)), Stat::FreeAddPartial)),
     bare(path("free, partial slab becomes empty and stays", |b| takes(b, 1), |b| b.give(1))),
     bare(counted(path("free, pages go back", |b| takes(b, 150), |b| b.give(1)), Stat::FreeSlab)),
+    path("prefill from the spare, and back", |b| hold(b, 2, 0), |b| drop(b.cache.prefill(4, AllocFlags::NOWARN))),
+    path("prefill of a new sheaf, and back", |_| true, |b| drop(b.cache.prefill(40, AllocFlags::NOWARN))),
+    path("bulk alloc and free", |b| hold(b, 2, 2), |b| bulk(b.cache)),
     path("flush of the barns", |b| hold(b, 4, 4), |b| _ = b.cache.flush_barns()),
     path("kfree_rcu, sheaf is new", |b| takes(b, 1), |b| b.give_rcu(1)),
     path("kfree_rcu into the sheaf", |b| takes(b, 2) && gives_rcu(b, 1), |b| b.give_rcu(1)),
@@ -467,6 +493,14 @@ fn paged(b: &mut Bed, count: usize, back: usize) -> bool {
     b.take_pages(count, 0);
     b.give_pages(back);
     true
+}
+
+fn bulk(cache: &RawCache) {
+    let mut places = [MaybeUninit::uninit(); 30];
+    if let Some(objects) = cache.alloc_bulk(&mut places, AllocFlags::NOWARN) {
+        // SAFETY: just allocated from the cache, and given up here.
+        unsafe { cache.free_bulk(objects) };
+    }
 }
 
 fn large_object() {

@@ -294,6 +294,12 @@ pub struct TestArgs {
     /// Pause at random places of lock and list code, which the seed chooses: another seed, another schedule
     #[arg(long, requires = "deterministic", conflicts_with = "kernel")]
     pub explore: bool,
+    /// Make these bugs on purpose, one after the other, and run the tests that have to find them: a name, `all`, or `list`
+    #[arg(long, value_name = "NAME,NAME,…", value_delimiter = ',', conflicts_with_all = [
+        "filters", "list", "host_only", "deterministic", "repeat", "seeds", "until_fail", "kernel", "profile", "release",
+        "debug", "ledger", "junit", "json", "print_qemu"
+    ])]
+    pub mutant: Option<Vec<String>>,
     /// Keep so many busy loops running on the host meanwhile
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub load: u32,

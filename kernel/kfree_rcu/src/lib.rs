@@ -46,7 +46,7 @@ mod bnode;
 use core::ptr::NonNull;
 
 use slab::Spin;
-use sync::{LlistNode, MaySleep};
+use sync::{LlistNode, MaySleep, bug};
 
 pub use barrier::{kvfree_rcu_barrier, kvfree_rcu_barrier_on_cache};
 pub use head::{HasRcuPtr, MAX_OFFSET, RcuPtr};
@@ -103,6 +103,13 @@ pub unsafe fn kfree_rcu_nolock(head: NonNull<RcuPtr>) {
         if unsafe { slab::rcu_free::free(object, Spin::Never) } {
             return;
         }
+    }
+    if bug!(
+        "kfree_rcu.not_deferred",
+        "kfree_rcu_nolock forgets an object that its sheaf cannot take",
+        "slab_nolock.stepped*path"
+    ) {
+        return;
     }
     // SAFETY: given up by the caller, and not taken by the sheaf.
     unsafe { slab::deferred::defer_rcu_object(RcuPtr::node(head)) };

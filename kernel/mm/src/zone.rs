@@ -15,7 +15,7 @@
 use core::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use arch::{MAX_NODES, NodeId};
-use sync::{ATOMIC, LlistHead, LockClass, SpinIrqGuard, SpinLock, hook};
+use sync::{ATOMIC, LlistHead, LockClass, SpinIrqGuard, SpinLock, bug, hook};
 
 use crate::buddy::{FreeLists, MAX_ORDER};
 use crate::memmap::{MAP, MemMap};
@@ -139,6 +139,9 @@ impl Zone {
             debug_assert!(page.kind() == PageKind::Deferred, "ZONE-2: {page:?}");
             let order = page.order();
             self.deferred_pages.fetch_sub(1 << order, Relaxed);
+            if bug!("mm.deferred_lost", "pages that were freed while the zone was busy are forgotten", "mm") {
+                continue;
+            }
             lists.put(map, page, order);
         }
         Some(lists)

@@ -24,7 +24,7 @@ use core::mem::offset_of;
 use core::ptr::NonNull;
 
 use mm::AllocFlags;
-use sync::{ATOMIC, FirstGuard, LocalGuard, LocalTryLock, PreemptGuard, hook};
+use sync::{ATOMIC, FirstGuard, LocalGuard, LocalTryLock, PreemptGuard, bug, hook};
 
 use crate::Spin;
 use crate::cache::RawCache;
@@ -220,7 +220,7 @@ impl RawCache {
     #[inline(always)]
     pub(crate) fn after_alloc(&self, object: Option<NonNull<u8>>, flags: AllocFlags) -> Option<NonNull<u8>> {
         let object = object.filter(|&object| self.may_hand_out(object))?;
-        if flags.contains(AllocFlags::ZERO) {
+        if flags.contains(AllocFlags::ZERO) && !bug!("slab.not_zeroed", "ZERO is forgotten", "slab_nolock.*zeroes*") {
             // CTOR-1, SAFE-1: a reader may be looking at it this moment.
             assert!(
                 !self.keeps_content(),
@@ -241,5 +241,8 @@ fn nolock_flags(flags: AllocFlags) -> AllocFlags {
         (AllocFlags::ZERO | implied).contains(flags),
         "{flags:?}: an allocation that may not wait knows only ZERO"
     );
+    if bug!("nolock.dips", "an allocation that may not wait takes from the reserve", "slab_nolock.*reserve*") {
+        return (flags & AllocFlags::ZERO) | AllocFlags::RESERVE | AllocFlags::NOWARN;
+    }
     (flags & AllocFlags::ZERO) | implied
 }

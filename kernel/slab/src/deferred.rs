@@ -21,7 +21,7 @@ use core::ptr::NonNull;
 use arch::CpuId;
 use sched::hotplug::CpusGuard;
 use sync::hooks::Slot;
-use sync::{ATOMIC, IrqWork, LlistChain, LlistHead, LlistNode, MaySleep, PreemptGuard, hook};
+use sync::{ATOMIC, IrqWork, LlistChain, LlistHead, LlistNode, MaySleep, PreemptGuard, bug, hook};
 
 use crate::sheaf::SheafRef;
 use crate::slab_ref::SlabRef;
@@ -68,7 +68,9 @@ fn push(which: List, node: NonNull<LlistNode>) {
     // SAFETY: the node lies in memory that the caller gives away with this call, and nobody else links it.
     let was_empty = unsafe { list.add(node.as_ptr()) };
     hook!("slab.deferred.push");
-    if was_empty {
+    if was_empty
+        && !bug!("deferred.no_kick", "nobody is told that there is something to drain", "slab_nolock.*by_itself")
+    {
         here.work.queue_lazy();
     }
 }
@@ -123,8 +125,19 @@ fn drain(deferred: &Deferred) {
     oldest_first(&deferred.frees, |node| {
         // SAFETY: pushed by `defer_free`, so it lies in an object that is ours to free.
         unsafe { free_by_link(node) };
+        if bug!("deferred.freed_twice", "a deferred object is freed twice", "slab_nolock.stepped*path") {
+            // SAFETY: none; that is the bug.
+            unsafe { free_by_link(node) };
+        }
     });
     oldest_first(&deferred.rcu_objects, |node| {
+        if bug!(
+            "deferred.rcu_lost",
+            "an object that was deferred for kfree_rcu is forgotten",
+            "slab_nolock.stepped*path"
+        ) {
+            return;
+        }
         let hook = RCU_OBJECT.get().expect("kfree_rcu_nolock before kfree_rcu is up");
         // SAFETY: pushed by `defer_rcu_object`, whose caller gave the object up.
         unsafe { hook(node) };

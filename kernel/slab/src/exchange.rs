@@ -26,7 +26,7 @@ use core::mem::MaybeUninit;
 use core::ptr::NonNull;
 
 use mm::AllocFlags;
-use sync::{LocalGuard, hook};
+use sync::{LocalGuard, bug, hook};
 
 use crate::barn::{Barn, NoSwap};
 use crate::cache::RawCache;
@@ -110,7 +110,9 @@ impl RawCache {
             self.flush_and_free(full);
             return None;
         }
-        if held.main.is_empty() {
+        if bug!("slab.install_blind", "a refilled sheaf becomes main without another look at main", "slab_hooks") {
+            held.main = full;
+        } else if held.main.is_empty() {
             let old = core::mem::replace(&mut held.main, full);
             held.keep_empty(old, barn);
         } else if let Some(spare) = held.spare.filter(|spare| spare.is_empty()) {
@@ -254,7 +256,9 @@ impl RawCache {
         if held.spare.is_none() {
             held.make_main(empty);
         } else if !held.main.is_full() {
-            put_empty(barn, empty);
+            if !bug!("slab.surplus_lost", "an empty sheaf that is not needed after all is forgotten", "slab_hooks") {
+                put_empty(barn, empty);
+            }
         } else if let Some(spare) = held.spare.filter(|spare| !spare.is_full()) {
             held.make_main(spare);
             put_empty(barn, empty);

@@ -10,6 +10,7 @@ use core::sync::atomic::{AtomicPtr, Ordering::Relaxed};
 
 use arch::PAGE_SIZE;
 use mm::{AllocFlags, PageKind};
+use sync::bug;
 
 use crate::Spin;
 use crate::cache::{CacheFlags, Layout, RawCache};
@@ -252,7 +253,9 @@ pub fn kmalloc_nolock(size: usize, flags: AllocFlags) -> Option<NonNull<u8>> {
         cache.note_asked(object, size, Spin::Never);
         Some(object)
     };
-    try_class(class).or_else(|| try_class(class + 1))
+    let more =
+        if bug!("nolock.third_class", "two larger classes are tried", "slab_nolock.*larger_class*") { 2 } else { 1 };
+    (class..=class + more).find_map(try_class)
 }
 
 /// Frees any kmalloc or cache object, large ones included, without waiting for anybody.
@@ -273,7 +276,9 @@ pub unsafe fn kfree_nolock(object: NonNull<u8>) {
         if !cache.may_free(slab, object) {
             return;
         }
-        if slab.is_home() && (cache.free_fast(object) || cache.free_to_sheaf(object, Spin::Never)) {
+        let waits = bug!("nolock.waits", "kfree_nolock waits for the barn's lock", "slab_hooks");
+        let spin = if waits { Spin::May } else { Spin::Never };
+        if slab.is_home() && (cache.free_fast(object) || cache.free_to_sheaf(object, spin)) {
             return;
         }
     } else if large_page(object).is_none() {

@@ -41,7 +41,7 @@ use core::fmt;
 use core::ptr::NonNull;
 
 use mm::AllocFlags;
-use sync::MaySleep;
+use sync::{MaySleep, bug};
 
 use crate::Spin;
 use crate::barn::Barn;
@@ -204,7 +204,8 @@ impl RawCache {
         let flags = flags - AllocFlags::ZERO;
         let sheaf = ready.or_else(|| SheafRef::alloc(self, n.max(capacity), flags, Spin::May));
         let sheaf = sheaf.and_then(|sheaf| {
-            if sheaf.size() < n && !self.fill(sheaf, n, flags) {
+            let enough = bug!("prefill.lies", "a prefilled sheaf has fewer objects than it promises", "slab_prefill");
+            if sheaf.size() < n && !enough && !self.fill(sheaf, n, flags) {
                 self.flush_and_free(sheaf);
                 return None;
             }

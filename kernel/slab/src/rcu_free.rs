@@ -20,7 +20,7 @@
 use core::ptr::NonNull;
 
 use mm::AllocFlags;
-use sync::{CallbackHead, hook};
+use sync::{CallbackHead, bug, hook};
 
 use crate::cache::RawCache;
 use crate::sheaf::SheafRef;
@@ -77,7 +77,13 @@ fn push(cache: &RawCache, object: NonNull<u8>, spin: Spin) -> bool {
                     held = again;
                     match held.rcu_free {
                         Some(theirs) => {
-                            empty.free(spin);
+                            if !bug!(
+                                "rcu_free.surplus_lost",
+                                "a new rcu_free sheaf that came too late is forgotten",
+                                "slab_hooks"
+                            ) {
+                                empty.free(spin);
+                            }
                             theirs
                         }
                         None if cache.is_current(empty) => *held.rcu_free.insert(empty),
@@ -97,12 +103,22 @@ fn push(cache: &RawCache, object: NonNull<u8>, spin: Spin) -> bool {
     }
     held.rcu_free = None;
     hook!("slab.rcu_free.detached");
-    sheaf.set_node(local_node());
+    let other =
+        bug!("rcu_free.wrong_node", "a sheaf goes to node 0's barn after its grace period", "slab_nolock.*own_node");
+    sheaf.set_node(if other { arch::NodeId::new(0) } else { local_node() });
     if spin == Spin::May || (arch::irq::enabled() && !sync::context::in_nmi()) {
         // RCUF-1: still under the sheaf lock.
         submit(sheaf);
     } else {
         crate::deferred::defer_rcu_sheaf(sheaf);
+    }
+    if bug!(
+        "rcu_free.flag_left",
+        "the sheaf lock stays taken when a full sheaf has gone to RCU",
+        "kfree_rcu slab_nolock"
+    ) {
+        core::mem::forget(held);
+        return true;
     }
     drop(held);
     true
@@ -110,6 +126,10 @@ fn push(cache: &RawCache, object: NonNull<u8>, spin: Spin) -> bool {
 
 /// Hands a detached sheaf to RCU. Only enqueues, so it is legal under the sheaf lock.
 pub(crate) fn submit(sheaf: SheafRef) {
+    if bug!("rcu_free.early", "a full sheaf goes to the barn without a grace period", "kfree_rcu.*content") {
+        // SAFETY: none; that is the bug.
+        return unsafe { to_barn(sheaf.rcu_head()) };
+    }
     // SAFETY: the sheaf is ours and goes away with this call; the callback is its only user from here on.
     unsafe { rcu::call_rcu(sheaf.rcu_head(), to_barn) };
 }

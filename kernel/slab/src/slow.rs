@@ -18,7 +18,7 @@ use core::ptr::{self, NonNull};
 
 use arch::NodeId;
 use mm::AllocFlags;
-use sync::{CallbackHead, SpinIrqGuard};
+use sync::{CallbackHead, SpinIrqGuard, bug};
 
 use crate::Spin;
 use crate::boot::sheaf_cache;
@@ -142,7 +142,9 @@ impl RawCache {
         }
         let home = self.node(taken.slab.node()).expect("a node with memory has a CacheNode");
         let Some(mut partial) = home.lock(spin) else {
-            self.drop_slab(taken.slab, spin);
+            if !bug!("nolock.slab_kept", "a new slab whose list is busy is forgotten", "slab_hooks") {
+                self.drop_slab(taken.slab, spin);
+            }
             return None;
         };
         let old = taken.slab.state();
@@ -301,7 +303,12 @@ impl RawCache {
                 return 0;
             }
             self.set_link(tail, old.freelist);
-            let new = State { freelist: head.as_ptr(), inuse: old.inuse - count as u32, ..old };
+            let mut new = State { freelist: head.as_ptr(), inuse: old.inuse - count as u32, ..old };
+            if count > 1
+                && bug!("slab.miscount", "objects given back together count as one less", "slab_nolock.*storm*nothing")
+            {
+                new.inuse += 1;
+            }
             let was_full = old.freelist.is_null();
             // The list lock comes first, so that the transition and the list change together.
             let lock = (was_full || new.inuse == 0).then(|| node.lock(Spin::May)).flatten();
@@ -336,7 +343,13 @@ impl RawCache {
             drop(partial);
             return self.drop_slab(slab, Spin::May);
         }
-        if !listed {
+        if !listed
+            && !bug!(
+                "slab.not_relisted",
+                "a full slab stays off the list when an object is freed",
+                "slab_nolock.*storm*nothing"
+            )
+        {
             partial.push_back(slab);
             self.count(Stat::FreeAddPartial);
         }

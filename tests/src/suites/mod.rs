@@ -23,6 +23,8 @@ mod slab;
 mod slab_debug;
 mod slab_fault;
 mod slab_harden;
+#[cfg(feature = "mutants")]
+mod slab_hooks;
 mod slab_kmalloc;
 mod slab_nolock;
 mod slab_numa;

@@ -70,7 +70,7 @@ fn walk(path: &Path, plan: Plan, t: &mut Test<'_>) -> Result<Option<Walked>, Fai
     let cache = path.kind.cache();
     nolock::use_cache(cache);
     let mut bed = Bed::new(cache);
-    let Some(before) = operations_before(path, &mut bed) else { return Ok(None) };
+    let Some(before) = nolock::operations_before(path, &mut bed) else { return Ok(None) };
     let Some(length) = run(path, before, &mut bed, stepping::NOWHERE) else { return Ok(None) };
     let mut walked = Walked { length, ..Walked::default() };
     let spacing = length.div_ceil(plan.alone).max(1);
@@ -113,23 +113,6 @@ fn run(path: &Path, before: usize, bed: &mut Bed, at: (usize, usize)) -> Option<
     let boundaries = bed.with_stamps_left_alone(|bed| stepping::step::<Visitor>(at, || (path.operation)(bed)));
     assert!(at != stepping::NOWHERE || path.counts.is_none() || counted(bed) != old, "{}: not on it", path.name);
     Some(boundaries)
-}
-
-/// How many operations there are, without visits, before the one that is on the path; nothing if none is.
-fn operations_before(path: &Path, bed: &mut Bed) -> Option<usize> {
-    const MOST: usize = 2000;
-    let Some(stat) = path.counts else { return Some(0) };
-    bed.begin();
-    let _pin = PreemptGuard::new(ATOMIC);
-    if !(path.set_up)(bed) {
-        return None;
-    }
-    let old = bed.cache.stat(stat);
-    let on_it = (0..MOST).find(|_| {
-        (path.operation)(bed);
-        bed.cache.stat(stat) != old
-    });
-    Some(on_it.unwrap_or_else(|| panic!("{}: {MOST} operations do not count {}", path.name, stat.name())))
 }
 
 fn walk_all(t: &mut Test<'_>, plan: Plan) -> Result<(), Failure> {
@@ -273,6 +256,57 @@ ktest! {
         Ok(())
     }
 
+    /// Where a sheaf has waited for its grace period does not matter: its objects are handed out on their own node only.
+    #[budget_ms(20_000)]
+    fn objects_that_were_given_to_kfree_rcu_are_handed_out_on_their_own_node(t: &mut Test) {
+        let node = |on: CpuId| cpu::node_of(on);
+        let has_memory = |on: CpuId| mm::stats::nodes().any(|it| it.node == node(on));
+        let Some(first) = cpu::online().iter().find(|&on| has_memory(on)) else { skip!("no CPU has memory") };
+        let Some(second) = cpu::online().iter().find(|&on| has_memory(on) && node(on) != node(first)) else {
+            skip!("needs CPUs on two nodes with memory")
+        };
+        let cache = nolock::cache("test_nolock_nodes", 256, CacheFlags::empty());
+        for (gives, takes) in [(first, second), (second, first)] {
+            nolock::settle(cache, t.cx);
+            run_there(gives, t.cx, move || {
+                let mut bed = Bed::new(cache);
+                bed.take(4 * cache.sheaf_capacity());
+                bed.give_rcu(4 * cache.sheaf_capacity());
+            })?;
+            rcu::rcu_barrier(t.cx);
+            let home = node(takes);
+            let foreign = run_there(takes, t.cx, move || {
+                let mut bed = Bed::new(cache);
+                bed.take(3 * cache.sheaf_capacity());
+                bed.count(|object| mm::page_of(object.as_ptr()).is_some_and(|page| page.node() != home))
+            })?;
+            ensure_eq!(foreign, 0, "objects of {} on {home}", node(gives));
+        }
+        ensure_all_back(cache, t.cx)
+    }
+
+    /// All CPUs at once run dry and over, many times: the barns' locks see real company.
+    #[tags(race)]
+    #[budget_ms(20_000)]
+    fn bursts_on_all_cpus_at_once_lose_no_sheaf(t: &mut Test) {
+        let cache = nolock::cache("test_nolock_bursts", 1024, CacheFlags::empty());
+        nolock::use_cache(cache);
+        let mut threads = Vec::new();
+        for on in cpu::online().iter() {
+            let thread = sched::spawn(t.cx, "burst", Prio::NORMAL, Some(on), move |cx| {
+                let mut bed = Bed::new(cache);
+                for _ in 0..100 {
+                    bed.take(6 * cache.sheaf_capacity());
+                    bed.give(usize::MAX);
+                    sched::cond_resched(cx);
+                }
+            });
+            threads.push(thread.map_err(|error| crate::__failed!("{error}"))?);
+        }
+        threads.into_iter().for_each(|thread| thread.join(t.cx));
+        ensure_all_back(cache, t.cx)
+    }
+
     /// When only the reserve is left the nolock call has nothing, while a caller that may use the reserve is served.
     #[budget_ms(30_000)]
     fn kmalloc_nolock_leaves_the_reserve_alone(_t: &mut Test) {
@@ -368,7 +402,7 @@ ktest! {
 
     /// An "NMI" that allocates and frees, on every path of allocating and freeing: alone at some of its boundaries, and in one
     /// run at every third.
-    #[budget_ms(120_000)]
+    #[budget_ms(30_000)]
     fn stepped_nolock_calls_lose_nothing_on_any_path(t: &mut Test) {
         walk_all(t, Plan { alone: 6, dense: &[(3, 1)] })
     }
@@ -389,10 +423,20 @@ ktest! {
 
     /// The same in small.
     #[tags(race)]
-    #[budget_ms(60_000)]
+    #[budget_ms(20_000)]
     fn a_storm_from_all_cpus_loses_nothing(t: &mut Test) {
         storm(t, 40, 1_000)
     }
+}
+
+/// Does `f` in a thread on `on`.
+fn run_there<R: Send + 'static>(
+    on: CpuId,
+    cx: &mut MaySleep,
+    f: impl FnOnce() -> R + Send + 'static,
+) -> Result<R, Failure> {
+    let thread = sched::spawn(cx, "there", Prio::NORMAL, Some(on), move |_| f());
+    Ok(thread.map_err(|error| crate::__failed!("{error}"))?.join(cx))
 }
 
 static HANDLER: NmiHandler = NmiHandler::new("slab-nolock", on_nmi);

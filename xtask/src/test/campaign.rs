@@ -78,6 +78,9 @@ pub fn kernel_line(
     if let Some(start) = start {
         line.set("grange.test_start", &start.to_string())?;
     }
+    if let Some(bug) = &leg.bug {
+        line.set("grange.bug", bug)?;
+    }
     if let Some((key, value)) = leg.machine.kernel_words() {
         line.set(key, value)?;
     }
@@ -117,7 +120,8 @@ impl Campaign<'_> {
         Ok((records, worst))
     }
 
-    fn boot(&self, ids: &[TestId], first: usize, boots: usize) -> anyhow::Result<(Vec<Record>, Exit)> {
+    /// Boots once for those of the tests that are not before the `first`; `boots` is how often it was done before.
+    pub(super) fn boot(&self, ids: &[TestId], first: usize, boots: usize) -> anyhow::Result<(Vec<Record>, Exit)> {
         let name = folder(self.leg, self.round, boots);
         let dir = self.session.dir.sub(&name)?;
         let start = (first > 0).then(|| &ids[first]);
@@ -268,6 +272,9 @@ impl Campaign<'_> {
 /// all that ran.
 #[must_use]
 pub fn again(session: &Session<'_>, leg: &Leg, test: Option<&TestId>, seed: u64) -> String {
+    if let Some(bug) = &leg.bug {
+        return format!("cargo xtask test --mutant {bug} {} --seed {seed:#x}", leg.machine.options());
+    }
     let filter = match test.filter(|_| !leg.machine.engine.is_deterministic()) {
         Some(id) => format!(" {id}"),
         None => session.args.filters.iter().map(|word| format!(" {}", quoted(word.as_ref()))).collect(),

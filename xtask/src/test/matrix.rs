@@ -29,19 +29,23 @@ pub struct Leg {
     pub tests: Vec<KernelTest>,
     /// Only tests tagged `race`.
     pub race_only: bool,
+    /// The bug that the kernel is told to have.
+    pub bug: Option<String>,
 }
 
 impl Leg {
     /// The machine in words.
     #[must_use]
     pub fn place(&self) -> String {
-        format!("{} ({})", self.machine.shape, self.machine.engine.name())
+        let bug = self.bug.as_ref().map_or_else(String::new, |bug| format!(" with the bug {bug}"));
+        format!("{} ({}){bug}", self.machine.shape, self.machine.engine.name())
     }
 
     /// The machine in a word, for folders.
     #[must_use]
     pub fn slug(&self) -> String {
-        format!("{}{}", self.machine.shape.slug(), if self.race_only { "-race" } else { "" })
+        let bug = self.bug.as_ref().map_or_else(String::new, |bug| format!("-{bug}"));
+        format!("{}{}{bug}", self.machine.shape.slug(), if self.race_only { "-race" } else { "" })
     }
 
     /// The names of its tests.
@@ -96,7 +100,11 @@ pub fn legs(places: Vec<Place>, tests: &[KernelTest], filter: &Filter, slow: boo
         let tests = tests.iter().filter(|test| filter.wants(&test.id) && (slow || !test.is_slow()));
         tests.filter(|test| !race_only || test.is_race()).cloned().collect()
     };
-    let legs =
-        places.into_iter().map(|Place { machine, race_only }| Leg { machine, tests: wanted(race_only), race_only });
+    let legs = places.into_iter().map(|Place { machine, race_only }| Leg {
+        machine,
+        tests: wanted(race_only),
+        race_only,
+        bug: None,
+    });
     legs.filter(|leg| !leg.tests.is_empty()).collect()
 }

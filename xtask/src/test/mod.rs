@@ -8,10 +8,12 @@
 //! | [`campaign`] | boots one machine until each of its tests has a result |
 //! | [`progress`] | what is shown meanwhile |
 //! | [`report`] | what is shown and written at the end |
+//! | [`mutants`] | `--mutant`: whether the tests find bugs that are made on purpose |
 
 pub mod campaign;
 pub mod host;
 pub mod matrix;
+pub mod mutants;
 pub mod progress;
 pub mod report;
 pub mod rounds;
@@ -88,6 +90,9 @@ pub struct Session<'a> {
 /// # Errors
 /// See [`crate::exit`]; tests that fail are an [`Exit`] and not an error.
 pub fn test(workspace: &Workspace, args: &TestArgs) -> anyhow::Result<Exit> {
+    if let Some(names) = &args.mutant {
+        return mutants::run(workspace, args, names);
+    }
     let filter = Filter::new(&args.filters)?;
     if !(args.timeout_scale.is_finite() && args.timeout_scale > 0.0) {
         return Err(usage(format!("--timeout-scale {}: a number above 0", args.timeout_scale)));

@@ -11,6 +11,8 @@ use crate::ktap::Outcome;
 /// The display.
 #[derive(Debug)]
 pub struct Progress {
+    /// Nothing is shown at all.
+    silent: bool,
     bar: Option<ProgressBar>,
     state: RefCell<State>,
 }
@@ -33,7 +35,13 @@ impl Progress {
             ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
         });
         let state = State { place: String::new(), since: Instant::now(), passed: 0, failed: 0, skipped: 0 };
-        Progress { bar, state: RefCell::new(state) }
+        Progress { silent: false, bar, state: RefCell::new(state) }
+    }
+
+    /// One that shows nothing: for tests whose failure is wanted.
+    #[must_use]
+    pub fn silent() -> Progress {
+        Progress { silent: true, ..Progress::new() }
     }
 
     /// Tests begin in a place; `tests` is 0 where their number is not known.
@@ -70,6 +78,9 @@ impl Progress {
 
     /// A line that stays.
     pub fn line(&self, text: &str) {
+        if self.silent {
+            return;
+        }
         match &self.bar {
             Some(bar) => bar.suspend(|| println!("{text}")),
             None => println!("{text}"),
