@@ -73,6 +73,14 @@ macro_rules! skip {
     };
 }
 
+/// Ends a test about sheaves as skipped where `cache` has none.
+pub(crate) fn needs_sheaves(cache: &slab::RawCache) -> Result<(), Failure> {
+    if cache.sheaf_capacity() == 0 {
+        skip!("{} has no sheaves: slab_debug= or init_on_ are on the command line", cache.name());
+    }
+    Ok(())
+}
+
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __failed {

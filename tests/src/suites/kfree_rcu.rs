@@ -14,6 +14,7 @@ use slab::{CacheFlags, Layout, RawCache, Stat};
 use sync::nmi::NmiHandler;
 use sync::{Once, Rng};
 
+use crate::outcome::needs_sheaves;
 use crate::stepping::{self, Visit};
 use crate::storm::Storm;
 use crate::{Failure, ensure, ensure_eq, ktest, skip};
@@ -121,6 +122,7 @@ ktest! {
     /// Sheaves full of waiting objects come back to the barn as they are: one callback for many objects.
     fn a_full_sheaf_returns_to_the_barn_after_its_grace_period(t: &mut Test) {
         let cache = cache("test_barn")?;
+        needs_sheaves(cache)?;
         let capacity = cache.sheaf_capacity() as u64;
         let given = 5 * capacity;
         let worker = sched::spawn(t.cx, "give", Prio::NORMAL, Some(cpu::current()), move |_| {

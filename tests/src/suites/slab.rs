@@ -15,6 +15,7 @@ use slab::{CacheFlags, Layout, RawCache, Stat};
 use sync::nmi::NmiHandler;
 use sync::{Once, Rng};
 
+use crate::outcome::needs_sheaves;
 use crate::stepping::{self, Visit};
 use crate::storm::Storm;
 use crate::{Failure, ensure, ensure_eq, ktest, skip};
@@ -94,6 +95,7 @@ ktest! {
     fn a_burst_moves_whole_sheaves_through_the_barn(t: &mut Test) {
         const BURST: usize = 1000;
         let cache = cache("test_burst")?;
+        needs_sheaves(cache)?;
         let burst = sched::spawn(t.cx, "burst", Prio::NORMAL, Some(cpu::current()), move |_| {
             let mut least = usize::MAX;
             for _ in 0..4 {
@@ -180,6 +182,8 @@ ktest! {
     #[budget_ms(120_000)]
     fn nolock_calls_at_every_instruction_of_alloc_and_free(t: &mut Test) {
         let cache = *STEPPED.call_once(|| cache("test_step").expect("a cache"));
+        // Without them there are millions of instructions to step over.
+        needs_sheaves(cache)?;
         let mut held = Vec::with_capacity(200);
         let mut boundaries = 0;
         for run in stepping::runs(&[1, 2, 3, 5, 17]) {

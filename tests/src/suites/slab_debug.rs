@@ -4,11 +4,17 @@
 
 use alloc::vec::Vec;
 use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use arch::cpu;
 use mm::AllocFlags;
+use sched::Prio;
 use slab::debug::{Cure, Kind, Report, Validation};
 use slab::{CacheFlags, DebugFlags, Layout, RawCache};
+use sync::Once;
 
+use crate::outcome::needs_sheaves;
+use crate::stepping::{self, Visit};
 use crate::{Failure, ensure, ensure_eq, ktest, skip};
 
 const SIZE: usize = 64;
@@ -133,6 +139,9 @@ ktest! {
         t.damages_slabs = true;
         let layout = Layout::new("dbg_padding", SIZE).align(256).debug(DebugFlags::POISON);
         let cache = slab::create(layout).map_err(|error| crate::__failed!("{error}"))?;
+        if cache.debug() != DebugFlags::POISON {
+            skip!("slab_debug= puts something else there");
+        }
         let object = alloc(cache)?;
         poke(object, 255, 7);
         let report = the_report(cache, || free(cache, object))?;
@@ -321,9 +330,7 @@ ktest! {
         }
         t.damages_slabs = true;
         let (cache, other) = (cache("dbg_sheaves", DebugFlags::empty())?, cache("dbg_sheaves_too", DebugFlags::empty())?);
-        if cache.sheaf_capacity() == 0 {
-            skip!("slab_debug= takes the sheaves away");
-        }
+        needs_sheaves(cache)?;
         let (held, object) = (alloc(cache)?, alloc(cache)?);
         free(cache, object);
         let twice: [fn(&RawCache, NonNull<u8>); 4] = [
@@ -422,6 +429,75 @@ ktest! {
         Ok(())
     }
 
+    /// S5-3: in NMI, whatever the interrupted code holds, a call ends; it fails where it cannot have the lock.
+    #[budget_ms(60_000)]
+    fn nolock_calls_at_every_instruction_of_a_debug_cache(t: &mut Test) {
+        // One letter that makes it a debug cache: there is less to step over, and the locks are the same.
+        let cache = *STEPPED.call_once(|| cache("dbg_step", DebugFlags::CONSISTENCY).expect("a cache"));
+        let mut boundaries = 0;
+        for run in stepping::runs(&[13]) {
+            boundaries += stepping::step::<NolockPair>(run, || {
+                if let Some(object) = cache.alloc(AllocFlags::NOWAIT) {
+                    free(cache, object);
+                }
+            });
+        }
+        t.note(format_args!("{boundaries} boundaries, {} calls found no object", MISSES.load(Relaxed)));
+        ensure!(boundaries > 1_000 && MISSES.load(Relaxed) > 0, "the lock was never met");
+        slab::deferred::flush(&sched::keep_cpus(t.cx), t.cx);
+        ensure_works(cache)?;
+        ensure_all_back(cache)
+    }
+
+    /// All CPUs at once, with every check on: no false report, nothing lost.
+    #[tags(race)]
+    fn a_debug_cache_bears_all_cpus_at_once(t: &mut Test) {
+        let cache = cache("dbg_race", FZPU)?;
+        let mut threads = Vec::new();
+        for on in cpu::online().iter() {
+            let thread = sched::spawn(t.cx, "debug", Prio::NORMAL, Some(on), move |_| {
+                for round in 0..200 {
+                    let held: Vec<_> = (0..1 + round % 20).filter_map(|_| cache.alloc(AllocFlags::NOWAIT)).collect();
+                    held.into_iter().for_each(|object| free(cache, object));
+                    if round % 32 == 0 {
+                        _ = cache.validate();
+                    }
+                }
+            });
+            threads.push(thread.map_err(|error| crate::__failed!("{error}"))?);
+        }
+        threads.into_iter().for_each(|thread| thread.join(t.cx));
+        ensure_all_back(cache)
+    }
+
+    /// Reports of all CPUs at the same time: each is counted, and each is whole in the log.
+    #[tags(race)]
+    fn reports_of_several_cpus_are_counted_and_not_mixed(t: &mut Test) {
+        t.damages_slabs = true;
+        const EACH: u64 = 4;
+        let cache = cache("dbg_reports", FZPU)?;
+        let before = (slab::debug::reports(), cache.reports());
+        let mut threads = Vec::new();
+        for on in cpu::online().iter() {
+            let thread = sched::spawn(t.cx, "damage", Prio::NORMAL, Some(on), move |_| {
+                let objects: Vec<_> = (0..EACH).filter_map(|_| cache.alloc(AllocFlags::NOWAIT)).collect();
+                for object in objects {
+                    poke(object, 64, 1);
+                    free(cache, object);
+                    free(cache, object);
+                }
+            });
+            threads.push(thread.map_err(|error| crate::__failed!("{error}"))?);
+        }
+        let count = threads.len() as u64 * EACH;
+        threads.into_iter().for_each(|thread| thread.join(t.cx));
+        ensure_eq!((slab::debug::reports() - before.0, cache.reports() - before.1), (count, count));
+        let mut numbers = Vec::with_capacity(16);
+        slab::debug::with_reports(|report| numbers.push((report.number, report.offset)));
+        ensure!(numbers.windows(2).all(|pair| pair[1].0 == pair[0].0 + 1), "{numbers:?}");
+        ensure_all_back(cache)
+    }
+
     /// `T`: one line a call.
     fn a_traced_cache_logs_each_call(_t: &mut Test) {
         let cache = cache("dbg_trace", DebugFlags::TRACE)?;
@@ -436,5 +512,21 @@ ktest! {
         });
         ensure_eq!(lines, [1, 1]);
         ensure_all_back(cache)
+    }
+}
+
+static STEPPED: Once<&'static RawCache> = Once::new();
+static MISSES: AtomicU64 = AtomicU64::new(0);
+
+struct NolockPair;
+
+impl Visit for NolockPair {
+    fn visit() {
+        let Some(cache) = STEPPED.get() else { return };
+        match cache.alloc_nolock(AllocFlags::empty()) {
+            // SAFETY: allocated above, given up here.
+            Some(object) => unsafe { slab::kfree_nolock(object) },
+            None => _ = MISSES.fetch_add(1, Relaxed),
+        }
     }
 }

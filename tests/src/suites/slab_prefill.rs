@@ -108,8 +108,8 @@ ktest! {
         let cache = cache("test_promise")?;
         for n in [1, 28, 29, 500] {
             let mut sheaf = prefill(cache, n)?;
-            let Some(armed) = mm::inject::arm(mm::inject::Plan::From(1)) else { skip!("page allocations fail already") };
             let mut objects = Vec::with_capacity(n);
+            let Some(armed) = mm::inject::arm(mm::inject::Plan::From(1)) else { skip!("page allocations fail already") };
             let off = sync::IrqGuard::new(ATOMIC);
             objects.extend((0..n).map_while(|_| sheaf.alloc(AllocFlags::ZERO)));
             drop(off);
