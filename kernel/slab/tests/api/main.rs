@@ -3,6 +3,7 @@
 #[path = "../../../sched/tests/machine/mod.rs"]
 mod machine;
 
+mod checked;
 mod kbox;
 mod merging;
 mod resize;

@@ -101,6 +101,18 @@ fn what_differs_in_a_way_that_matters_is_kept_apart() {
 }
 
 #[test]
+fn a_cache_that_is_debugged_shares_with_nobody() {
+    in_own_process(|| {
+        boot("slab_debug=F,plain", |_| {
+            let caches = [PLAIN, PLAIN, Layout::new("other", 1048), Layout::new("third", 1048)];
+            let [first, second, other, third] = caches.map(|layout| create(layout).unwrap());
+            assert!(!core::ptr::eq(first, second) && !core::ptr::eq(first, other));
+            assert!(core::ptr::eq(other, third));
+        });
+    });
+}
+
+#[test]
 fn slab_nomerge_keeps_like_caches_apart() {
     in_own_process(|| {
         boot("slab_nomerge", |_| {
