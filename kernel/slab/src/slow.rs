@@ -420,19 +420,17 @@ unsafe fn after_grace_period(head: *mut CallbackHead) {
     mm::free_pages(slab.unmake(), order);
 }
 
-/// Takes slabs that a caller with `flags` may have, with up to `max` free objects in all, off the list; returns them linked by `next`.
+/// Takes slabs that a caller with `flags` may have, with `max` free objects in all if there are as many, off the list; returns
+/// them linked by `next`. What the last one has too many goes back to it: were it left on the list, each refill would make
+/// a new slab for the rest, however many partial ones there are.
 fn detach(mut partial: SpinIrqGuard<'_, Partial>, max: usize, flags: AllocFlags) -> Option<SlabRef> {
     let mut chain: Option<SlabRef> = None;
     let mut free = 0;
     while let Some(slab) = partial.first_for(flags) {
-        let more = slab.state().free() as usize;
-        if chain.is_some() && free + more > max {
-            break;
-        }
         partial.remove(slab);
         slab.set_next(chain);
         chain = Some(slab);
-        free += more;
+        free += slab.state().free() as usize;
         if free >= max {
             break;
         }

@@ -5,5 +5,7 @@ mod rcu;
 mod sched;
 mod slab;
 mod slab_harden;
+mod slab_memory;
+mod slab_peers;
 mod slab_remote;
 mod sync;

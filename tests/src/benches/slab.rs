@@ -7,7 +7,7 @@ use sync::MaySleep;
 use crate::{Failure, bench};
 
 /// Bytes of an object.
-const SIZE: usize = 64;
+pub(super) const SIZE: usize = 64;
 
 /// A cache for one bench.
 pub(super) fn cache(name: &'static str) -> Result<&'static RawCache, Failure> {
