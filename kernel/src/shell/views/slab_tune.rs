@@ -3,6 +3,7 @@
 use alloc::format;
 use alloc::string::String;
 
+use ::slab::debug::{Validation, validate_all};
 use ::slab::fail::{self, Plan};
 use ::slab::{RawCache, registry};
 use ::sync::MaySleep;
@@ -14,20 +15,22 @@ use crate::{cmdline, console};
 command!(
     slab,
     "CACHE ACTION [VALUE] [SECOND]",
-    "ACTION: shrink, capacity N, barn FULL [EMPTY] (default: by the CPUs), min_partial N, defrag_ratio N, stats clear; \
+    "ACTION: shrink, validate (of CACHE `all` too), capacity N, barn FULL [EMPTY] (default: by the CPUs), min_partial N, defrag_ratio N, stats clear; \
      or `slab failslab RULE[,CACHES]`, `slab failslab nth N[,CACHES]`, `slab failslab off|status`",
     slab
 );
 
 /// What is said about an action that there is not.
-const ACTIONS: &str = "shrink, capacity N, barn FULL [EMPTY], barn default, min_partial N, defrag_ratio N, stats clear";
+const ACTIONS: &str =
+    "shrink, validate, capacity N, barn FULL [EMPTY], barn default, min_partial N, defrag_ratio N, stats clear";
 
 fn slab(session: &mut Session<'_>, arguments: &[&str]) -> Result<(), Complaint> {
     match arguments {
         ["failslab", arguments @ ..] => failslab(session, arguments),
+        ["all", "validate"] => verdict("all caches", validate_all(session.cx)).map(|text| console::print(&text)),
         [name, action @ ..] => {
             let done = registry::with(name, session.cx, |cache, cx| act(cache, action, cx));
-            console::print(&format!("{}\n", done.ok_or_else(|| no_such_cache(session.cx, name))??));
+            console::print(&done.ok_or_else(|| no_such_cache(session.cx, name))??);
             Ok(())
         }
         [] => unreachable!("checked against the declaration"),
@@ -39,35 +42,45 @@ fn act(cache: &'static RawCache, action: &[&str], cx: &mut MaySleep) -> Result<S
     let count = |what, typed| number(what, typed, 0, u32::MAX.into());
     let name = cache.name();
     match *action {
-        ["shrink"] => Ok(format!("{name}: {} pages given back", cache.shrink())),
+        ["shrink"] => Ok(format!("{name}: {} pages given back\n", cache.shrink())),
+        ["validate"] => verdict(name, cache.validate()),
         ["capacity", typed] => {
             let was = cache.sheaf_capacity();
             let now = cache.set_capacity(count("capacity", typed)? as usize, cx).map_err(say)?;
-            Ok(format!("{name}: sheaf capacity {now}, was {was}"))
+            Ok(format!("{name}: sheaf capacity {now}, was {was}\n"))
         }
         ["barn", "default"] => {
             cache.reset_barn_limits(cx);
-            Ok(format!("{name}: barn limits follow the CPUs of each node"))
+            Ok(format!("{name}: barn limits follow the CPUs of each node\n"))
         }
         ["barn", full, ref empty @ ..] if empty.len() <= 1 => {
             let full = count("limit", full)? as u32;
             let empty = empty.first().map_or(Ok(full), |typed| count("limit", typed).map(|empty| empty as u32))?;
             cache.set_barn_limits(full, empty, cx);
-            Ok(format!("{name}: each barn keeps {full} full and {empty} empty sheaves"))
+            Ok(format!("{name}: each barn keeps {full} full and {empty} empty sheaves\n"))
         }
         ["min_partial", typed] => {
             cache.set_min_partial(count("min_partial", typed)? as usize);
-            Ok(format!("{name}: each node keeps {} empty slabs", cache.min_partial()))
+            Ok(format!("{name}: each node keeps {} empty slabs\n", cache.min_partial()))
         }
         ["defrag_ratio", typed] => {
             cache.set_remote_node_defrag_ratio(count("ratio", typed)? as u32).map_err(say)?;
-            Ok(format!("{name}: remote_node_defrag_ratio {}", cache.remote_node_defrag_ratio()))
+            Ok(format!("{name}: remote_node_defrag_ratio {}\n", cache.remote_node_defrag_ratio()))
         }
         ["stats", "clear"] => {
             cache.clear_stats(&::sched::keep_cpus(cx));
-            Ok(format!("{name}: all counters set back"))
+            Ok(format!("{name}: all counters set back\n"))
         }
         _ => Err(Complaint::new(format_args!("`{}` is no ACTION; allowed: {ACTIONS}", action.join(" ")))),
+    }
+}
+
+/// What a look at all slabs has found; damage is a complaint.
+fn verdict(what: &str, seen: Validation) -> Result<String, Complaint> {
+    let Validation { slabs, objects, errors } = seen;
+    match errors {
+        0 => Ok(format!("{what}: {slabs} slabs, {objects} objects, no errors\n")),
+        _ => Err(Complaint::new(format_args!("{what}: {errors} errors in {slabs} slabs; `dmesg` has the reports"))),
     }
 }
 
