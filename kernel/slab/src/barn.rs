@@ -327,6 +327,12 @@ impl Barn {
         (lists.full.take(), lists.empty.take())
     }
 
+    /// Objects in its sheaves.
+    #[cfg(test)]
+    pub(crate) fn objects(&self) -> usize {
+        Chain(self.wait_lock().full.0).map(|sheaf| sheaf.size()).sum()
+    }
+
     /// Whether BARN-1 to BARN-3 hold.
     #[cfg(test)]
     pub(crate) fn is_sound(&self) -> bool {

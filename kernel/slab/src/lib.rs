@@ -85,6 +85,8 @@ mod cpu;
 mod exchange;
 mod hotplug;
 mod leaks;
+#[cfg(test)]
+mod model_tests;
 mod node;
 mod order;
 mod sheaf;

@@ -113,6 +113,12 @@ impl Prefilled {
         cache.after_alloc(Some(object), flags)
     }
 
+    /// The cache that the objects are of, and go back to.
+    #[must_use]
+    pub fn cache(&self) -> &'static RawCache {
+        self.sheaf.cache()
+    }
+
     /// Objects in the sheaf by now. It may have more than were promised (S4-3).
     #[must_use]
     pub fn size(&self) -> usize {
