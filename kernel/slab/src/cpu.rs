@@ -29,6 +29,7 @@ use sync::{ATOMIC, FirstGuard, LocalGuard, LocalTryLock, PreemptGuard, bug, hook
 use crate::Spin;
 use crate::cache::RawCache;
 use crate::debug::report_no_object;
+use crate::remote::Strangers;
 use crate::sheaf::SheafRef;
 use crate::slab_ref::SlabRef;
 use crate::stats::{COUNT, Stat};
@@ -43,6 +44,8 @@ pub(crate) struct Sheaves {
     pub(crate) rcu_free: Option<SheafRef>,
     /// Objects of one other node, on their way home ([`remote`](crate::remote)).
     pub(crate) remote: Option<SheafRef>,
+    /// Whether it is time for a remote sheaf of another node.
+    pub(crate) strangers: Strangers,
 }
 
 /// What a cache has on one CPU.
@@ -58,7 +61,13 @@ pub(crate) struct CacheCpu {
 impl CacheCpu {
     /// A CPU that has not used the cache yet.
     pub(crate) fn new() -> Self {
-        let sheaves = Sheaves { main: SheafRef::bootstrap(), spare: None, rcu_free: None, remote: None };
+        let sheaves = Sheaves {
+            main: SheafRef::bootstrap(),
+            spare: None,
+            rcu_free: None,
+            remote: None,
+            strangers: Strangers::NONE,
+        };
         Self { sheaves: LocalTryLock::new(sheaves), stats: [0; COUNT], lent: [0; 2] }
     }
 
@@ -191,6 +200,9 @@ impl RawCache {
     #[cold]
     #[inline(never)]
     pub(crate) fn free_miss(&self, object: NonNull<u8>) {
+        if self.push_remote(object) {
+            return;
+        }
         match SlabRef::of(object) {
             Some(slab) => self.free_slow(slab, object),
             None => report_no_object(Some(self), object),

@@ -176,7 +176,8 @@ impl RawCache {
         arch::cpu::present().iter().any(|cpu| {
             // SAFETY: the copy was made with the cache and lives as long; by the caller of `destroy` nobody has the
             // sheaves, and what CPUs did with them before is seen since they answered the flush.
-            let Sheaves { main, spare, rcu_free, remote } = unsafe { &*(*self.cpu().ptr_on(cpu)).sheaves.as_ptr() };
+            let Sheaves { main, spare, rcu_free, remote, strangers: _ } =
+                unsafe { &*(*self.cpu().ptr_on(cpu)).sheaves.as_ptr() };
             !main.is_bootstrap() || spare.is_some() || rcu_free.is_some() || remote.is_some()
         })
     }

@@ -1,4 +1,5 @@
-//! Objects that one node allocates and another frees: straight to their slabs, against a sheaf at a time.
+//! Objects that one node allocates and another frees: straight to their slabs, against a sheaf at a time. On a machine with
+//! more than two nodes the bursts are of all other nodes in turn, which is the worst there is for sheaves.
 //!
 //! The counts of locks and compare-exchanges that go with these figures are notes of the test
 //! `slab_numa.what_one_node_allocates_and_another_frees_is_whole_and_comes_home`.
@@ -23,13 +24,15 @@ const BURST: usize = 240;
 /// Objects that one thread passes to another in a sample.
 const PASSED: usize = 20_000;
 
-/// A node with memory that is not this CPU's.
-fn other_node() -> Option<NodeId> {
-    mm::stats::nearest(mm::home::home_node()).nth(1)
+/// The nodes with memory that are not this CPU's.
+fn other_nodes() -> Vec<NodeId> {
+    mm::stats::nearest(mm::home::home_node()).skip(1).collect()
 }
 
-fn take(cache: &RawCache, node: NodeId, held: &mut Vec<NonNull<u8>>) {
-    held.extend((0..BURST).filter_map(|_| cache.alloc_node(Some(node), AllocFlags::NOWAIT)));
+/// Allocates from all of `nodes` in turn.
+fn take(cache: &RawCache, nodes: &[NodeId], held: &mut Vec<NonNull<u8>>) {
+    let node = nodes.iter().copied().cycle().take(BURST);
+    held.extend(node.filter_map(|node| cache.alloc_node(Some(node), AllocFlags::NOWAIT)));
 }
 
 fn give(cache: &RawCache, held: &mut Vec<NonNull<u8>>) {
@@ -39,25 +42,28 @@ fn give(cache: &RawCache, held: &mut Vec<NonNull<u8>>) {
 
 /// Measures allocating a burst from another node, or freeing one.
 fn burst(b: &mut Bencher<'_>, policy: Policy, frees: bool) -> Result<(), Failure> {
-    let Some(node) = other_node() else { skip!("needs two nodes with memory") };
+    let nodes = other_nodes();
+    if nodes.is_empty() {
+        skip!("needs two nodes with memory");
+    }
     let cache = cache("bench_remote")?;
     let before = remote::policy();
     remote::set_policy(policy);
     let held = core::cell::RefCell::new(Vec::with_capacity(BURST));
     // What sheaves, barn and partial lists keep is there from the first sample on.
-    take(cache, node, &mut held.borrow_mut());
+    take(cache, &nodes, &mut held.borrow_mut());
     give(cache, &mut held.borrow_mut());
     if frees {
         b.sections(
             BURST as u64,
-            |_| take(cache, node, &mut held.borrow_mut()),
+            |_| take(cache, &nodes, &mut held.borrow_mut()),
             |_, ()| give(cache, &mut held.borrow_mut()),
         );
     } else {
         b.sections(
             BURST as u64,
             |_| give(cache, &mut held.borrow_mut()),
-            |_, ()| take(cache, node, &mut held.borrow_mut()),
+            |_, ()| take(cache, &nodes, &mut held.borrow_mut()),
         );
     }
     give(cache, &mut held.borrow_mut());

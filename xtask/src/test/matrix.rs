@@ -1,7 +1,7 @@
 //! Which tests run on which machines.
 //!
 //! Without a shape from the user: one CPU; two on two nodes with real concurrency; four on two nodes; seven on three
-//! nodes of unequal size. Tests tagged `race` also run on four CPUs with a host thread each, because one host thread for
+//! nodes of unequal size, the smallest of them without memory. Tests tagged `race` also run on four CPUs with a host thread each, because one host thread for
 //! all of them would hide what they look for. Deterministic runs take the four CPUs on two nodes alone.
 
 use crate::cli::{MachineArgs, TestArgs, Thread};
@@ -74,18 +74,22 @@ pub fn machines(workspace: &Workspace, args: &TestArgs) -> anyhow::Result<Vec<Pl
     if one {
         return Ok(vec![make(asked, false)?]);
     }
-    let shape = |node_cpus: &[u32], thread: Thread| MachineArgs {
+    let shape = |node_cpus: &[u32], node_memory: Option<&[&str]>, thread: Thread| MachineArgs {
         node_cpus: Some(node_cpus.to_vec()),
+        // A user who says how much memory there is means all nodes.
+        node_memory: node_memory
+            .filter(|_| asked.memory.is_none())
+            .map(|sizes| sizes.iter().map(|&size| size.into()).collect()),
         thread: if asked.thread == Thread::Auto { thread } else { asked.thread },
         ..asked.clone()
     };
     let mut places = vec![
-        make(&shape(&[1], Thread::Auto), false)?,
-        make(&shape(&[1, 1], Thread::Multi), false)?,
-        make(&shape(&[2, 2], Thread::Auto), false)?,
-        make(&shape(&[4, 2, 1], Thread::Auto), false)?,
+        make(&shape(&[1], None, Thread::Auto), false)?,
+        make(&shape(&[1, 1], None, Thread::Multi), false)?,
+        make(&shape(&[2, 2], None, Thread::Auto), false)?,
+        make(&shape(&[4, 2, 1], Some(&["256M", "256M", "0"]), Thread::Auto), false)?,
     ];
-    let race = make(&shape(&[2, 2], Thread::Multi), true)?;
+    let race = make(&shape(&[2, 2], None, Thread::Multi), true)?;
     // On a host with four cores the third machine is that one already.
     if places[2].machine.engine != race.machine.engine && race.machine.engine == Engine::Multi {
         places.push(race);
