@@ -139,7 +139,11 @@ impl Zone {
             debug_assert!(page.kind() == PageKind::Deferred, "ZONE-2: {page:?}");
             let order = page.order();
             self.deferred_pages.fetch_sub(1 << order, Relaxed);
-            if bug!("mm.deferred_lost", "pages that were freed while the zone was busy are forgotten", "mm") {
+            if bug!(
+                "mm.deferred_lost",
+                "pages that were freed while the zone was busy are forgotten",
+                "mm.nolock_calls_at*"
+            ) {
                 continue;
             }
             lists.put(map, page, order);

@@ -39,8 +39,9 @@ use sync::{ATOMIC, LockClass, SpinIrqGuard, SpinLock, bug, hook};
 use crate::Spin;
 use crate::sheaf::{Chain, Sheaf, SheafRef};
 
-/// Inside the sheaf lock; nothing nests inside it.
-static BARN_LOCK: LockClass = LockClass::new("slab.barn");
+/// Inside the sheaf lock and the list of caches; nothing nests inside it, least of all a list lock, which has the same rank
+/// (M-10).
+static BARN_LOCK: LockClass = LockClass::new("slab.barn").rank(850);
 
 /// The most full, and the most empty, sheaves that a barn of `node` keeps unless it is told otherwise (M-4, S5-15).
 ///

@@ -44,7 +44,9 @@
 //!
 //! CPU hotplug → `slab.walk`, the mutex of who walks the list of caches → `slab.tune`, the mutex of who tunes one → all
 //! others. The list of caches is locked inside these, and outside of what follows. Sheaf lock (only ever tried) → barn
-//! lock → nothing; sheaf lock → list lock → page allocator. The barn lock and a list lock are never held together.
+//! lock → nothing; sheaf lock → list lock → `slab.report` of the debugging → nothing; sheaf lock → page allocator. The barn
+//! lock and a list lock are never held together: their classes have the same rank. Checking builds hold every run against
+//! the ranks, and a test holds what they have seen against this table.
 //!
 //! A thread that allocates and may sleep may come to `slab.walk` by way of the shrinker, under whatever it holds
 //! (`shrinker.rs` says why that is right). So nobody allocates with MAY_SLEEP under one of the two mutexes.

@@ -18,8 +18,8 @@ use crate::Spin;
 use crate::barn::Barn;
 use crate::slab_ref::SlabRef;
 
-/// Inside the sheaf lock; outside the page allocator's locks.
-static LIST_LOCK: LockClass = LockClass::new("slab.list");
+/// Inside the sheaf lock and the list of caches; nothing nests inside it, least of all a barn lock (M-10).
+static LIST_LOCK: LockClass = LockClass::new("slab.list").rank(850);
 
 /// The partial slabs of a node, oldest first. Under the list lock.
 pub(crate) struct Partial {

@@ -10,7 +10,7 @@ use sync::{ATOMIC, LockClass, MaySleep, SpinIrqGuard, SpinLock, hook};
 use crate::cache::RawCache;
 
 /// Outermost of the slab locks but for the CPU-hotplug lock (M-10); held for the links only.
-static CLASS: LockClass = LockClass::new("slab.caches");
+static CLASS: LockClass = LockClass::new("slab.caches").rank(700);
 
 /// Whoever walks the list with [`CACHES`] dropped holds this, and whoever takes a cache off it: so a cache that a walk has
 /// come to stays until the walk is over. Outside of all locks but for CPU hotplug (M-10).

@@ -55,7 +55,7 @@ use checked as checks;
 use unchecked as checks;
 
 pub(crate) use checks::Tracked;
-pub use checks::{SleepTracked, ThreadLocks, for_each_held, set_thread};
+pub use checks::{SleepTracked, ThreadLocks, for_each_edge, for_each_held, set_thread};
 
 use core::{
     fmt,

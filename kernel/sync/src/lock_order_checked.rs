@@ -274,6 +274,14 @@ pub fn for_each_held(cpu: CpuId, f: impl FnMut(HeldLock)) {
     unsafe { &*HELD.ptr_on(cpu) }.for_each(f);
 }
 
+/// Calls `f` with each "taken while holding" that was ever seen, as (outer class, inner class): what a stated order is held
+/// against.
+///
+/// Context: any.
+pub fn for_each_edge(f: impl FnMut(&'static str, &'static str)) {
+    GRAPH.for_each(f);
+}
+
 /// This CPU's locks; the caller is pinned.
 fn this_cpu() -> &'static HeldList {
     // SAFETY: as in `for_each_held`.

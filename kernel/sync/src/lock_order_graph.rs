@@ -88,6 +88,20 @@ impl Graph {
         Err(Circle { inner: name, place: self.places[inner][first].load(Ordering::Relaxed) })
     }
 
+    /// Calls `f` with the names of each edge's two ends.
+    pub(super) fn for_each(&self, mut f: impl FnMut(&'static str, &'static str)) {
+        // SAFETY: null, or a class, which is a static.
+        let name =
+            |index: usize| unsafe { self.classes[index].load(Ordering::Relaxed).as_ref() }.map(|class| class.name);
+        for (outer, inner) in (0..MAX_CLASSES).flat_map(|outer| (0..MAX_CLASSES).map(move |inner| (outer, inner))) {
+            if self.has(outer, inner)
+                && let (Some(outer), Some(inner)) = (name(outer), name(inner))
+            {
+                f(outer, inner);
+            }
+        }
+    }
+
     fn reaches(&self, from: usize, to: usize, seen: &mut [u64; WORDS]) -> bool {
         if seen[from / 64] >> (from % 64) & 1 != 0 {
             return false;

@@ -83,3 +83,6 @@ pub fn set_thread(_: &'static ThreadLocks) {}
 /// Never calls `f`.
 #[inline(always)]
 pub fn for_each_held(_: CpuId, _: impl FnMut(HeldLock)) {}
+
+/// Nothing is known.
+pub fn for_each_edge(_: impl FnMut(&'static str, &'static str)) {}

@@ -4,6 +4,8 @@
 //! an NMI may refill the sheaf that was about to run dry. So each boundary is visited *alone*, with everything set up anew;
 //! visits at every boundary of one run, at every second and so on come on top.
 
+use alloc::format;
+use alloc::string::String;
 use alloc::vec::Vec;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
@@ -24,6 +26,15 @@ use crate::{Failure, ensure, ensure_eq, ktest, skip};
 
 /// Sizes on both sides of each class border, up to the largest class.
 const SIZES: [usize; 14] = [1, 8, 9, 64, 65, 96, 97, 128, 192, 193, 1024, 2049, 4097, 8192];
+
+/// What is ever taken inside a lock of the slab allocator: the table in `slab`'s module. The sheaf lock, which is only tried, is
+/// no lock to the checker; `slab.report` is part of the debugging of caches.
+const LOCK_ORDER: &[(&str, &str)] = &[
+    ("slab.walk", "slab.tune"),
+    ("slab.caches", "slab.list"),
+    ("slab.caches", "slab.barn"),
+    ("slab.list", "slab.report"),
+];
 
 /// As an NMI handler does things.
 fn in_nmi<R>(f: impl FnOnce() -> R) -> R {
@@ -283,6 +294,36 @@ ktest! {
             ensure_eq!(foreign, 0, "objects of {} on {home}", node(gives));
         }
         ensure_all_back(cache, t.cx)
+    }
+
+    /// What the lock checker has seen, of this test and of all before it, is what the module says (M-10).
+    fn the_locks_nest_as_the_table_says(t: &mut Test) {
+        if cfg!(not(debug_assertions)) {
+            skip!("this build does not watch its locks");
+        }
+        // Every lock inside every other that there is: paths, and walks over all caches.
+        for kind in [nolock::Kind::Small, nolock::Kind::Bare] {
+            let mut bed = Bed::new(kind.cache());
+            bed.take(300);
+            bed.give(300);
+            drop(bed);
+            nolock::settle(kind.cache(), t.cx);
+        }
+        slab::info::for_each(|_| ());
+        let mut wrong = String::new();
+        let mut seen = String::new();
+        sync::lock_order::for_each_edge(|outer, inner| {
+            if outer.starts_with("slab.") {
+                seen += &format!(" {outer} -> {inner};");
+                if !LOCK_ORDER.contains(&(outer, inner)) {
+                    wrong += &format!(" {outer} -> {inner};");
+                }
+            }
+        });
+        t.note(format_args!("seen:{seen}"));
+        ensure_eq!(wrong, "", "locks that nest and should not");
+        ensure!(seen.contains("slab.caches -> slab.list"), "the checker sees nothing");
+        Ok(())
     }
 
     /// All CPUs at once run dry and over, many times: the barns' locks see real company.

@@ -62,7 +62,13 @@ pub fn lint(workspace: &Workspace, args: &LintArgs) -> anyhow::Result<Exit> {
         BARE_PACKAGES.iter().for_each(|package| _ = cargo.args(["--package", package]));
         core.apply(&mut cargo);
         cargo.args(["--", "-D", "warnings"]);
-        shown(cargo)
+        let passed = shown(cargo)?;
+        // What only the profile of deliberate bugs has.
+        let mut cargo = workspace.cargo();
+        cargo.args(["clippy", "--quiet", "--target", TARGET, "--package", "grange", "--features", "mutants"]);
+        core.apply(&mut cargo);
+        cargo.args(["--", "-D", "warnings"]);
+        Ok(passed & shown(cargo)?)
     })?;
     check("order of the storeys", &mut || layers::check(workspace))?;
     check("rows of docs/requirements.md", &mut || requirements::check(workspace, args.open_rows))?;
