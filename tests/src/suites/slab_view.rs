@@ -10,8 +10,9 @@ use kfree_rcu::{RcuPtr, kfree_rcu, kvfree_rcu_barrier};
 use mm::AllocFlags;
 use mm::inject::{self, Plan};
 use sched::Prio;
+use slab::debug::Traces;
 use slab::info::NodeInfo;
-use slab::{CacheFlags, Layout, RawCache, Stat};
+use slab::{CacheFlags, DebugFlags, Layout, RawCache, Stat};
 use sync::{MaySleep, Once};
 
 use crate::stepping::{self, Visit};
@@ -190,6 +191,81 @@ ktest! {
         t.note(format_args!("{rounds} rounds"));
         ensure_eq!(lost, 0, "times that a counter was not set back");
         destroy(cache, t.cx)
+    }
+
+    /// Each attribute is what the layout asked for, what was set since, or what is there.
+    fn attributes_say_what_the_cache_is(t: &mut Test) {
+        const DEBUG: DebugFlags = DebugFlags::CONSISTENCY.union(DebugFlags::POISON);
+        let plain = Layout::new("view_attributes", 100).align(32).ctor(|_| ()).flags(CacheFlags::HWCACHE_ALIGN);
+        let plain = slab::create(plain).map_err(|error| crate::__failed!("{error}"))?;
+        let checked = slab::create(Layout::new("view_checked", 100).debug(DEBUG));
+        let checked = checked.map_err(|error| crate::__failed!("{error}"))?;
+        let attribute = |cache: &RawCache, name| {
+            let mut named = cache.attributes().filter(|&(known, _)| known == name).map(|(_, value)| value);
+            named.next().filter(|_| named.next().is_none())
+        };
+        plain.set_capacity(252, t.cx).map_err(|error| crate::__failed!("{error}"))?;
+        plain.set_min_partial(3);
+        plain.set_remote_node_defrag_ratio(17).map_err(|error| crate::__failed!("{error}"))?;
+        for (name, value) in [
+            ("object_size", 100),
+            ("slab_size", 128),
+            ("align", 64),
+            ("sheaf_capacity", 252),
+            ("min_partial", 3),
+            ("remote_node_defrag_ratio", 17),
+            ("aliases", 0),
+            ("hwcache_align", 1),
+            ("destroy_by_rcu", 0),
+            ("slabs", 0),
+            ("objects", 0),
+            ("poison", 0),
+            ("failslab", 0),
+        ] {
+            ensure_eq!(attribute(plain, name), Some(value), "{name}");
+        }
+        ensure!(attribute(plain, "ctor").is_some_and(|ctor| ctor != 0));
+        let (order, objects) = (attribute(plain, "order"), attribute(plain, "objs_per_slab"));
+        ensure_eq!(order.map(|order| (4096 << order) / 128), objects);
+        for (name, value) in [("sanity_checks", 1), ("poison", 1), ("red_zone", 0), ("store_user", 0), ("trace", 0), ("sheaf_capacity", 0)] {
+            ensure_eq!(attribute(checked, name), Some(value), "{name}");
+        }
+        let held = checked.alloc(AllocFlags::NOWAIT);
+        ensure_eq!((attribute(checked, "slabs"), attribute(checked, "partial")), (Some(1), Some(1)));
+        ensure_eq!((attribute(checked, "objects"), attribute(checked, "objects_partial")), (Some(1), Some(1)));
+        // SAFETY: just allocated.
+        held.into_iter().for_each(|object| unsafe { checked.free(object) });
+        destroy(plain, t.cx)?;
+        destroy(checked, t.cx)
+    }
+
+    /// A cache that remembers its users names the calls behind objects in use and behind free ones; others name none.
+    fn traces_name_who_has_the_objects(t: &mut Test) {
+        let layout = Layout::new("view_traces", SIZE).debug(DebugFlags::STORE_USER);
+        let cache = slab::create(layout).map_err(|error| crate::__failed!("{error}"))?;
+        let mut held: Vec<NonNull<u8>> = Vec::with_capacity(10);
+        held.extend((0..10).filter_map(|_| cache.alloc(AllocFlags::NOWAIT)));
+        // SAFETY: allocated above, each given up once.
+        held.drain(..4).for_each(|object| unsafe { cache.free(object) });
+        let me = sched::current().tid();
+        let count = |cache: &RawCache, which| {
+            let (mut mine, mut all) = (0, 0);
+            cache.for_each_trace(which, |call| {
+                mine += usize::from(call.tid() == me && call.frames().count() >= 2);
+                all += 1;
+            });
+            (mine, all)
+        };
+        ensure_eq!(count(cache, Traces::Alloc), (6, 6));
+        ensure_eq!(count(cache, Traces::Free), (4, 4));
+        // SAFETY: as above.
+        held.drain(..).for_each(|object| unsafe { cache.free(object) });
+        ensure_eq!(count(cache, Traces::Alloc), (0, 0));
+        destroy(cache, t.cx)?;
+        let plain = self::cache("view_plain", CacheFlags::empty())?;
+        bursts(plain, 10, 1);
+        ensure_eq!((count(plain, Traces::Alloc), count(plain, Traces::Free)), ((0, 0), (0, 0)));
+        destroy(plain, t.cx)
     }
 
     /// Slabs, sheaves and holders account for every object; what a CPU shows is its own.

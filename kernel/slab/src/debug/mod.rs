@@ -22,7 +22,7 @@
 //! | `shadow` | which objects are in use, also of ordinary caches, in builds with assertions |
 //! | `cell` | one object with what surrounds it |
 //! | `check` | on the way out of a slab, and on the way in |
-//! | `validate` | a look at all there is |
+//! | `validate`, `traces` | a look at all there is; who has it |
 //! | `report` | what is said, kept and counted of what was found |
 //!
 //! # What becomes of the damage
@@ -56,6 +56,7 @@ mod param;
 mod poison;
 mod report;
 mod shadow;
+mod traces;
 mod track;
 mod validate;
 
@@ -66,6 +67,7 @@ pub(crate) use call::{report_double_free, report_no_object};
 pub(crate) use layout::Parts;
 pub use report::{Cure, Kind, Report, reports, with_reports};
 pub(crate) use shadow::init;
+pub use traces::Traces;
 pub use track::Track;
 pub use validate::{Validation, validate_all};
 

@@ -52,7 +52,7 @@ impl AddAssign for Validation {
 }
 
 /// Which objects of a slab are free.
-type IsFree = [u64; MAX_OBJECTS / 64];
+pub(super) type IsFree = [u64; MAX_OBJECTS / 64];
 
 impl RawCache {
     /// Looks at all slabs of this cache.
@@ -100,7 +100,7 @@ impl RawCache {
 
 /// Freelist and counters that belong together. Frees only ever push, so the list below stays as it is while the lock is
 /// held (SLAB-3).
-fn settled(slab: SlabRef) -> State {
+pub(super) fn settled(slab: SlabRef) -> State {
     let mut state = slab.state();
     while let Err(now) = slab.swap(state, state) {
         state = now;

@@ -2,10 +2,13 @@
 
 use alloc::format;
 use alloc::string::String;
+use alloc::vec::Vec;
+use core::cmp::Reverse;
+use core::fmt::Write;
 
-use ::slab::debug::{Validation, validate_all};
+use ::slab::debug::{Traces, Track, Validation, validate_all};
 use ::slab::fail::{self, Plan};
-use ::slab::{RawCache, registry};
+use ::slab::{DebugFlags, RawCache, registry};
 use ::sync::MaySleep;
 
 use super::slab::{no_such_cache, number};
@@ -15,7 +18,7 @@ use crate::{cmdline, console};
 command!(
     slab,
     "CACHE ACTION [VALUE] [SECOND]",
-    "ACTION: shrink, validate (of CACHE `all` too), capacity N, barn FULL [EMPTY] (default: by the CPUs), min_partial N, defrag_ratio N, stats clear; \
+    "ACTION: shrink, validate (of CACHE `all` too), traces alloc|free, capacity N, barn FULL [EMPTY] (default: by the CPUs), min_partial N, defrag_ratio N, stats clear; \
      or `slab failslab RULE[,CACHES]`, `slab failslab nth N[,CACHES]`, `slab failslab off|status`",
     slab
 );
@@ -44,6 +47,8 @@ fn act(cache: &'static RawCache, action: &[&str], cx: &mut MaySleep) -> Result<S
     match *action {
         ["shrink"] => Ok(format!("{name}: {} pages given back\n", cache.shrink())),
         ["validate"] => verdict(name, cache.validate()),
+        ["traces", "alloc"] => traces(cache, Traces::Alloc),
+        ["traces", "free"] => traces(cache, Traces::Free),
         ["capacity", typed] => {
             let was = cache.sheaf_capacity();
             let now = cache.set_capacity(count("capacity", typed)? as usize, cx).map_err(say)?;
@@ -82,6 +87,29 @@ fn verdict(what: &str, seen: Validation) -> Result<String, Complaint> {
         0 => Ok(format!("{what}: {slabs} slabs, {objects} objects, no errors\n")),
         _ => Err(Complaint::new(format_args!("{what}: {errors} errors in {slabs} slabs; `dmesg` has the reports"))),
     }
+}
+
+/// The calls behind the cache's objects, those of one path together, the most first.
+fn traces(cache: &RawCache, which: Traces) -> Result<String, Complaint> {
+    if !cache.debug().contains(DebugFlags::STORE_USER) {
+        let name = cache.name();
+        return Err(Complaint::new(format_args!("{name} does not remember its users; boot with slab_debug=U,{name}")));
+    }
+    // Room first: nothing may be allocated while the cache is looked at.
+    let mut calls: Vec<Track> = Vec::with_capacity(cache.info().num_objs as usize + 64);
+    let mut more = 0;
+    cache.for_each_trace(which, |call| if calls.len() < calls.capacity() { calls.push(*call) } else { more += 1 });
+    calls.sort_by(|a, b| a.frames().cmp(b.frames()));
+    let mut paths: Vec<&[Track]> = calls.chunk_by(|a, b| a.frames().eq(b.frames())).collect();
+    paths.sort_by_key(|path| Reverse(path.len()));
+    let mut text = String::new();
+    for path in paths {
+        writeln!(text, "{} objects, one of them {}", path.len(), path[0])?;
+    }
+    if more != 0 {
+        writeln!(text, "and {more} objects that came meanwhile")?;
+    }
+    Ok(text)
 }
 
 fn say(error: impl core::fmt::Display) -> Complaint {
