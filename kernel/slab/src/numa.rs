@@ -39,8 +39,10 @@ impl RawCache {
     ///
     /// Context: any but NMI. Never sleeps. From another node's barn or slabs: takes its barn lock or list lock.
     ///
-    /// ```ignore
-    /// let object = cache.alloc_node(Some(cpu::node_of(worker)), AllocFlags::NOWAIT)?;
+    /// ```no_run
+    /// # fn example(cache: &grange_slab::RawCache, worker: arch::CpuId) -> Option<core::ptr::NonNull<u8>> {
+    /// cache.alloc_node(Some(arch::cpu::node_of(worker)), mm::AllocFlags::NOWAIT)
+    /// # }
     /// ```
     pub fn alloc_node(&self, node: Option<NodeId>, flags: AllocFlags) -> Option<NonNull<u8>> {
         let Some(wanted) = node else { return self.alloc(flags) };

@@ -23,8 +23,10 @@ impl RawCache {
     /// Context: thread that may sleep, with no lock held that a shrinker takes. As quick as [`RawCache::alloc`] while there
     /// is memory.
     ///
-    /// ```ignore
-    /// let object = cache.alloc_sleep(AllocFlags::MAY_SLEEP, cx)?;
+    /// ```no_run
+    /// # fn example(cache: &grange_slab::RawCache, cx: &mut sync::MaySleep) -> Option<core::ptr::NonNull<u8>> {
+    /// cache.alloc_sleep(mm::AllocFlags::MAY_SLEEP | mm::AllocFlags::ZERO, cx)
+    /// # }
     /// ```
     pub fn alloc_sleep(&self, flags: AllocFlags, cx: &mut MaySleep) -> Option<NonNull<u8>> {
         cx.assert_may_sleep();
