@@ -220,6 +220,24 @@ fn a_cache_without_sheaves_serves_bulk_calls_from_slabs() {
 }
 
 #[test]
+fn what_may_not_be_freed_is_left_out() {
+    in_own_process(|| {
+        machine(1, 1, |_| {
+            let cache = cache("test");
+            let [one, other] = alloc(cache, 2).expect("memory")[..] else { unreachable!("two") };
+            // SAFETY: inside an object.
+            let middle = unsafe { one.add(8) };
+            let before = crate::debug::reports();
+            // The second of the two frees of `one`, and that of an address in its midst.
+            free(cache, vec![one, other, middle, one]);
+            assert_eq!(crate::debug::reports() - before, 2);
+            assert_eq!(cache.stat(Stat::FreeFastpath) + cache.stat(Stat::FreeSlowpath), 2);
+            assert_all_back(cache);
+        });
+    });
+}
+
+#[test]
 fn what_goes_to_slabs_goes_by_slab() {
     in_own_process(|| {
         machine(1, 1, |_| {
