@@ -67,6 +67,7 @@ ktest! {
         for harden in [Harden::empty(), Harden::SHUFFLE, Harden::SHUFFLE | Harden::HIDE_LINKS] {
             let cache = cache("hard_order", harden)?;
             let (one, other) = (fill_slab(cache), fill_slab(cache));
+            ensure_eq!(cache.info().num_slabs, 2, "an object is on no freelist");
             let offsets = |held: &[NonNull<u8>]| held.iter().map(|o| o.as_ptr().addr() % 4096).collect::<Vec<_>>();
             ensure_eq!(offsets(&one).is_sorted(), harden.is_empty());
             ensure_eq!(offsets(&one) == offsets(&other), harden.is_empty(), "two slabs in the same order");

@@ -8,7 +8,7 @@ use mm::AllocFlags;
 use super::report::{Cure, Kind, Report};
 use crate::slab_ref::SlabRef;
 use crate::test_machine::machine;
-use crate::{CacheFlags, Harden, Layout, kfree, kmalloc, kmalloc_nolock, ksize, registry};
+use crate::{CacheFlags, Harden, Layout, fail, kfree, kmalloc, kmalloc_nolock, ksize, registry};
 
 /// A machine with this command line.
 fn with(line: &'static str, body: impl FnOnce() + Send) {
@@ -74,6 +74,27 @@ fn the_command_line_makes_debug_caches_of_those_it_names() {
             // SAFETY: from kmalloc, given up here.
             unsafe { kfree(object) };
             assert_eq!(super::reports(), 0);
+        });
+    });
+}
+
+#[test]
+fn caches_marked_by_a_are_the_ones_that_fail() {
+    in_own_process(|| {
+        sync::param::parse("slab_debug=A,kmalloc-64;FA,kmalloc-128").unwrap();
+        machine(1, 1, |cx| {
+            let fails = |size| {
+                let object = kmalloc(size, AllocFlags::NOWAIT | AllocFlags::NOWARN);
+                // SAFETY: from kmalloc, given up here.
+                object.inspect(|&object| unsafe { kfree(object) }).is_none()
+            };
+            assert!(registry::find("kmalloc-64").unwrap().sheaf_capacity() != 0, "the mark alone is no debugging");
+            let failed = fail::with("", cx, |selection, _| {
+                let _armed = selection.arm(fail::Plan::From(1), None);
+                [32, 64, 128, 256].map(fails)
+            });
+            assert_eq!(failed, Ok([false, true, true, false]));
+            assert_eq!([32, 64, 128, 256].map(fails), [false; 4]);
         });
     });
 }

@@ -44,7 +44,7 @@
 //!   list ends.
 //!
 //! Linux: `alloc_debug_processing`, `free_debug_processing` in `mm/slub.c` (7.x). There the checks of red zones and poison
-//! need `F`; here each letter checks what it lays out.
+//! need `F`; here each letter checks what it lays out. Rows: M-16, S5-3, S1-5; what ordinary caches notice, M-21.
 
 use bitflags::bitflags;
 
