@@ -249,3 +249,60 @@ pub unsafe fn destroy(cache: &'static RawCache, cx: &mut MaySleep) -> Result<(),
     unsafe { crate::boot::dismantle(cache) };
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use core::ptr::NonNull;
+    use std::vec::Vec;
+
+    use arch::hosted::in_own_process;
+    use mm::AllocFlags;
+
+    use super::*;
+    use crate::test_machine::machine;
+    use crate::{Layout, create};
+
+    #[test]
+    fn shrinking_drops_empty_slabs_and_puts_the_fullest_partial_ones_first() {
+        in_own_process(|| {
+            machine(1, 1, |cx| {
+                /// How many objects of each slab are freed; all of the last.
+                const FREED: [usize; 7] = [40, 3, 32, 17, 33, 1, usize::MAX];
+                let cache = create(Layout::new("sorted", 64).flags(CacheFlags::NO_MERGE)).expect("a cache");
+                cache.set_capacity(0, cx).expect("no sheaves");
+                cache.set_min_partial(FREED.len() + 1);
+                let mut slabs: Vec<(SlabRef, Vec<NonNull<u8>>)> = Vec::new();
+                while cache.info().num_slabs < FREED.len() as u64 || cache.nr_partial() != 0 {
+                    let object = cache.alloc(AllocFlags::NOWAIT).expect("memory");
+                    let slab = SlabRef::of(object).expect("an object lies in a slab");
+                    match slabs.iter_mut().find(|(other, _)| *other == slab) {
+                        Some((_, objects)) => objects.push(object),
+                        None => slabs.push((slab, Vec::from([object]))),
+                    }
+                }
+                for ((_, objects), freed) in slabs.iter_mut().zip(FREED) {
+                    let kept = objects.len().saturating_sub(freed);
+                    // SAFETY: allocated above, each given up once.
+                    objects.drain(kept..).for_each(|object| unsafe { cache.free(object) });
+                }
+                let pages = 1 << cache.orders().preferred;
+                assert_eq!(cache.shrink(), pages, "one slab was empty");
+                let node = cache.nodes().next().expect("a node");
+                let free = || {
+                    node.lock(Spin::May).expect("waited for").iter().map(|slab| slab.state().free()).collect::<Vec<_>>()
+                };
+                assert_eq!(
+                    free(),
+                    [1, 3, 17, 32, 40, 33],
+                    "up to 32 free objects sorted, the others behind as they were"
+                );
+                for object in slabs.into_iter().flat_map(|(_, objects)| objects) {
+                    // SAFETY: as above.
+                    unsafe { cache.free(object) };
+                }
+                // SAFETY: nobody else knows the cache.
+                assert_eq!(unsafe { destroy(cache, cx) }, Ok(()));
+            });
+        });
+    }
+}

@@ -190,7 +190,7 @@ impl fmt::Display for Lent {
 }
 
 impl RawCache {
-    /// A sheaf from which `n` objects can be allocated without fail, or nothing: if `n` is 0, more than 65,535, or there is no
+    /// A sheaf from which `n` objects can be allocated without fail, or nothing: if `n` is 0, more than 65,532, or there is no
     /// memory (S4-1).
     ///
     /// With RESERVE it may hold objects of the reserve; it then is not kept when it comes back.

@@ -10,8 +10,9 @@ use mm::AllocFlags;
 use sync::{Rng, smp};
 
 use super::*;
+use crate::debug::DebugFlags;
 use crate::test_machine::{machine, spawn};
-use crate::{Layout, create, kfree_nolock, rcu_free};
+use crate::{CreateError, Layout, create, kfree_nolock, rcu_free};
 
 const WORDS: usize = 16;
 
@@ -132,6 +133,12 @@ pub(crate) fn under_load(
 fn no_sheaf_of_the_old_capacity_is_in_use_after_a_change_under_load() {
     in_own_process(|| {
         under_load(40, 3, 2, |cache, rng, cx| {
+            // Without empty sheaves in barns each that is needed is made on the way, with the lock dropped.
+            if rng.chance(1, 2) {
+                cache.set_barn_limits(0, 0, cx)
+            } else {
+                cache.reset_barn_limits(cx)
+            }
             let asked = [0, 1, 4, 28, 32, 60, 61, 124, 508, 1000][rng.index(10)];
             let capacity = cache.set_capacity(asked, cx).expect("in range");
             assert!(capacity >= asked && capacity == cache.sheaf_capacity());
@@ -207,6 +214,24 @@ fn a_capacity_is_rounded_and_what_no_sheaf_can_hold_is_refused() {
             assert_eq!(sheaves.set_capacity(0, cx), Ok(0));
             assert_eq!(cache.set_remote_node_defrag_ratio(1025), Err(TuneError::DefragRatio(1025)));
             assert_eq!(cache.set_remote_node_defrag_ratio(1024), Ok(()));
+        });
+    });
+}
+
+#[test]
+fn a_creator_may_ask_for_more_and_boot_and_debug_caches_have_no_sheaves() {
+    in_own_process(|| {
+        machine(1, 1, |_| {
+            let capacity = |layout: Layout| create(layout.flags(CacheFlags::NO_MERGE)).map(RawCache::sheaf_capacity);
+            assert_eq!(capacity(Layout::new("default", 64)), Ok(60));
+            assert_eq!(capacity(Layout::new("less", 64).capacity(10)), Ok(60));
+            assert_eq!(capacity(Layout::new("more", 64).capacity(61)), Ok(124));
+            assert_eq!(capacity(Layout::new("large", 4096).capacity(32)), Ok(60));
+            let too_many = MAX_CAPACITY + 1;
+            assert_eq!(capacity(Layout::new("most", 64).capacity(too_many)), Err(CreateError::BadCapacity(too_many)));
+            assert_eq!(capacity(Layout::new("checked", 64).debug(DebugFlags::POISON)), Ok(0));
+            let boot = ["sheaf-64", "sheaf-4k", "kmem_cache", "kmem_cache_node"].map(crate::registry::find);
+            assert!(boot.iter().all(|cache| cache.expect("made at boot").sheaf_capacity() == 0));
         });
     });
 }

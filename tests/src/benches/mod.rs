@@ -8,4 +8,5 @@ mod slab_harden;
 mod slab_memory;
 mod slab_peers;
 mod slab_remote;
+mod slab_tune;
 mod sync;

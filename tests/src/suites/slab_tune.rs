@@ -9,7 +9,7 @@ use arch::cpu;
 use kfree_rcu::{kfree_rcu, kvfree_rcu_barrier};
 use mm::AllocFlags;
 use slab::flush::{Leaked, destroy};
-use slab::{CacheFlags, Layout, RawCache, Stat};
+use slab::{CacheFlags, Layout, Prefilled, RawCache, Stat};
 use sync::{MaySleep, Rng};
 
 use super::hotplug_slab::ensure_all_back;
@@ -44,6 +44,8 @@ fn barn_fill(cache: &RawCache) -> Vec<(arch::NodeId, u32, u32)> {
 struct Burst {
     cache: &'static RawCache,
     objects: Vec<(NonNull<u64>, u64)>,
+    /// Now and then objects come from here.
+    prefilled: Option<Prefilled>,
 }
 
 // SAFETY: objects belong to whoever has them, on whatever CPU.
@@ -54,11 +56,12 @@ impl Burst {
     const MOST: usize = 300;
 
     fn new(cache: &'static RawCache) -> Self {
-        Self { cache, objects: Vec::with_capacity(Self::MOST) }
+        Self { cache, objects: Vec::with_capacity(Self::MOST), prefilled: None }
     }
 
     fn take(&mut self, rng: &mut Rng) {
-        let Some(object) = self.cache.alloc(AllocFlags::NOWAIT) else { return };
+        let promised = self.prefilled.as_mut().and_then(|sheaf| sheaf.alloc(AllocFlags::NOWAIT));
+        let Some(object) = promised.or_else(|| self.cache.alloc(AllocFlags::NOWAIT)) else { return };
         let (object, pattern) = (object.cast::<u64>(), rng.next_u64());
         // SAFETY: the object has SIZE bytes and is ours.
         (1..SIZE / 8).for_each(|word| unsafe { object.add(word).write_volatile(pattern ^ word as u64) });
@@ -86,6 +89,9 @@ impl Burst {
     /// Allocates or frees until it has as many as a random number says.
     fn turn(&mut self, rng: &mut Rng) -> Result<(), Failure> {
         let aim = rng.index(Self::MOST);
+        if rng.chance(1, 4) {
+            self.prefilled = self.cache.prefill(rng.index(100), AllocFlags::NOWAIT);
+        }
         while self.objects.len() < aim {
             let before = self.objects.len();
             self.take(rng);
@@ -148,6 +154,45 @@ fn end(load: Load, cache: &'static RawCache, cx: &mut MaySleep) -> Result<u64, F
     // SAFETY: the load has ended, and nobody else knows the cache.
     ensure_eq!(unsafe { destroy(cache, cx) }, Ok(()));
     Ok(turns.iter().sum())
+}
+
+/// Has every CPU allocate and free in bursts of up to 600, all at once, and notes what that did.
+fn costs(capacity: usize, limit: u32, t: &mut crate::Test<'_>) -> Result<(), Failure> {
+    const BURSTS: usize = 300;
+    const MOST: usize = 600;
+    let cache = cache("test_costs")?;
+    let capacity = cache.set_capacity(capacity, t.cx).map_err(|error| crate::__failed!("{error}"))?;
+    cache.set_barn_limits(limit, limit, t.cx);
+    let mut threads = Vec::new();
+    for on in cpu::online().iter() {
+        let mut rng = Rng::new(t.rng.next_u64());
+        threads.push(spawn(t.cx, Some(on), move |cx| {
+            for _ in 0..BURSTS {
+                free(cache, allocate(cache, rng.index(MOST)));
+                // The others' turn, which may be in the midst of a burst.
+                arch::irq::relax();
+                sched::cond_resched(cx);
+            }
+        })?);
+    }
+    threads.into_iter().for_each(|thread| thread.join(t.cx));
+    let allocations = cache.stat(Stat::AllocFastpath) + cache.stat(Stat::AllocSlowpath);
+    let of_a_million = |stat| cache.stat(stat) * 1_000_000 / allocations.max(1);
+    let info = cache.info();
+    t.note(format_args!(
+        "capacity {capacity}, limit {limit}: of 1000000 pairs {} barn gets ({} failed), {} puts ({} failed), {} objects from \
+         slabs; then {} objects idle in sheaves, {} slabs",
+        of_a_million(Stat::BarnGet),
+        of_a_million(Stat::BarnGetFail),
+        of_a_million(Stat::BarnPut),
+        of_a_million(Stat::BarnPutFail),
+        of_a_million(Stat::SheafRefill),
+        info.active_objs,
+        info.num_slabs,
+    ));
+    // SAFETY: the threads have ended, and nobody else knows the cache.
+    ensure_eq!(unsafe { destroy(cache, t.cx) }, Ok(()));
+    Ok(())
 }
 
 ktest! {
@@ -270,6 +315,26 @@ ktest! {
         Ok(())
     }
 
+    /// For the record: barn traffic, slab traffic and idle memory of bursts on all CPUs, by capacity and by limits (S5-14,
+    /// S5-15).
+    #[tags(slow)]
+    #[budget_ms(300_000)]
+    fn what_capacity_and_limits_bring_and_cost(t: &mut Test) {
+        let default = cache("test_default")?;
+        let capacity = default.sheaf_capacity();
+        let limit = default.by_node().map(|node| node.barn_full.1).max().unwrap_or(10);
+        // SAFETY: nobody else knows the cache.
+        ensure_eq!(unsafe { destroy(default, t.cx) }, Ok(()));
+        // A sheaf fills a power of two of which the header takes the room of 4 objects.
+        for capacity in [capacity.div_ceil(2) - 2, capacity, 2 * capacity + 4] {
+            costs(capacity, limit, t)?;
+        }
+        for limit in [limit / 2, 2 * limit] {
+            costs(capacity, limit, t)?;
+        }
+        Ok(())
+    }
+
     /// Every page that there is becomes a slab; after the objects were freed and the caches shrunk each is free again.
     #[tags(slow)]
     #[budget_ms(300_000)]
@@ -277,6 +342,8 @@ ktest! {
         let cache = slab::create(Layout::new("test_all", 1024).flags(CacheFlags::NO_MERGE))
             .map_err(|error| crate::__failed!("{error}"))?;
         let before = pages_in_use(t.cx);
+        let other = self::cache("test_pressed")?;
+        free(other, allocate(other, 500));
         let (mut list, mut count) = (List::default(), 0);
         let flags = AllocFlags::RESERVE | AllocFlags::NOWARN;
         while let Some(object) = cache.alloc(flags).or_else(|| {
@@ -289,11 +356,15 @@ ktest! {
         }
         let free = mm::stats::nodes().map(|node| node.free + node.per_cpu).sum::<usize>();
         let slabs = cache.by_node().map(|node| node.slabs).sum::<u64>();
+        // Destroying needs no memory (M-14).
+        // SAFETY: nobody else knows the cache.
+        let destroyed = unsafe { destroy(other, t.cx) };
         let whole = list.free_all(cache);
         let after = pages_in_use(t.cx);
         t.note(format_args!("{count} objects of 1024 bytes in {slabs} slabs; {free} pages were left; {after} pages in use"));
         ensure_eq!(whole, count, "objects that still had what was written to them");
         ensure_eq!(free, 0, "pages that were not to be had");
+        ensure_eq!(destroyed, Ok(()));
         ensure_eq!(after, before, "pages in use");
         // SAFETY: nobody else knows the cache.
         ensure_eq!(unsafe { destroy(cache, t.cx) }, Ok(()));
