@@ -372,6 +372,9 @@ pub struct BenchArgs {
     /// Count instructions (-icount shift=0) instead of taking the time
     #[arg(long, conflicts_with_all = ["accel", "thread"])]
     pub count: bool,
+    /// The slab allocator as a host program, beside mimalloc and snmalloc (needs a C++ compiler); boots nothing
+    #[arg(long, exclusive = true)]
+    pub native: bool,
     /// Boots; the median of their medians is the figure
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub runs: u32,

@@ -3,12 +3,14 @@
 //! | module | does |
 //! |---|---|
 //! | [`figures`] | what a boot said over COM2, put together over several boots, and judged by the goals |
+//! | [`native`] | the slab allocator as a host program, beside others |
 //! | [`report`] | the table, JSON, CSV, and a saved run to compare with |
 //!
 //! Two kinds of figure, which are never mixed. With `--count` QEMU's clock counts instructions (`-icount shift=0`): the
 //! same each time, whatever else the host does. Without, it is time under the emulator, of which only ratios mean much.
 
 pub mod figures;
+pub mod native;
 pub mod report;
 
 use std::path::Path;
@@ -45,6 +47,9 @@ const LOG_LINES: usize = 40;
 /// # Errors
 /// See [`crate::exit`]; a goal that is missed is an [`Exit`], and only with `--check-goals`.
 pub fn bench(workspace: &Workspace, args: &BenchArgs) -> anyhow::Result<Exit> {
+    if args.native {
+        return native::run(workspace);
+    }
     if args.runs == 0 {
         return Err(usage("--runs 0: at least 1"));
     }
