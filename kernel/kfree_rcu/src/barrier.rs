@@ -3,10 +3,12 @@
 //! The order matters, because each step feeds the next:
 //! 1. the deferred lists of all CPUs are drained: their objects enter sheaves or the back end;
 //! 2. partly filled rcu_free sheaves are submitted;
-//! 3. `rcu_barrier`, *always*: sheaves submitted earlier are in flight even if step 2 found none;
-//! 4. the back end is drained.
+//! 3. the deferred lists once more: a sheaf that was partly filled in step 1, and full before step 2 came to it, may have
+//!    been deferred (RCUF-1 of `slab::rcu_free`);
+//! 4. `rcu_barrier`, *always*: sheaves submitted earlier are in flight even if step 2 found none;
+//! 5. the back end is drained.
 //!
-//! No CPU goes offline during the first two steps: it could take objects past them. From the third on they are callbacks, or in
+//! No CPU goes offline during the first three steps: it could take objects past them. From the fourth on they are callbacks, or in
 //! the back end, and both know where those of a CPU that went are.
 //!
 //! `rcu_barrier` alone is not enough (S2-4): what sits in a sheaf or page that is not full yet is no callback.
@@ -23,6 +25,7 @@ pub fn kvfree_rcu_barrier(cx: &mut MaySleep) {
     let cpus = keep_cpus(cx);
     slab::deferred::flush(&cpus, cx);
     slab::registry::for_each_unlocked(cx, |cache| cache.flush_rcu_free(&cpus));
+    slab::deferred::flush(&cpus, cx);
     drop(cpus);
     rcu::rcu_barrier(cx);
     crate::bulk::drain(cx);
@@ -36,6 +39,7 @@ pub fn kvfree_rcu_barrier_on_cache(cache: &'static RawCache, cx: &mut MaySleep) 
     let cpus = keep_cpus(cx);
     slab::deferred::flush(&cpus, cx);
     cache.flush_rcu_free(&cpus);
+    slab::deferred::flush(&cpus, cx);
     drop(cpus);
     rcu::rcu_barrier(cx);
     crate::bulk::drain(cx);

@@ -10,7 +10,7 @@
 //! # Invariants
 //! - **RCUF-1** A full sheaf is submitted *before* the sheaf lock is dropped, so that a barrier that then takes the lock
 //!   on this CPU finds either an object in `rcu_free` or a callback in front of its own (S0-7). The exception is
-//!   [`Spin::Never`] with interrupts off: there it goes to the deferred list, which every barrier drains first (S1-16).
+//!   [`Spin::Never`] with interrupts off: there it goes to the deferred list, which every barrier drains before and after it looks here (S1-16).
 //! - **RCUF-2** The sheaf remembers the node it was detached on: the callback may run anywhere (S0-8).
 //! - **RCUF-3** A sheaf that a flush submits is freed object by object after the grace period and never reaches a barn:
 //!   the cache may be on its way out (S0-11).

@@ -2,7 +2,9 @@
 //! there; and as one that does. In the profile `mutants` alone: the other builds have no hooks.
 
 use alloc::string::String;
-use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
+use alloc::vec::Vec;
+use core::ptr::{self, NonNull};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
 
 use arch::trap::TrapFrame;
 use arch::{cpu, ipi};
@@ -14,7 +16,7 @@ use sync::{ATOMIC, IrqGuard, MaySleep, Once, PreemptGuard};
 
 use crate::nolock::{self, Bed, PATHS, ensure_all_back};
 use crate::run::Test;
-use crate::{Failure, ensure, ensure_eq, ktest};
+use crate::{Failure, ensure, ensure_eq, ktest, skip};
 
 ktest! {
     /// On every path, and where there is no path of one operation; and no hook is left out.
@@ -40,6 +42,58 @@ ktest! {
         t.note(format_args!("{handled} NMIs handled"));
         ensure!(handled > 100, "only {handled} NMIs came");
         Ok(())
+    }
+
+    /// A barrier waits for a sheaf that was partly filled when it began, and that an NMI fills and defers in its midst.
+    fn a_barrier_waits_for_a_sheaf_that_is_deferred_in_its_midst(t: &mut Test) {
+        const SIZE: usize = 200;
+        let layout = Layout::new("test_barrier_hook", SIZE).flags(CacheFlags::NO_MERGE);
+        let cache = slab::create(layout).map_err(|error| crate::__failed!("{error}"))?;
+        let capacity = cache.sheaf_capacity();
+        let mut hits = 0;
+        for _ in 0..100 {
+            let mut objects: Vec<_> = (0..capacity).filter_map(|_| cache.alloc(AllocFlags::NOWAIT)).collect();
+            ensure_eq!(objects.len(), capacity);
+            let Some(last) = objects.pop() else { skip!("no sheaves") };
+            {
+                let _pin = PreemptGuard::new(ATOMIC);
+                LAST_ON.store(cpu::current().index(), Relaxed);
+                LAST.store(last.as_ptr(), Relaxed);
+                // SAFETY: allocated above, each given up once; the head lies at its start.
+                objects.into_iter().for_each(|object| unsafe { kfree_rcu::kfree_rcu(object.cast()) });
+            }
+            let attached = attach(fill_and_defer);
+            ensure!(attached.is_some(), "somebody else is attached");
+            kfree_rcu::kvfree_rcu_barrier(t.cx);
+            drop(attached);
+            match NonNull::new(LAST.swap(ptr::null_mut(), Relaxed)) {
+                // The thread went on on another CPU.
+                // SAFETY: nobody has given it up.
+                Some(last) => unsafe { cache.free(last) },
+                None => hits += 1,
+            }
+            cache.shrink();
+            ensure_eq!(cache.info().active_objs, 0, "objects whose barrier is over wait for a grace period");
+        }
+        ensure!(hits > 0, "no barrier met a full sheaf");
+        // SAFETY: nobody else knows the cache.
+        unsafe { slab::flush::destroy(cache, t.cx) }.map_err(|leaked| crate::__failed!("{leaked:?}"))
+    }
+}
+
+/// The object that fills a CPU's rcu_free sheaf, and that CPU.
+static LAST: AtomicPtr<u8> = AtomicPtr::new(ptr::null_mut());
+static LAST_ON: AtomicUsize = AtomicUsize::new(0);
+
+/// Gives the object to `kfree_rcu_nolock`, as an NMI would that comes while a barrier goes through the caches.
+fn fill_and_defer(site: &'static Site) {
+    let _off = IrqGuard::new(ATOMIC);
+    if site.name != "slab.caches" || cpu::current().index() != LAST_ON.load(Relaxed) {
+        return;
+    }
+    if let Some(last) = NonNull::new(LAST.swap(ptr::null_mut(), Relaxed)) {
+        // SAFETY: the test gave the object up to who takes it from here; the head lies at its start.
+        as_nmi(|| unsafe { kfree_rcu::kfree_rcu_nolock(last.cast()) });
     }
 }
 
