@@ -26,7 +26,10 @@ impl Symbols {
         let symbol =
             || self.loader.find_symbol(address).map(|name| without_hash(&rustc_demangle::demangle(name).to_string()));
         let mut lines = Vec::new();
-        if let Ok(mut frames) = self.loader.find_frames(address) {
+        // The loader looks for ranges that end behind the address: none does behind the last.
+        if address != u64::MAX
+            && let Ok(mut frames) = self.loader.find_frames(address)
+        {
             while let Ok(Some(frame)) = frames.next() {
                 let function =
                     frame.function.as_ref().and_then(|name| name.demangle().ok().map(|name| without_hash(&name)));
@@ -93,6 +96,12 @@ mod tests {
     fn the_hash_of_a_name_is_left_out() {
         assert_eq!(without_hash("arch::cpu::current::h0123456789abcdef"), "arch::cpu::current");
         assert_eq!(without_hash("arch::hosted::boot"), "arch::hosted::boot");
+    }
+
+    #[test]
+    fn the_last_address_has_no_name() {
+        let program = std::env::current_exe().unwrap();
+        assert!(Symbols::load(&program, Path::new("/")).unwrap().frames(u64::MAX).is_empty());
     }
 
     #[test]

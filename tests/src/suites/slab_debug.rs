@@ -238,6 +238,16 @@ ktest! {
         ensure_eq!((report.kind, report.cure), (Kind::DoubleFree, Cure::NotFreed));
         slab::deferred::flush(&sched::keep_cpus(t.cx), t.cx);
         ensure_works(cache)?;
+        // By the other call, too, and the list that it is on stays whole.
+        let [object, behind] = [alloc(cache)?, alloc(cache)?];
+        let deferred = sync::IrqGuard::new(t.cx);
+        // SAFETY: as in `free`.
+        [behind, object].into_iter().for_each(|object| unsafe { slab::kfree_nolock(object) });
+        let report = the_report(cache, || free(cache, object))?;
+        drop(deferred);
+        ensure_eq!((report.kind, report.cure), (Kind::DoubleFree, Cure::NotFreed));
+        slab::deferred::flush(&sched::keep_cpus(t.cx), t.cx);
+        ensure_works(cache)?;
         // Its deferral is over: this one is found where it meets its slab.
         let report = the_report(cache, || {
             // SAFETY: as in `free`.

@@ -93,7 +93,6 @@ impl Cell {
         let size = self.cache().object_size();
         if state == State::Free {
             self.set_asked(size);
-            self.deferral().store(IDLE, Relaxed);
         }
         if self.is_poisoned() {
             match state {
@@ -185,6 +184,16 @@ impl Cell {
         let at = self.parts().deferral;
         // SAFETY: a word of the object's place, which is only used as an atomic or by the list it is on (DEBUG-2).
         unsafe { self.object.add(at).cast::<AtomicUsize>().as_ref() }
+    }
+
+    /// Lays out the deferral word of an object of a new slab. Not when it is freed: it may be on a list by mistake.
+    pub(super) fn lay_out_deferral(self) {
+        self.deferral().store(IDLE, Relaxed);
+    }
+
+    /// Whether the object is on a deferred list: freed, but not back yet.
+    pub(super) fn is_deferred(self) -> bool {
+        self.deferral().load(Relaxed) != IDLE
     }
 
     /// Takes the object's deferral word; false if it is on a deferred list already.

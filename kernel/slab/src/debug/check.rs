@@ -29,6 +29,7 @@ impl RawCache {
         for object in (0..objects).map(|index| slab.object(index)) {
             let cell = Cell { slab, object };
             cell.lay_out(Is::Free);
+            cell.lay_out_deferral();
             cell.set_track(Is::Used, || Track::NONE);
             cell.set_track(Is::Free, || Track::NONE);
         }
@@ -168,11 +169,12 @@ impl RawCache {
         if !slab.is_object(object) {
             return Some(Fault::of_address(slab, object));
         }
-        let mut is_free = false;
+        let cell = Cell { slab, object };
+        let mut is_free = cell.is_deferred();
         match self.follow(slab, state, self.depth(state), |free| is_free |= free == object) {
             Err(fault) => Some(fault),
             Ok(()) if is_free => Some(Fault::of_call(Kind::DoubleFree, object)),
-            Ok(()) => Cell { slab, object }.inspect(Is::Used),
+            Ok(()) => cell.inspect(Is::Used),
         }
     }
 
