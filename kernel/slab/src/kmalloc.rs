@@ -281,8 +281,10 @@ pub unsafe fn kfree_nolock(object: NonNull<u8>) {
         if slab.is_home() && (cache.free_fast(object) || cache.free_to_sheaf(object, spin)) {
             return;
         }
-    } else if large_page(object).is_none() {
-        return report_no_object(None, object);
+    } else {
+        let Some(page) = large_page(object) else { return report_no_object(None, object) };
+        // Who frees it once more, before the list is drained, finds no large object.
+        page.set_kind(PageKind::Allocated);
     }
     deferred::defer_free(object);
 }

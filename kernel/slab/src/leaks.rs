@@ -46,7 +46,8 @@ fn for_each_used(cache: &RawCache, slab: SlabRef, mut f: impl FnMut(usize, NonNu
         let state = slab.state();
         let mut next = NonNull::new(state.freelist);
         for _ in 0..state.objects {
-            let Some(object) = next else { break };
+            // The links of a damaged slab may lead anywhere.
+            let Some(object) = next.filter(|&object| slab.is_object(object)) else { break };
             let index = (object.addr().get() - slab.base().addr()) / cache.size();
             is_free[index / 64] |= 1 << (index % 64);
             next = NonNull::new(cache.link(object));
@@ -68,5 +69,39 @@ impl fmt::Display for FirstBytes {
             // and any byte that was there will do.
             write!(f, " {:02x}", unsafe { self.0.add(offset).read_volatile() })
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use arch::hosted::in_own_process;
+    use mm::AllocFlags;
+
+    use crate::flush::{Leaked, destroy};
+    use crate::test_machine::machine;
+    use crate::{CacheFlags, Layout, create};
+
+    #[test]
+    fn a_leak_in_a_slab_whose_links_are_damaged_is_reported_too() {
+        in_own_process(|| {
+            machine(1, 1, |cx| {
+                let cache = create(Layout::new("damaged", 64).flags(CacheFlags::NO_MERGE)).expect("a cache");
+                let [kept, freed] = [(); 2].map(|()| cache.alloc(AllocFlags::NOWAIT).expect("memory"));
+                // SAFETY: allocated above, given up once.
+                unsafe { cache.free(freed) };
+                cache.shrink();
+                let place = cache.link_place(freed);
+                // SAFETY: the link of a free object, which is put right again before anybody needs it.
+                let link = unsafe { place.replace(core::ptr::without_provenance_mut(8)) };
+                // SAFETY: nobody else knows the cache, and one object is leaked on purpose.
+                assert_eq!(unsafe { destroy(cache, cx) }, Err(Leaked(1)));
+                // SAFETY: as above; the object is given up now.
+                unsafe {
+                    place.write(link);
+                    cache.free(kept);
+                    assert_eq!(destroy(cache, cx), Ok(()));
+                }
+            });
+        });
     }
 }

@@ -250,9 +250,12 @@ impl RawCache {
     /// A new slab near `node`, every object of it taken.
     fn new_slab(&self, node: NodeId, flags: AllocFlags, spin: Spin) -> Option<Taken> {
         let orders = self.orders();
-        let page = match self.slab_pages(orders.preferred, node, flags, spin) {
+        let may_be_smaller = orders.minimum < orders.preferred;
+        // The reserve is not for slabs that are larger than they must be.
+        let preferred = if may_be_smaller { flags | AllocFlags::NO_RESERVE } else { flags };
+        let page = match self.slab_pages(orders.preferred, node, preferred, spin) {
             Some(page) => page,
-            None if orders.minimum < orders.preferred => {
+            None if may_be_smaller => {
                 let page = self.slab_pages(orders.minimum, node, flags, spin)?;
                 self.count(Stat::OrderFallback);
                 page

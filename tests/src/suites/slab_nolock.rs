@@ -249,6 +249,23 @@ ktest! {
         Ok(())
     }
 
+    /// A large object that waits on the deferred list is nobody's any more: to free it again is reported, by either call.
+    fn a_large_object_that_was_deferred_is_not_freed_again(t: &mut Test) {
+        t.damages_slabs = true;
+        let reports = slab::debug::reports();
+        let Some(object) = kmalloc(100_000, AllocFlags::NOWAIT) else { return Err(crate::__failed!("no memory")) };
+        // Nothing is drained in between.
+        let _off = IrqGuard::new(ATOMIC);
+        // SAFETY: allocated above; given up by the first call, and the others are what is tried.
+        unsafe {
+            in_nmi(|| kfree_nolock(object));
+            in_nmi(|| kfree_nolock(object));
+            kfree(object);
+        }
+        ensure_eq!(slab::debug::reports() - reports, 2);
+        Ok(())
+    }
+
     /// What is deferred in an NMI is freed soon after, with nobody who asks for it: at the next tick at the latest.
     fn what_was_deferred_is_freed_by_itself(t: &mut Test) {
         let cache = nolock::cache("test_nolock_soon", 512, CacheFlags::NO_SHEAVES);

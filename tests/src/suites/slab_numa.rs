@@ -503,6 +503,34 @@ ktest! {
         Ok(())
     }
 
+    /// Where no block is left for a slab of the best order, one of a single ordinary page comes before the reserve.
+    fn a_smaller_slab_comes_before_the_reserve(t: &mut Test) {
+        let layout = Layout::new("test_numa_smaller", 1024).flags(CacheFlags::NO_MERGE);
+        let cache = slab::create(layout).map_err(|error| crate::__failed!("{error}"))?;
+        // With sheaves the object would come by one, and these never ask for the reserve.
+        cache.set_capacity(0, t.cx).map_err(|error| crate::__failed!("{error}"))?;
+        let (mut chain, mut kept, mut single) = (exhaust(), Chain::new(), 0);
+        while single < 8
+            && let Some(page) = chain.pop()
+        {
+            // Its buddy stays in use: no two of these merge.
+            if page.pfn() % 2 == 0 {
+                mm::free_pages(page, 0);
+                single += 1;
+            } else {
+                kept.push(page);
+            }
+        }
+        let object = cache.alloc(QUIET | AllocFlags::RESERVE);
+        let home = object.map(mm::home_of);
+        // SAFETY: allocated above.
+        object.into_iter().for_each(|object| unsafe { cache.free(object) });
+        chain.free_all();
+        kept.free_all();
+        ensure!(home.is_some_and(|home| home & mm::home::RESERVE == 0), "home {home:?}: of the reserve");
+        destroy(cache, t.cx)
+    }
+
     /// A slab of the reserve gives its pages back when its last object is, however few partial slabs there are.
     #[budget_ms(60_000)]
     fn an_empty_slab_of_the_reserve_goes_back_at_once(t: &mut Test) {
