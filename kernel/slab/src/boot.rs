@@ -16,12 +16,14 @@ use arch::{NodeId, PAGE_SIZE};
 use mm::AllocFlags;
 use sync::{DynPerCpu, Once};
 
+use crate::Spin;
 use crate::cache::{CacheFlags, CreateError, Layout, RawCache};
 use crate::cpu::CacheCpu;
 use crate::debug;
 use crate::merge;
 use crate::node::CacheNode;
 use crate::registry;
+use crate::stats::Stat;
 
 const SHEAF_NAMES: [&str; 7] = ["sheaf-64", "sheaf-128", "sheaf-256", "sheaf-512", "sheaf-1k", "sheaf-2k", "sheaf-4k"];
 const SMALLEST_SHEAF: usize = 64;
@@ -125,7 +127,7 @@ fn try_create(layout: Layout) -> Result<&'static RawCache, CreateError> {
     // SAFETY: just written; from here on shared, and never moved.
     let cache: &'static RawCache = unsafe { place.as_ref() };
     for node in online_nodes() {
-        let object = nodes.take_one(node, AllocFlags::NOWAIT, crate::Spin::May);
+        let object = nodes.take_one(node, AllocFlags::NOWAIT, Spin::May).inspect(|_| nodes.count(Stat::AllocSlowpath));
         let Some(here) = nodes.after_alloc(object, AllocFlags::NOWAIT) else {
             // SAFETY: nobody has seen the cache yet.
             unsafe { dismantle(cache) };
