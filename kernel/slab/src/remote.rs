@@ -30,7 +30,7 @@
 //! - **REMOTE-1** All objects in a remote sheaf are of the node that the sheaf names, and none is of the reserve (S5-4).
 //! - **REMOTE-2** A full sheaf never stays: the free that fills it exchanges it for an empty one of that node's barn; where
 //!   the barn has none, it is put there and the next free makes a new one; where the barn has too many full ones, the
-//!   objects go to their slabs and the sheaf stays.
+//!   objects go to their slabs, the sheaf to this CPU's own barn, and the next free begins anew.
 //! - **REMOTE-3** A CPU has one remote sheaf. Objects of a third node go to their slabs, until so many of them have come in
 //!   a row that the sheaf had better be theirs ([`Strangers`]); then what is in it is handed over first: to the barn if at
 //!   least half full, else to slabs, so that barns are not littered with sheaves of an object or two. Without the row, objects

@@ -1,7 +1,7 @@
 //! Sheaves: arrays of free objects that move between CPUs, barns and RCU as one piece.
 //!
 //! A [`Sheaf`] is a 32-byte header followed by `capacity` object pointers. It always has exactly one
-//! owner: a CPU (as `main`, `spare` or `rcu_free`), a barn list, a caller that prefilled it, or an RCU
+//! owner: a CPU (as `main`, `spare`, `rcu_free` or `remote`), a barn list, a caller that prefilled it, or an RCU
 //! callback that waits for a grace period.
 //!
 //! # Invariants
