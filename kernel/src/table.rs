@@ -71,6 +71,9 @@ impl fmt::Display for Value {
     }
 }
 
+/// Characters of a cell beyond which it goes on in the next line.
+const LONG: usize = 56;
+
 /// A table with named columns.
 #[derive(Clone, Debug)]
 pub struct Table {
@@ -101,32 +104,34 @@ impl Table {
         self.rows.push(row);
     }
 
-    /// Writes it for people: numbers to the right, the rest to the left.
+    /// Writes it for people: numbers to the right, the rest to the left, long texts on several lines.
     ///
     /// # Errors
     ///
     /// Those of `out`.
     pub fn text(&self, out: &mut dyn Write) -> fmt::Result {
+        let header = self.columns.iter().map(|name| wrap(name)).collect();
+        let cells = |row: &Vec<Value>| row.iter().map(|cell| wrap(&cell.to_string())).collect();
+        let rows: Vec<Vec<Vec<String>>> = core::iter::once(header).chain(self.rows.iter().map(cells)).collect();
         let widths: Vec<usize> = (0..self.columns.len())
-            .map(|at| {
-                let cells = self.rows.iter().map(|row| row[at].to_string().chars().count());
-                cells.chain([self.columns[at].chars().count()]).max().unwrap_or(0)
-            })
+            .map(|at| rows.iter().flat_map(|row| &row[at]).map(|line| line.chars().count()).max().unwrap_or(0))
             .collect();
         let right = |at: usize| self.rows.iter().all(|row| matches!(row[at], Value::Int(_) | Value::None));
-        let header = self.columns.iter().map(|name| Value::from(name.as_str())).collect();
-        for row in core::iter::once(&header).chain(&self.rows) {
-            let mut line = String::new();
-            for (at, cell) in row.iter().enumerate() {
-                let width = widths[at];
-                let gap = if at == 0 { "" } else { "  " };
-                if right(at) {
-                    write!(line, "{gap}{:>width$}", cell.to_string())?;
-                } else {
-                    write!(line, "{gap}{:<width$}", cell.to_string())?;
+        for row in &rows {
+            for number in 0..row.iter().map(Vec::len).max().unwrap_or(0) {
+                let mut line = String::new();
+                for (at, cell) in row.iter().enumerate() {
+                    let width = widths[at];
+                    let gap = if at == 0 { "" } else { "  " };
+                    let text = cell.get(number).map_or("", String::as_str);
+                    if right(at) {
+                        write!(line, "{gap}{text:>width$}")?;
+                    } else {
+                        write!(line, "{gap}{text:<width$}")?;
+                    }
                 }
+                writeln!(out, "{}", line.trim_end())?;
             }
-            writeln!(out, "{}", line.trim_end())?;
         }
         Ok(())
     }
@@ -156,6 +161,21 @@ impl Table {
     }
 }
 
+/// A text as lines of [`LONG`] characters at the most, broken at blanks; a word that is longer stays whole.
+fn wrap(text: &str) -> Vec<String> {
+    if text.chars().count() <= LONG {
+        return alloc::vec![text.to_string()];
+    }
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split(' ') {
+        match lines.last_mut().filter(|line| line.chars().count() + 1 + word.chars().count() <= LONG) {
+            Some(line) => line.extend([" ", word]),
+            None => lines.push(word.to_string()),
+        }
+    }
+    lines
+}
+
 /// A JSON string.
 struct Json<'a>(&'a str);
 
@@ -176,6 +196,7 @@ impl fmt::Display for Json<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use alloc::format;
 
     fn table() -> Table {
         let mut table = Table::new("cpus", &["cpu", "node", "state"]);
@@ -192,6 +213,21 @@ mod tests {
         let mut text = String::new();
         table.text(&mut text).unwrap();
         assert_eq!(text, "cpu  node  state\n  0     0  online\n 10     -  off\n");
+    }
+
+    #[test]
+    fn a_long_text_goes_on_below_and_a_long_word_stays_whole() {
+        let mut table = Table::new("help", &["what it does", "n"]);
+        let (half, word) = ("a".repeat(LONG / 2), "b".repeat(LONG + 5));
+        table.row([format!("{half} {half} {word} c").into(), 7u64.into()]);
+        table.row(["short".into(), 8u64.into()]);
+        let (mut text, mut json) = (String::new(), String::new());
+        table.text(&mut text).unwrap();
+        table.json(&mut json).unwrap();
+        let lines: Vec<&str> = text.lines().skip(1).map(str::trim_end).collect();
+        let gap = |text: &str, n| format!("{text:<width$}  {n}", width = word.len());
+        assert_eq!(lines, [&gap(&half, 7), &half, &word, "c", &gap("short", 8)]);
+        assert!(json.contains(&format!("{half} {half} {word} c")), "a program gets it whole");
     }
 
     #[test]
