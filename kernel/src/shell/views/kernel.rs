@@ -4,6 +4,7 @@ use alloc::vec::Vec;
 
 use ::sched::Prio;
 use grange_kernel::table::{Table, Value};
+use grange_kernel::words;
 
 use super::sync::online_cpu;
 use crate::console;
@@ -25,7 +26,11 @@ fn help(session: &mut Session<'_>, arguments: &[&str]) -> Result<(), Complaint> 
     let mut table = Table::new("help", &["command", "arguments", "what it does"]);
     let mut commands: Vec<_> = COMMANDS.iter().filter(|c| arguments.iter().all(|&name| c.name == name)).collect();
     if commands.is_empty() {
-        return Err(Complaint::new(format_args!("no such command")));
+        let near = arguments.first().and_then(|typed| words::nearest(typed, COMMANDS.iter().map(|c| c.name)));
+        return Err(match near {
+            Some(near) => Complaint::new(format_args!("no such command; did you mean `{near}`?")),
+            None => Complaint::new(format_args!("no such command; `help` lists all")),
+        });
     }
     commands.sort_unstable_by_key(|command| command.name);
     for command in commands {

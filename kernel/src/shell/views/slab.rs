@@ -36,7 +36,7 @@ fn slabinfo(session: &mut Session<'_>, arguments: &[&str]) -> Result<(), Complai
         ["-a"] => aliases(session),
         ["-v", name] => one(session, name),
         [pattern] => all(session, pattern),
-        _ => Err(Complaint::new(format_args!("one of GLOB, -v CACHE, -T and -a, not several"))),
+        _ => Err(Complaint::new(format_args!("only one of GLOB, -v CACHE, -T and -a"))),
     }
 }
 
@@ -266,7 +266,7 @@ fn screen(
         table.row([
             Value::from(sample.objects),
             sample.active.into(),
-            percent(sample.active, sample.objects).into(),
+            (sample.objects != 0).then(|| percent(sample.active, sample.objects)).into(),
             sample.size.into(),
             sample.slabs.into(),
             (sample.memory / 1024).into(),
@@ -284,5 +284,10 @@ fn screen(
             memory / 1024
         ));
     }
-    session.show(&table)
+    session.show(&table)?;
+    let hidden = samples.len().saturating_sub(lines);
+    if hidden != 0 && !session.json {
+        console::print(&format!("and {hidden} more; -n LINES shows so many\n"));
+    }
+    Ok(())
 }

@@ -7,7 +7,7 @@ use core::cmp::Reverse;
 use core::fmt::Write;
 
 use ::slab::debug::{Traces, Track, Validation, validate_all};
-use ::slab::fail::{self, Plan};
+use ::slab::fail::{self, FailError, Plan};
 use ::slab::{DebugFlags, RawCache, registry};
 use ::sync::MaySleep;
 
@@ -17,15 +17,34 @@ use crate::{cmdline, console};
 
 command!(
     slab,
-    "CACHE ACTION [VALUE] [SECOND]",
+    "CACHE|failslab ACTION [VALUE] [SECOND]",
     "ACTION: shrink, validate (of CACHE `all` too), traces alloc|free, capacity N, barn FULL [EMPTY] (default: by the CPUs), min_partial N, defrag_ratio N, stats clear; \
      or `slab failslab RULE[,CACHES]`, `slab failslab nth N[,CACHES]`, `slab failslab off|status`",
     slab
 );
 
-/// What is said about an action that there is not.
-const ACTIONS: &str =
-    "shrink, validate, capacity N, barn FULL [EMPTY], barn default, min_partial N, defrag_ratio N, stats clear";
+/// Each action as it is typed, in the order of `help`.
+const ACTIONS: [&str; 8] = [
+    "shrink",
+    "validate",
+    "traces alloc|free",
+    "capacity N",
+    "barn FULL [EMPTY]|default",
+    "min_partial N",
+    "defrag_ratio N",
+    "stats clear",
+];
+
+/// Why nothing is done for `action`: what is allowed behind its first word, or which actions there are.
+fn no_such_action(action: &[&str]) -> Complaint {
+    let first = action.first().copied().unwrap_or("");
+    match ACTIONS.iter().find(|form| form.split(' ').next() == Some(first)) {
+        Some(form) => {
+            Complaint::new(format_args!("`{}` is not complete, or too much; allowed: {form}", action.join(" ")))
+        }
+        None => Complaint::new(format_args!("`{first}` is no ACTION; allowed: {}", ACTIONS.join(", "))),
+    }
+}
 
 fn slab(session: &mut Session<'_>, arguments: &[&str]) -> Result<(), Complaint> {
     match arguments {
@@ -45,7 +64,7 @@ fn act(cache: &'static RawCache, action: &[&str], cx: &mut MaySleep) -> Result<S
     let count = |what, typed| number(what, typed, 0, u32::MAX.into());
     let name = cache.name();
     match *action {
-        ["shrink"] => Ok(format!("{name}: {} pages given back\n", cache.shrink())),
+        ["shrink"] => Ok(format!("{name}: {} given back\n", counted(cache.shrink() as u64, "page"))),
         ["validate"] => verdict(name, cache.validate()),
         ["traces", "alloc"] => traces(cache, Traces::Alloc),
         ["traces", "free"] => traces(cache, Traces::Free),
@@ -76,16 +95,25 @@ fn act(cache: &'static RawCache, action: &[&str], cx: &mut MaySleep) -> Result<S
             cache.clear_stats(&::sched::keep_cpus(cx));
             Ok(format!("{name}: all counters set back\n"))
         }
-        _ => Err(Complaint::new(format_args!("`{}` is no ACTION; allowed: {ACTIONS}", action.join(" ")))),
+        _ => Err(no_such_action(action)),
     }
+}
+
+/// So many of them.
+fn counted(count: u64, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
 /// What a look at all slabs has found; damage is a complaint.
 fn verdict(what: &str, seen: Validation) -> Result<String, Complaint> {
     let Validation { slabs, objects, errors } = seen;
     match errors {
-        0 => Ok(format!("{what}: {slabs} slabs, {objects} objects, no errors\n")),
-        _ => Err(Complaint::new(format_args!("{what}: {errors} errors in {slabs} slabs; `dmesg` has the reports"))),
+        0 => Ok(format!("{what}: {}, {} looked at, no errors\n", counted(slabs, "slab"), counted(objects, "object"))),
+        _ => Err(Complaint::new(format_args!(
+            "{what}: {} in {}; `dmesg` has the reports",
+            counted(errors, "error"),
+            counted(slabs, "slab")
+        ))),
     }
 }
 
@@ -104,7 +132,10 @@ fn traces(cache: &RawCache, which: Traces) -> Result<String, Complaint> {
     paths.sort_by_key(|path| Reverse(path.len()));
     let mut text = String::new();
     for path in paths {
-        writeln!(text, "{} objects, one of them {}", path.len(), path[0])?;
+        match path {
+            [one] => writeln!(text, "1 object, {one}")?,
+            _ => writeln!(text, "{} objects, one of them {}", path.len(), path[0])?,
+        }
     }
     if more != 0 {
         writeln!(text, "and {more} objects that came meanwhile")?;
@@ -121,6 +152,7 @@ fn failslab(session: &mut Session<'_>, arguments: &[&str]) -> Result<(), Complai
     let (plan, caches) = match *arguments {
         ["off"] => return report(fail::stop(session.cx), "over"),
         ["status"] => return report(fail::status(session.cx), "armed"),
+        ["nth"] => return Err(Complaint::new(format_args!("N is missing; allowed: nth N[,CACHES]"))),
         ["nth", typed] => {
             let (nth, caches) = typed.split_once(',').unwrap_or((typed, ""));
             (Plan::Nth(number("N", nth, 1, u64::MAX)?), caches)
@@ -131,11 +163,19 @@ fn failslab(session: &mut Session<'_>, arguments: &[&str]) -> Result<(), Complai
         },
         _ => return Err(Complaint::new(format_args!("allowed: RULE[,CACHES], nth N[,CACHES], off, status"))),
     };
-    fail::start(plan, caches, None, session.cx).map_err(say)
+    fail::start(plan, caches, None, session.cx).map_err(|error| match error {
+        FailError::Busy => Complaint::new(format_args!("{error}; `slab failslab off` ends that")),
+        FailError::NoCache => say(error),
+    })?;
+    report(fail::status(session.cx), "armed")
 }
 
 fn report(report: Option<fail::Report>, state: &str) -> Result<(), Complaint> {
-    let report = report.ok_or_else(|| Complaint::new(format_args!("nothing is armed")))?;
-    console::print(&format!("failslab: {state}; {} allocations, {} of them failed\n", report.seen, report.failed));
+    console::print(&match report {
+        Some(fail::Report { seen, failed }) => {
+            format!("failslab: {state}; {}, {failed} of them failed\n", counted(seen, "allocation"))
+        }
+        None => String::from("failslab: nothing is armed\n"),
+    });
     Ok(())
 }
