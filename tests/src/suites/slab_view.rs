@@ -2,8 +2,8 @@
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::ptr::NonNull;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use core::ptr::{self, NonNull};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 
 use arch::{clock, cpu};
 use kfree_rcu::{RcuPtr, kfree_rcu, kvfree_rcu_barrier};
@@ -13,7 +13,7 @@ use sched::Prio;
 use slab::debug::Traces;
 use slab::info::NodeInfo;
 use slab::{CacheFlags, DebugFlags, Layout, RawCache, Stat};
-use sync::{MaySleep, Once};
+use sync::{ATOMIC, MaySleep, Once, PreemptGuard};
 
 use crate::stepping::{self, Visit};
 use crate::{Failure, ensure, ensure_eq, ktest};
@@ -324,37 +324,42 @@ fn cache_that_falls_back(cx: &mut MaySleep) -> Result<&'static RawCache, Failure
 }
 
 static CONTENDED: Once<&'static RawCache> = Once::new();
+/// What the visit took.
+static TAKEN: AtomicPtr<u8> = AtomicPtr::new(ptr::null_mut());
 
-/// Takes an object of the slab that the interrupted code is changing.
-struct TakeAndFree;
+/// Takes an object of the slab that the interrupted code is changing. It is kept: given back at once, by whoever drains
+/// what is deferred, it would leave the slab as it was, and nobody would notice.
+struct Take;
 
-impl Visit for TakeAndFree {
+impl Visit for Take {
     fn visit() {
-        let Some(cache) = CONTENDED.get() else { return };
-        if let Some(object) = cache.alloc_nolock(AllocFlags::NOWAIT) {
-            // SAFETY: allocated above, given up here.
-            unsafe { slab::kfree_nolock(object) };
-        }
+        let object = CONTENDED.get().and_then(|cache| cache.alloc_nolock(AllocFlags::NOWAIT));
+        TAKEN.store(object.map_or(ptr::null_mut(), NonNull::as_ptr), Relaxed);
     }
 }
 
-/// A cache with a slab that changed between a look at it and the compare-exchange.
+/// A cache with a slab that changed between a look at it and the compare-exchange: a free is stepped again and again, with
+/// one visit, each time one boundary later, until the visit has struck in between.
 fn contended() -> Result<&'static RawCache, Failure> {
     if CONTENDED.get().is_none() {
         let new = cache("view_contended", CacheFlags::NO_SHEAVES)?;
         CONTENDED.call_once(|| new);
     }
     let cache = *CONTENDED.get().expect("made above");
-    for run in stepping::runs(&[31]) {
+    // On one node all objects are of its first partial slab.
+    let _pin = PreemptGuard::new(ATOMIC);
+    let before = cache.stat(Stat::CmpxchgDoubleFail);
+    for boundary in 0.. {
         // Three of one slab: it is neither full before the free that is stepped nor empty after it.
-        let held: Vec<_> = (0..3).filter_map(|_| cache.alloc(AllocFlags::NOWAIT)).collect();
-        let [first, second, third] = held[..] else { return Err(crate::__failed!("no memory")) };
+        let held: [_; 3] = core::array::from_fn(|_| cache.alloc(AllocFlags::NOWAIT));
+        let [Some(first), Some(second), Some(third)] = held else { return Err(crate::__failed!("no memory")) };
         // SAFETY: allocated above, each given up once.
-        stepping::step::<TakeAndFree>(run, || unsafe { cache.free(first) });
-        // SAFETY: as above.
-        unsafe {
-            cache.free(second);
-            cache.free(third);
+        let boundaries = stepping::step::<Take>(stepping::only(boundary), || unsafe { cache.free(first) });
+        let taken = NonNull::new(TAKEN.swap(ptr::null_mut(), Relaxed));
+        // SAFETY: as above, and by the visit.
+        [Some(second), Some(third), taken].into_iter().flatten().for_each(|object| unsafe { cache.free(object) });
+        if cache.stat(Stat::CmpxchgDoubleFail) != before || boundary as u64 >= boundaries {
+            break;
         }
     }
     Ok(cache)
