@@ -13,6 +13,7 @@ use slab::{CacheFlags, Layout, RawCache, Stat};
 use sync::nmi::NmiHandler;
 use sync::{ATOMIC, MaySleep, Once, Rng};
 
+use crate::outcome::needs_sheaves;
 use crate::storm::Storm;
 use crate::toggle::{Load, off, on, others, spawn, threads, toggle, toggle_all};
 use crate::{Failure, ensure, ensure_eq, ktest};
@@ -129,6 +130,7 @@ ktest! {
     fn the_sheaves_of_a_cpu_that_goes_are_flushed(t: &mut Test) {
         for cpu in others(t.cx)? {
             let cache = cache("test_hp_sheaves")?;
+            needs_sheaves(cache)?;
             let count = 3 * cache.sheaf_capacity();
             let held = spawn(t.cx, Some(cpu), move |_| {
                 let objects: Vec<_> = (0..count).filter_map(|_| object(cache, 1)).map(|object| object.as_ptr() as usize).collect();

@@ -209,6 +209,8 @@ ktest! {
     #[budget_ms(120_000)]
     fn kfree_rcu_nolock_at_every_instruction_of_kfree_rcu(t: &mut Test) {
         let cache = *STEPPED.call_once(|| cache("test_krn_step").expect("a cache"));
+        // Without them there are millions of instructions to step over.
+        needs_sheaves(cache)?;
         let mut boundaries = 0;
         for run in stepping::runs(&[1, 2, 3, 5, 17]) {
             // More than a sheaf; but sparse visits fill sheaves, too, and there are many such runs.

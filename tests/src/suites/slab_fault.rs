@@ -20,6 +20,7 @@ use slab::fail::{self, FailError, Plan, Rule, Selection};
 use slab::{CacheFlags, Layout, Prefilled, RawCache, Stat, registry};
 use sync::MaySleep;
 
+use crate::outcome::needs_sheaves;
 use crate::toggle::{on, others};
 use crate::{Failure, ensure, ensure_eq, ktest, skip};
 
@@ -249,6 +250,7 @@ ktest! {
     /// A burst through sheaves, none of which is to be had in turn; the objects are.
     fn objects_come_and_go_whatever_sheaf_fails(t: &mut Test) {
         let cache = cache("fault_burst")?;
+        needs_sheaves(cache)?;
         let mut held: Vec<NonNull<u8>> = Vec::with_capacity(400);
         let met = sweep("sheaf-*", t.cx, |_| {
             cache.shrink();

@@ -14,11 +14,12 @@ use arch::trap::TrapFrame;
 use arch::{CpuId, clock, cpu};
 use mm::AllocFlags;
 use sched::Prio;
-use slab::{CacheFlags, ZERO_SIZE, kfree, kfree_nolock, kmalloc, kmalloc_nolock, ksize};
+use slab::{CacheFlags, Stat, ZERO_SIZE, kfree, kfree_nolock, kmalloc, kmalloc_nolock, ksize};
 use sync::nmi::{NmiHandler, as_nmi};
 use sync::{ATOMIC, IrqGuard, MaySleep, Once, PreemptGuard};
 
 use crate::nolock::{self, Bed, PATHS, Path, ensure_all_back};
+use crate::outcome::needs_sheaves;
 use crate::run::Test;
 use crate::stepping::{self, Visit};
 use crate::storm::Storm;
@@ -127,6 +128,7 @@ fn run(path: &Path, before: usize, bed: &mut Bed, at: (usize, usize)) -> Option<
 }
 
 fn walk_all(t: &mut Test<'_>, plan: Plan) -> Result<(), Failure> {
+    needs_sheaves(nolock::Kind::Small.cache())?;
     let (mut all, mut paths) = (Walked::default(), 0);
     for path in PATHS {
         let walked = walk(path, plan, t).inspect_err(|_| log::error!("on the path: {}", path.name))?;
@@ -294,6 +296,7 @@ ktest! {
             skip!("needs CPUs on two nodes with memory")
         };
         let cache = nolock::cache("test_nolock_nodes", 256, CacheFlags::empty());
+        needs_sheaves(cache)?;
         for (gives, takes) in [(first, second), (second, first)] {
             nolock::settle(cache, t.cx);
             run_there(gives, t.cx, move || {
@@ -348,6 +351,7 @@ ktest! {
     #[budget_ms(20_000)]
     fn bursts_on_all_cpus_at_once_lose_no_sheaf(t: &mut Test) {
         let cache = nolock::cache("test_nolock_bursts", 1024, CacheFlags::empty());
+        needs_sheaves(cache)?;
         nolock::use_cache(cache);
         let mut threads = Vec::new();
         for on in cpu::online().iter() {
@@ -419,8 +423,10 @@ ktest! {
     /// Where the class has nothing, the next larger one is tried, and not the one after that.
     fn kmalloc_nolock_tries_one_larger_class_where_memory_fails(_t: &mut Test) {
         use mm::inject::{Plan, arm};
+        const ALLOCATIONS: [Stat; 2] = [Stat::AllocFastpath, Stat::AllocSlowpath];
         /// From the class of 2,048 bytes.
         const SIZE: usize = 1500;
+        let classes = ["kmalloc-4k", "kmalloc-8k"].map(|name| slab::registry::find(name).expect("a class"));
         let _pin = PreemptGuard::new(ATOMIC);
         // Something to be found in the two classes above.
         for size in [4096, 8192] {
@@ -431,18 +437,19 @@ ktest! {
         // No page for a slab: what lies in sheaves and slabs is used up, and that ends.
         let Some(armed) = arm(Plan::From(1)) else { skip!("another plan is armed") };
         let mut objects: *mut u8 = core::ptr::null_mut();
-        let mut found = [0; 3];
+        // This CPU's counters say of which class they are; `ksize` of a debug cache's object is what was asked for.
+        let taken = || classes.map(|class| ALLOCATIONS.map(|stat| class.stat_on(cpu::current(), stat)).iter().sum::<u64>());
+        let (before, mut found) = (taken(), 0);
         while let Some(object) = kmalloc_nolock(SIZE, AllocFlags::NOWAIT) {
             // SAFETY: allocated above, ours.
-            unsafe {
-                object.cast::<*mut u8>().write(objects);
-                found[(ksize(object) / 4096).min(2)] += 1;
-            }
+            unsafe { object.cast::<*mut u8>().write(objects) };
             objects = object.as_ptr();
-            if found.iter().sum::<usize>() > 10_000 {
+            found += 1;
+            if found > 10_000 {
                 break;
             }
         }
+        let after = taken();
         drop(armed);
         while let Some(object) = NonNull::new(objects) {
             // SAFETY: as above; each is given up once.
@@ -451,8 +458,8 @@ ktest! {
                 kfree(object);
             }
         }
-        let [_, larger, third] = found;
-        ensure!(found.iter().sum::<usize>() <= 10_000, "memory without an end: {found:?}");
+        let [larger, third] = [0, 1].map(|class| after[class] - before[class]);
+        ensure!(found <= 10_000, "memory without an end: {larger} objects of the next larger class, {third} of the third");
         ensure!(larger >= 10, "{larger} objects of the next larger class, where 10 were free");
         ensure_eq!(third, 0, "objects of a third class");
         Ok(())

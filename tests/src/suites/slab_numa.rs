@@ -12,6 +12,7 @@ use slab::{CacheFlags, Layout, RawCache, Stat};
 use sync::{ATOMIC, LockClass, MaySleep, Once, SpinLock};
 
 use super::mm::Chain;
+use crate::outcome::needs_sheaves;
 use crate::toggle::{off, on, others, spawn};
 use crate::{Failure, ensure, ensure_eq, ktest, skip};
 
@@ -198,6 +199,7 @@ ktest! {
         for policy in [Policy::Bypass, Policy::Batch] {
             let _with = With::policy(policy);
             let cache = cache("test_numa_pass")?;
+            needs_sheaves(cache)?;
             let producer = cpu::current();
             let damaged = spawn(t.cx, Some(producer), move |cx| pass(cache, there, COUNT, cx))?.join(t.cx)?;
             ensure_eq!(damaged, 0, "objects with two holders");
@@ -238,6 +240,7 @@ ktest! {
         }
         for way in 0..4 {
             let cache = cache("test_numa_batch")?;
+            needs_sheaves(cache)?;
             let part = cache.sheaf_capacity() / 2 - 1;
             let held: Vec<Held> = far.iter().map(|&node| Held::take(cache, Some(node), part)).collect();
             let freed: usize = held.iter().map(|held| held.0.len()).sum();
@@ -283,6 +286,7 @@ ktest! {
         }
         let with = With::policy(Policy::Batch);
         let cache = cache("test_numa_load")?;
+        needs_sheaves(cache)?;
         let mut load = crate::toggle::Load::new();
         for _ in 0..crate::toggle::threads() {
             let nodes = nodes();
@@ -352,6 +356,7 @@ ktest! {
     /// A sheaf may have been filled from another node; who names a node is not given such an object.
     fn an_allocation_for_a_node_looks_at_the_object_in_the_sheaf(t: &mut Test) {
         let cache = cache("test_numa_mismatch")?;
+        needs_sheaves(cache)?;
         let Some(here) = home(cpu::current()) else { return Err(crate::__failed!("no node has memory")) };
         let Some(far) = nodes().into_iter().find(|&node| node != here) else { skip!("needs two nodes with memory") };
         cache.set_remote_node_defrag_ratio(1024).map_err(|error| crate::__failed!("{error}"))?;
@@ -382,6 +387,7 @@ ktest! {
     /// With the ratio at 0 a refill stays at home, however much lies about on other nodes.
     fn a_refill_looks_at_other_nodes_only_as_often_as_it_may(t: &mut Test) {
         let cache = cache("test_numa_ratio")?;
+        needs_sheaves(cache)?;
         let Some(far) = nodes().into_iter().find(|&node| Some(node) != home(cpu::current())) else {
             skip!("needs two nodes with memory")
         };
@@ -404,6 +410,7 @@ ktest! {
     /// Freed in bulk or after a grace period, objects of another node are kept out of the sheaves as well.
     fn bulk_and_deferred_frees_keep_objects_of_other_nodes_apart(t: &mut Test) {
         let cache = cache("test_numa_bulk")?;
+        needs_sheaves(cache)?;
         let Some(far) = nodes().into_iter().find(|&node| Some(node) != home(CpuId::BOOT)) else {
             skip!("needs two nodes with memory")
         };
@@ -431,6 +438,7 @@ ktest! {
             skip!("needs a CPU on a node without memory")
         };
         let cache = cache("test_numa_memoryless")?;
+        needs_sheaves(cache)?;
         let count = 4 * cache.sheaf_capacity();
         let wrong = spawn(t.cx, Some(on), move |_| {
             let mut wrong = 0;
@@ -559,7 +567,7 @@ ktest! {
                 IN_LARDER.fetch_add(1, Relaxed);
             }
         }
-        let line = "test_numa_sleep: no 64 bytes near";
+        let line = "test_numa_sleep: no ";
         let before = (SHRINKER.freed(), said(line));
         let without = cache.alloc_sleep(AllocFlags::ZERO | QUIET, t.cx);
         let scanned = SHRINKER.freed() - before.0;

@@ -14,6 +14,7 @@ use sched::Prio;
 use slab::{CacheFlags, Layout, Prefilled, RawCache, Stat};
 use sync::{ATOMIC, Rng, SpinLock, lock_class};
 
+use crate::outcome::needs_sheaves;
 use crate::{Failure, ensure, ensure_eq, ktest, skip};
 
 /// Bytes of an object: sheaves of 28.
@@ -126,6 +127,7 @@ ktest! {
     fn a_sheaf_that_came_back_goes_out_again(t: &mut Test) {
         const ROUNDS: u64 = 100;
         let cache = cache("test_again")?;
+        needs_sheaves(cache)?;
         let thread = sched::spawn(t.cx, "again", Prio::NORMAL, Some(cpu::current()), move |_| {
             let object = cache.alloc(AllocFlags::NOWAIT)?;
             for _ in 0..ROUNDS {
@@ -203,6 +205,7 @@ ktest! {
     #[tags(race)]
     fn sheaves_that_were_out_while_the_capacity_changed_come_back(t: &mut Test) {
         let cache = cache("test_resized")?;
+        needs_sheaves(cache)?;
         let mut out = Vec::new();
         for capacity in [12, 60, 0, 28] {
             for n in [1, 5, 28, 70] {

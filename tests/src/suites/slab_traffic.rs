@@ -13,6 +13,7 @@ use sched::Prio;
 use slab::{CacheFlags, Layout, RawCache, Stat};
 use sync::{MaySleep, Rng};
 
+use crate::outcome::needs_sheaves;
 use crate::{Failure, ensure, ensure_eq, ktest, skip};
 
 /// Bytes of the objects.
@@ -111,6 +112,7 @@ ktest! {
     fn producer_and_consumer_take_the_barn_lock_once_a_sheaf(t: &mut Test) {
         const COUNT: usize = 20_000;
         let cache = cache("test_pass_on", CacheFlags::empty())?;
+        needs_sheaves(cache)?;
         let runner = |cx: &mut MaySleep| pass_on(cache, COUNT, cx);
         runner(t.cx)?;
         let (before, flushed) = (cache.lock_counts(), cache.stat(Stat::SheafFlush));
@@ -134,6 +136,9 @@ ktest! {
         let mut all = Vec::new();
         for (name, flags) in [("test_frag_on", CacheFlags::empty()), ("test_frag_off", CacheFlags::NO_SHEAVES)] {
             let cache = cache(name, flags)?;
+            if !flags.contains(CacheFlags::NO_SHEAVES) {
+                needs_sheaves(cache)?;
+            }
             let on = cpu::current();
             let load = move |_: &mut MaySleep| random_rounds(cache, &mut Rng::new(seed));
             let thread = sched::spawn(t.cx, "load", Prio::NORMAL, Some(on), load);

@@ -13,6 +13,7 @@ use slab::{CacheFlags, Layout, Prefilled, RawCache, Stat};
 use sync::{MaySleep, Rng};
 
 use super::hotplug_slab::ensure_all_back;
+use crate::outcome::needs_sheaves;
 use crate::toggle::{Load, others, spawn, threads, toggle};
 use crate::{Failure, ensure, ensure_eq, ktest, skip};
 
@@ -220,6 +221,7 @@ ktest! {
     /// Destroying one cache leaves the others' sheaves, barns and counters alone (S5-6).
     fn destroying_a_cache_flushes_no_other(t: &mut Test) {
         let (kept, gone) = (cache("test_kept")?, cache("test_gone")?);
+        needs_sheaves(kept)?;
         let stats = |cache: &RawCache| {
             [Stat::SheafFlush, Stat::SheafFree, Stat::SheafAlloc, Stat::BarnGet, Stat::BarnPut].map(|stat| cache.stat(stat))
         };
@@ -249,6 +251,7 @@ ktest! {
     #[budget_ms(60_000)]
     fn a_cache_is_tuned_under_load_and_nothing_is_lost(t: &mut Test) {
         let cache = cache("test_tuned")?;
+        needs_sheaves(cache)?;
         let load = load(cache, &mut t.rng, t.cx)?;
         // Does not wait for its turn among the load.
         let me = sched::current();
@@ -270,6 +273,7 @@ ktest! {
     fn a_cache_is_tuned_while_cpus_go_and_come(t: &mut Test) {
         let cpus = others(t.cx)?;
         let cache = cache("test_tuned_hp")?;
+        needs_sheaves(cache)?;
         let mut load = load(cache, &mut t.rng, t.cx)?;
         load.add(t.cx, Rng::new(t.rng.next_u64()), move |rng, cx| tune(cache, rng, cx))?;
         let result = toggle(&cpus, 10, &mut t.rng, t.cx);
@@ -321,6 +325,7 @@ ktest! {
     #[budget_ms(300_000)]
     fn what_capacity_and_limits_bring_and_cost(t: &mut Test) {
         let default = cache("test_default")?;
+        needs_sheaves(default)?;
         let capacity = default.sheaf_capacity();
         let limit = default.by_node().map(|node| node.barn_full.1).max().unwrap_or(10);
         // SAFETY: nobody else knows the cache.
