@@ -203,7 +203,8 @@ impl Filter {
     }
 }
 
-/// The value of `kunit.filter_glob` that chooses exactly `chosen` out of `all`: whole suites as `suite.*`.
+/// The value of `kunit.filter_glob` that chooses exactly `chosen` out of `all`: whole suites as `suite.*`, other tests by
+/// as many words of their names as it takes, because the kernel's command line is short.
 #[must_use]
 pub fn filter_glob(all: &[KernelTest], chosen: &[TestId]) -> Option<String> {
     if all.iter().all(|test| chosen.contains(&test.id)) {
@@ -212,12 +213,20 @@ pub fn filter_glob(all: &[KernelTest], chosen: &[TestId]) -> Option<String> {
     let mut words: Vec<String> = Vec::new();
     for id in chosen {
         let whole = all.iter().filter(|test| test.id.suite == id.suite).all(|test| chosen.contains(&test.id));
-        let word = if whole { format!("{}.*", id.suite) } else { id.to_string() };
+        let word = if whole { format!("{}.*", id.suite) } else { beginning(all, chosen, id) };
         if words.last() != Some(&word) {
             words.push(word);
         }
     }
     Some(words.join(","))
+}
+
+/// The first words of the name of `id` that no test of its suite begins with but `chosen` ones; else the name.
+fn beginning(all: &[KernelTest], chosen: &[TestId], id: &TestId) -> String {
+    let other = |test: &&KernelTest| test.id.suite == id.suite && !chosen.contains(&test.id);
+    let is_own = |words: &str| !all.iter().filter(other).any(|test| test.id.name.starts_with(words));
+    let mut ends = id.name.match_indices('_').map(|(at, _)| &id.name[..=at]);
+    ends.find(|words| is_own(words)).map_or_else(|| id.to_string(), |words| format!("{}.{words}*", id.suite))
 }
 
 #[cfg(test)]
@@ -269,6 +278,21 @@ mod tests {
         assert_eq!(filter_glob(&all, &ids), None);
         assert_eq!(filter_glob(&all, &ids[1..]).as_deref(), Some("percpu.*"));
         assert_eq!(filter_glob(&all, &ids[..2]).as_deref(), Some("nmi.*,percpu.isolated"));
+    }
+
+    #[test]
+    fn tests_of_a_suite_are_written_as_short_as_others_of_it_let_them() {
+        let all =
+            ["a_cpu_goes", "a_cpu_comes", "a_cpu", "no_cpu_is_lost", "no_cpu_is_new"].map(|name| test("hotplug", name));
+        let ids = |which: &[usize]| which.iter().map(|&at| all[at].id.clone()).collect::<Vec<_>>();
+        for (which, glob) in [
+            (&[0][..], "hotplug.a_cpu_goes"),
+            (&[2], "hotplug.a_cpu"),
+            (&[0, 1], "hotplug.a_cpu_*"),
+            (&[0, 3, 4], "hotplug.a_cpu_goes,hotplug.no_*"),
+        ] {
+            assert_eq!(filter_glob(&all, &ids(which)).as_deref(), Some(glob));
+        }
     }
 
     #[test]
