@@ -1,8 +1,10 @@
 //! Which tests run on which machines.
 //!
 //! Without a shape from the user: one CPU; two on two nodes with real concurrency; four on two nodes; seven on three
-//! nodes of unequal size, the smallest of them without memory. Tests tagged `race` also run on four CPUs with a host thread each, because one host thread for
-//! all of them would hide what they look for. Deterministic runs take the four CPUs on two nodes alone.
+//! nodes of unequal size, the smallest of them without memory. Tests tagged `race` also run on four CPUs with a host
+//! thread each, because one host thread for all of them would hide what they look for. Those of the slab allocator and of
+//! `kfree_rcu` also run on two CPUs on two nodes with every cache a debug cache. Deterministic runs take the four CPUs on
+//! two nodes alone.
 
 use crate::cli::{MachineArgs, TestArgs, Thread};
 use crate::kernel_tests::{Filter, KernelTest};
@@ -11,13 +13,38 @@ use crate::shape::Defaults;
 use crate::verdict::TestId;
 use crate::workspace::Workspace;
 
+/// The kernel parameter that makes every cache a debug cache.
+const SLAB_DEBUG: &str = "slab_debug=FZPU";
+
+/// Which of the wanted tests a machine is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// All of them.
+    All,
+    /// Those tagged `race`.
+    Race,
+    /// The suites of the slab allocator and of `kfree_rcu`, with [`SLAB_DEBUG`].
+    SlabDebug,
+}
+
+impl Part {
+    fn has(self, test: &KernelTest) -> bool {
+        let suite = test.id.suite.as_str();
+        match self {
+            Part::All => true,
+            Part::Race => test.is_race(),
+            Part::SlabDebug => suite == "kfree_rcu" || suite == "slab" || suite.starts_with("slab_"),
+        }
+    }
+}
+
 /// A machine of the matrix before it is known which tests there are.
 #[derive(Clone, Debug)]
 pub struct Place {
     /// The machine.
     pub machine: Machine,
-    /// Only tests tagged `race`.
-    pub race_only: bool,
+    /// What runs there.
+    pub part: Part,
 }
 
 /// A machine and its tests.
@@ -27,8 +54,8 @@ pub struct Leg {
     pub machine: Machine,
     /// The tests, sorted as the kernel runs them.
     pub tests: Vec<KernelTest>,
-    /// Only tests tagged `race`.
-    pub race_only: bool,
+    /// What was chosen for it.
+    pub part: Part,
     /// The bug that the kernel is told to have.
     pub bug: Option<String>,
 }
@@ -38,14 +65,20 @@ impl Leg {
     #[must_use]
     pub fn place(&self) -> String {
         let bug = self.bug.as_ref().map_or_else(String::new, |bug| format!(" with the bug {bug}"));
-        format!("{} ({}){bug}", self.machine.shape, self.machine.engine.name())
+        let checks = if self.part == Part::SlabDebug { format!(" with {SLAB_DEBUG}") } else { String::new() };
+        format!("{} ({}){checks}{bug}", self.machine.shape, self.machine.engine.name())
     }
 
     /// The machine in a word, for folders.
     #[must_use]
     pub fn slug(&self) -> String {
         let bug = self.bug.as_ref().map_or_else(String::new, |bug| format!("-{bug}"));
-        format!("{}{}{bug}", self.machine.shape.slug(), if self.race_only { "-race" } else { "" })
+        let part = match self.part {
+            Part::All => "",
+            Part::Race => "-race",
+            Part::SlabDebug => "-slab-debug",
+        };
+        format!("{}{part}{bug}", self.machine.shape.slug())
     }
 
     /// The names of its tests.
@@ -67,12 +100,12 @@ pub fn machines(workspace: &Workspace, args: &TestArgs) -> anyhow::Result<Vec<Pl
         || asked.nodes.is_some()
         || asked.node_cpus.is_some()
         || asked.node_memory.is_some();
-    let make = |args_of: &MachineArgs, race_only| {
+    let make = |args_of: &MachineArgs, part| {
         let machine = Machine::from_args(workspace, args_of, &args.qemu_args, Defaults { cpus: 4, nodes: 2 })?;
-        Ok::<_, anyhow::Error>(Place { machine, race_only })
+        Ok::<_, anyhow::Error>(Place { machine, part })
     };
     if one {
-        return Ok(vec![make(asked, false)?]);
+        return Ok(vec![make(asked, Part::All)?]);
     }
     let shape = |node_cpus: &[u32], node_memory: Option<&[&str]>, thread: Thread| MachineArgs {
         node_cpus: Some(node_cpus.to_vec()),
@@ -84,15 +117,21 @@ pub fn machines(workspace: &Workspace, args: &TestArgs) -> anyhow::Result<Vec<Pl
         ..asked.clone()
     };
     let mut places = vec![
-        make(&shape(&[1], None, Thread::Auto), false)?,
-        make(&shape(&[1, 1], None, Thread::Multi), false)?,
-        make(&shape(&[2, 2], None, Thread::Auto), false)?,
-        make(&shape(&[4, 2, 1], Some(&["256M", "256M", "0"]), Thread::Auto), false)?,
+        make(&shape(&[1], None, Thread::Auto), Part::All)?,
+        make(&shape(&[1, 1], None, Thread::Multi), Part::All)?,
+        make(&shape(&[2, 2], None, Thread::Auto), Part::All)?,
+        make(&shape(&[4, 2, 1], Some(&["256M", "256M", "0"]), Thread::Auto), Part::All)?,
     ];
-    let race = make(&shape(&[2, 2], None, Thread::Multi), true)?;
+    let race = make(&shape(&[2, 2], None, Thread::Multi), Part::Race)?;
     // On a host with four cores the third machine is that one already.
     if places[2].machine.engine != race.machine.engine && race.machine.engine == Engine::Multi {
         places.push(race);
+    }
+    // Who says what is to be checked means every machine.
+    if !asked.append.contains("slab_debug") {
+        let two = shape(&[1, 1], None, Thread::Multi);
+        let append = format!("{} {SLAB_DEBUG}", asked.append);
+        places.push(make(&MachineArgs { append: append.trim().to_owned(), ..two }, Part::SlabDebug)?);
     }
     Ok(places)
 }
@@ -100,15 +139,33 @@ pub fn machines(workspace: &Workspace, args: &TestArgs) -> anyhow::Result<Vec<Pl
 /// Deals the wanted tests out to the machines; machines without a test are left out.
 #[must_use]
 pub fn legs(places: Vec<Place>, tests: &[KernelTest], filter: &Filter, slow: bool) -> Vec<Leg> {
-    let wanted = |race_only: bool| -> Vec<KernelTest> {
+    let wanted = |part: Part| -> Vec<KernelTest> {
         let tests = tests.iter().filter(|test| filter.wants(&test.id) && (slow || !test.is_slow()));
-        tests.filter(|test| !race_only || test.is_race()).cloned().collect()
+        tests.filter(|test| part.has(test)).cloned().collect()
     };
-    let legs = places.into_iter().map(|Place { machine, race_only }| Leg {
-        machine,
-        tests: wanted(race_only),
-        race_only,
-        bug: None,
-    });
+    let legs = places.into_iter().map(|Place { machine, part }| Leg { machine, tests: wanted(part), part, bug: None });
     legs.filter(|leg| !leg.tests.is_empty()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_part_has_its_tests() {
+        let test = |suite: &str, tags| KernelTest {
+            id: TestId { suite: suite.to_owned(), name: "a_name".to_owned() },
+            file: String::new(),
+            line: 0,
+            tags,
+            budget_ms: 0,
+            entry: 0,
+        };
+        let tests = [test("slab", 0), test("slab_numa", 1), test("kfree_rcu", 0), test("slabs", 0), test("rcu", 1)];
+        let of =
+            |part: Part| tests.iter().filter(|test| part.has(test)).map(|test| &*test.id.suite).collect::<Vec<_>>();
+        assert_eq!(of(Part::All).len(), tests.len());
+        assert_eq!(of(Part::Race), ["slab_numa", "rcu"]);
+        assert_eq!(of(Part::SlabDebug), ["slab", "slab_numa", "kfree_rcu"]);
+    }
 }

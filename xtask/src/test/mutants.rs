@@ -20,7 +20,7 @@ use crate::shape::Defaults;
 use crate::workspace::Workspace;
 
 use super::campaign::Campaign;
-use super::matrix::Leg;
+use super::matrix::{Leg, Part};
 use super::progress::Progress;
 use super::{Kernel, Record, Results, Session, random_seed, report};
 
@@ -57,7 +57,7 @@ pub(super) fn run(workspace: &Workspace, args: &TestArgs, names: &[String]) -> a
         let leg = Leg {
             machine: machine.clone(),
             tests: tests_of(&bug, &kernel.tests)?,
-            race_only: false,
+            part: Part::All,
             bug: Some(bug.name.clone()),
         };
         legs.push((bug, leg));
@@ -80,7 +80,7 @@ pub(super) fn run(workspace: &Workspace, args: &TestArgs, names: &[String]) -> a
     let mut tests: Vec<KernelTest> = legs.iter().flat_map(|(_, leg)| leg.tests.clone()).collect();
     tests.sort_by(|a, b| a.id.cmp(&b.id));
     tests.dedup_by(|a, b| a.id == b.id);
-    let sound = Leg { machine, tests, race_only: false, bug: None };
+    let sound = Leg { machine, tests, part: Part::All, bug: None };
     let progress = Progress::new();
     let session = Session { workspace, args: &args, dir: &dir, progress: &progress };
     let (records, exit) = campaign(&session, &sound).run()?;
