@@ -5,6 +5,7 @@ mod bt;
 mod hotplug;
 mod kernel;
 mod kmalloc;
+mod misuse;
 mod mm;
 mod rcu;
 mod sched;
