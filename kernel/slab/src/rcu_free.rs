@@ -66,16 +66,23 @@ fn push(cache: &RawCache, object: NonNull<u8>, spin: Spin) -> bool {
                 Some(empty) => *held.rcu_free.insert(empty),
                 None => {
                     drop(held);
-                    hook!("slab.unlocked.rcu_free");
                     let flags = AllocFlags::NO_RESERVE | AllocFlags::NOWARN;
                     let Some(empty) = cache.new_sheaf(flags, spin) else { return false };
+                    hook!("slab.unlocked.rcu_free");
                     // CPU-4: another CPU perhaps, and an interrupt may have installed one.
                     let Some(again) = cache.sheaves() else {
                         empty.free(spin);
                         return false;
                     };
                     held = again;
-                    match held.rcu_free {
+                    let theirs = held.rcu_free.filter(|_| {
+                        !bug!(
+                            "rcu_free.install_blind",
+                            "a new rcu_free sheaf takes the place of one that came meanwhile",
+                            "slab_hooks.*rcu_free*"
+                        )
+                    });
+                    match theirs {
                         Some(theirs) => {
                             if !bug!(
                                 "rcu_free.surplus_lost",
@@ -86,7 +93,15 @@ fn push(cache: &RawCache, object: NonNull<u8>, spin: Spin) -> bool {
                             }
                             theirs
                         }
-                        None if cache.is_current(empty) => *held.rcu_free.insert(empty),
+                        None if cache.is_current(empty)
+                            || bug!(
+                                "rcu_free.stale_capacity",
+                                "a new sheaf becomes rcu_free although the capacity was changed meanwhile",
+                                "slab_hooks.*rcu_free*"
+                            ) =>
+                        {
+                            *held.rcu_free.insert(empty)
+                        }
                         None => {
                             empty.free(spin);
                             return false;

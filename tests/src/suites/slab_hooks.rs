@@ -8,14 +8,16 @@ use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering
 
 use arch::trap::TrapFrame;
 use arch::{cpu, ipi};
+use kfree_rcu::kfree_rcu;
 use mm::AllocFlags;
-use slab::{CacheFlags, Layout};
+use slab::{CacheFlags, Layout, RawCache};
 use sync::mutants::{SITES, Site, attach};
 use sync::nmi::{NmiHandler, as_nmi};
 use sync::{ATOMIC, IrqGuard, MaySleep, Once, PreemptGuard};
 
-use crate::nolock::{self, Bed, PATHS, ensure_all_back};
+use crate::nolock::{self, Bed, Kind, PATHS, ensure_all_back};
 use crate::run::Test;
+use crate::toggle::{MS, spawn};
 use crate::{Failure, ensure, ensure_eq, ktest, skip};
 
 ktest! {
@@ -60,7 +62,7 @@ ktest! {
                 LAST_ON.store(cpu::current().index(), Relaxed);
                 LAST.store(last.as_ptr(), Relaxed);
                 // SAFETY: allocated above, each given up once; the head lies at its start.
-                objects.into_iter().for_each(|object| unsafe { kfree_rcu::kfree_rcu(object.cast()) });
+                objects.into_iter().for_each(|object| unsafe { kfree_rcu(object.cast()) });
             }
             let attached = attach(fill_and_defer);
             ensure!(attached.is_some(), "somebody else is attached");
@@ -79,6 +81,65 @@ ktest! {
         // SAFETY: nobody else knows the cache.
         unsafe { slab::flush::destroy(cache, t.cx) }.map_err(|leaked| crate::__failed!("{leaked:?}"))
     }
+
+    /// While a sheaf was made another one became the CPU's, with an object in it: that one stays.
+    fn a_new_rcu_free_sheaf_gives_way_to_one_that_came_meanwhile(t: &mut Test) {
+        let cache = unlocked_cache(t.cx)?;
+        let objects = [cache.alloc(AllocFlags::NOWAIT), cache.alloc(AllocFlags::NOWAIT)];
+        let [Some(first), Some(second)] = objects else { return Err(crate::__failed!("no memory")) };
+        SECOND.store(second.as_ptr(), Relaxed);
+        let free_second = |site: &'static Site| {
+            if makes_rcu_free(site) && let Some(second) = NonNull::new(SECOND.swap(ptr::null_mut(), Relaxed)) {
+                // SAFETY: allocated above, given up here.
+                unsafe { kfree_rcu(second.cast()) };
+            }
+        };
+        free_with(free_second, first)?;
+        ensure!(SECOND.load(Relaxed).is_null(), "nobody came by");
+        let fill = cpu::online().iter().filter_map(|on| cache.sheaves_on(on)?.rcu_free).map(|fill| fill.size).sum::<usize>();
+        ensure_eq!(fill, 2, "objects in rcu_free sheaves");
+        ensure_all_back(cache, t.cx)
+    }
+
+    /// While a sheaf was made the capacity was changed: the object goes another way.
+    fn a_new_rcu_free_sheaf_of_an_old_capacity_is_not_used(t: &mut Test) {
+        let here = cpu::current();
+        let Some(other) = cpu::online().iter().find(|&other| other != here) else { skip!("needs 2 CPUs") };
+        let cache = unlocked_cache(t.cx)?;
+        let capacity = cache.sheaf_capacity();
+        STAGE.store(SET_UP, SeqCst);
+        let tuner = spawn(t.cx, Some(other), move |cx| {
+            while STAGE.load(SeqCst) == SET_UP {
+                sched::sleep_ns(cx, MS);
+            }
+            let new = cache.set_capacity(2 * capacity, cx);
+            STAGE.store(CHANGED, SeqCst);
+            new
+        })?;
+        let wait_for_change = |site: &'static Site| {
+            // Interrupts are on here, so the other CPU can have this one's sheaves emptied.
+            if makes_rcu_free(site) && STAGE.compare_exchange(SET_UP, MADE, SeqCst, SeqCst).is_ok() {
+                while STAGE.load(SeqCst) != CHANGED {
+                    arch::irq::relax();
+                }
+            }
+        };
+        let freed = spawn(t.cx, Some(here), move |_| match cache.alloc(AllocFlags::NOWAIT) {
+            Some(object) => free_with(wait_for_change, object),
+            None => Err(crate::__failed!("no memory")),
+        })?
+        .join(t.cx);
+        let came_by = STAGE.compare_exchange(SET_UP, MADE, SeqCst, SeqCst).is_err();
+        let new = tuner.join(t.cx).map_err(|error| crate::__failed!("{error}"))?;
+        freed?;
+        let stale = cpu::online().iter().filter_map(|on| cache.sheaves_on(on)?.rcu_free).find(|fill| fill.capacity != new);
+        cache.set_capacity(capacity, t.cx).map_err(|error| crate::__failed!("{error}"))?;
+        ensure_all_back(cache, t.cx)?;
+        ensure!(came_by, "nobody came by");
+        ensure!(new != capacity, "the capacity stays {capacity}");
+        ensure_eq!(stale, None, "a sheaf of the old capacity");
+        Ok(())
+    }
 }
 
 /// The object that fills a CPU's rcu_free sheaf, and that CPU.
@@ -95,6 +156,36 @@ fn fill_and_defer(site: &'static Site) {
         // SAFETY: the test gave the object up to who takes it from here; the head lies at its start.
         as_nmi(|| unsafe { kfree_rcu::kfree_rcu_nolock(last.cast()) });
     }
+}
+
+/// What the handler frees.
+static SECOND: AtomicPtr<u8> = AtomicPtr::new(ptr::null_mut());
+
+/// How far the change of a capacity has come.
+static STAGE: AtomicUsize = AtomicUsize::new(MADE);
+const SET_UP: usize = 0;
+const MADE: usize = 1;
+const CHANGED: usize = 2;
+
+/// A cache that has no sheaf left over which could become rcu_free.
+fn unlocked_cache(cx: &mut MaySleep) -> Result<&'static RawCache, Failure> {
+    let cache = Kind::Small.cache();
+    ensure_all_back(cache, cx)?;
+    Ok(cache)
+}
+
+/// Frees an object by `kfree_rcu`, on this CPU, with `handler` attached.
+fn free_with(handler: fn(&'static Site), object: NonNull<u8>) -> Result<(), Failure> {
+    let attached = attach(handler);
+    // SAFETY: the caller gives the object up, which has room for a head.
+    unsafe { kfree_rcu(object.cast()) };
+    ensure!(attached.is_some(), "somebody else is attached");
+    Ok(())
+}
+
+/// Whether a sheaf has just been made here, with the sheaf lock dropped.
+fn makes_rcu_free(site: &Site) -> bool {
+    site.name == "slab.unlocked.rcu_free"
 }
 
 /// Visits that are left. What a visit defers is drained past hooks, where it would be deferred again, without an end.
@@ -180,7 +271,7 @@ fn work_around(cx: &mut MaySleep) -> Result<(), Failure> {
     for _ in 0..10 {
         let Some(large) = slab::kmalloc(50_000, AllocFlags::NOWAIT) else { continue };
         // SAFETY: allocated above, given up here; the head lies at its start.
-        unsafe { kfree_rcu::kfree_rcu(large.cast()) };
+        unsafe { kfree_rcu(large.cast()) };
     }
     let mut bed = Bed::new(cache);
     bed.take(500);
