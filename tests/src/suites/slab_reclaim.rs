@@ -14,6 +14,7 @@ use slab::{CacheFlags, Layout, RawCache, Stat};
 use sync::{MaySleep, Once, Rng};
 
 use super::mm::Chain;
+use crate::outcome::needs_sheaves;
 use crate::toggle::{Load, MS, spawn};
 use crate::{Failure, Test, ensure, ensure_eq, ktest};
 
@@ -33,6 +34,7 @@ fn cache(name: &'static str, size: usize, flags: CacheFlags) -> Result<&'static 
 fn sheaved(name: &'static str, flags: CacheFlags) -> Result<&'static RawCache, Failure> {
     let cache = cache(name, IDLE, flags)?;
     cache.set_min_partial(0);
+    needs_sheaves(cache)?;
     Ok(cache)
 }
 
