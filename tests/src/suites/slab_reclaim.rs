@@ -33,6 +33,7 @@ fn cache(name: &'static str, size: usize, flags: CacheFlags) -> Result<&'static 
 /// A cache whose free objects are all in sheaves and barns: it keeps no slabs.
 fn sheaved(name: &'static str, flags: CacheFlags) -> Result<&'static RawCache, Failure> {
     let cache = cache(name, IDLE, flags)?;
+    needs_sheaves(cache)?;
     cache.set_min_partial(0);
     needs_sheaves(cache)?;
     Ok(cache)
