@@ -35,7 +35,6 @@ fn sheaved(name: &'static str, flags: CacheFlags) -> Result<&'static RawCache, F
     let cache = cache(name, IDLE, flags)?;
     needs_sheaves(cache)?;
     cache.set_min_partial(0);
-    needs_sheaves(cache)?;
     Ok(cache)
 }
 
