@@ -28,10 +28,8 @@ use sync::{ATOMIC, FirstGuard, LocalGuard, LocalTryLock, PreemptGuard, bug, hook
 
 use crate::Spin;
 use crate::cache::RawCache;
-use crate::debug::report_no_object;
 use crate::remote::Strangers;
 use crate::sheaf::SheafRef;
-use crate::slab_ref::SlabRef;
 use crate::stats::{COUNT, Stat};
 
 /// The sheaves of one CPU (CPU-1).
@@ -193,20 +191,7 @@ impl RawCache {
         if mm::is_home(home) && self.free_fast(object) {
             return;
         }
-        self.free_miss(object);
-    }
-
-    /// A free that the fast path could not do.
-    #[cold]
-    #[inline(never)]
-    pub(crate) fn free_miss(&self, object: NonNull<u8>) {
-        if self.push_remote(object) {
-            return;
-        }
-        match SlabRef::of(object) {
-            Some(slab) => self.free_slow(slab, object),
-            None => report_no_object(Some(self), object),
-        }
+        self.free_slow(object);
     }
 
     #[inline(always)]

@@ -31,6 +31,7 @@ use sync::{LocalGuard, bug, hook};
 use crate::barn::{Barn, NoSwap};
 use crate::cache::RawCache;
 use crate::cpu::Sheaves;
+use crate::debug::report_no_object;
 use crate::sheaf::SheafRef;
 use crate::slab_ref::SlabRef;
 use crate::stats::Stat;
@@ -40,6 +41,7 @@ pub(crate) type Held = LocalGuard<'static, Sheaves>;
 
 impl RawCache {
     /// The barn of this CPU's node.
+    #[inline]
     pub(crate) fn barn(&self) -> Option<&'static Barn> {
         self.node(local_node()).map(|node| &node.barn)
     }
@@ -56,6 +58,13 @@ impl RawCache {
             self.count(Stat::AllocFastpath);
             return Some(object);
         }
+        self.alloc_from_slab(flags, spin)
+    }
+
+    /// An object past the sheaves.
+    #[cold]
+    #[inline(never)]
+    fn alloc_from_slab(&self, flags: AllocFlags, spin: Spin) -> Option<NonNull<u8>> {
         let object = self.take_one(mm::home_node(), flags, spin);
         match object {
             Some(_) => self.count(Stat::AllocSlowpath),
@@ -67,9 +76,10 @@ impl RawCache {
 
     /// Exchanges an empty main for a sheaf that holds objects, as far as that goes under the lock: spare, then barn. False,
     /// and nothing is changed, if both have none.
+    #[inline]
     pub(crate) fn exchange_empty_main(&self, held: &mut Sheaves, spin: Spin) -> bool {
         if let Some(spare) = held.spare.filter(|spare| !spare.is_empty()) {
-            held.make_main(spare);
+            held.exchange(spare);
             return true;
         }
         let Some(full) = self.barn().and_then(|barn| barn.replace_empty(held.main, spin)) else {
@@ -82,10 +92,18 @@ impl RawCache {
     }
 
     /// Makes main hold objects (M-5). On `None` the lock is dropped.
+    #[inline]
     pub(crate) fn replace_empty_main(&self, mut held: Held, flags: AllocFlags, spin: Spin) -> Option<Held> {
         if !held.main.is_empty() || self.exchange_empty_main(&mut held, spin) {
             return Some(held);
         }
+        self.refill_main(held, flags, spin)
+    }
+
+    /// The steps of M-5 that drop the lock.
+    #[cold]
+    #[inline(never)]
+    fn refill_main(&self, mut held: Held, flags: AllocFlags, spin: Spin) -> Option<Held> {
         if spin == Spin::Never {
             return None;
         }
@@ -162,14 +180,26 @@ impl RawCache {
         got
     }
 
-    /// Frees to spare, barn or slab.
+    /// A free that the fast path could not do: to spare, barn or slab, or to another node.
     #[cold]
     #[inline(never)]
-    pub(crate) fn free_slow(&self, slab: SlabRef, object: NonNull<u8>) {
-        if !slab.is_home() {
-            self.free_remote(slab, object);
-        } else if !self.free_to_sheaf(object, Spin::May) {
-            self.free_to_slab(slab, object);
+    pub(crate) fn free_slow(&self, object: NonNull<u8>) {
+        let home = mm::home_of(object);
+        // Of a slab, and of this node: nothing more need be known of it (HOME-1).
+        let done =
+            if mm::is_home(home) { self.free_to_sheaf(object, Spin::May) } else { self.push_remote(object, home) };
+        if !done {
+            self.free_past_sheaves(object);
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn free_past_sheaves(&self, object: NonNull<u8>) {
+        match SlabRef::of(object) {
+            Some(slab) if slab.is_home() => self.free_to_slab(slab, object),
+            Some(slab) => self.free_remote(slab, object),
+            None => report_no_object(Some(self), object),
         }
     }
 
@@ -182,6 +212,7 @@ impl RawCache {
     }
 
     /// Puts `object` into main, making room if need be. False if that cannot be.
+    #[inline]
     pub(crate) fn free_to_sheaf(&self, object: NonNull<u8>, spin: Spin) -> bool {
         if self.sheaf_capacity() == 0 {
             return false;
@@ -197,28 +228,38 @@ impl RawCache {
 
     /// Exchanges a full main for a sheaf with room, as far as that goes under the lock: spare, then barn. On `Err` nothing
     /// is changed, and the spare, if there is one, is full as well.
+    #[inline]
     pub(crate) fn exchange_full_main(&self, held: &mut Sheaves, spin: Spin) -> Result<(), NoSwap> {
+        if let Some(spare) = held.spare.filter(|spare| !spare.is_full()) {
+            held.exchange(spare);
+            return Ok(());
+        }
         let barn = self.barn().ok_or(NoSwap::NoEmpty)?;
-        match held.spare {
-            None => {
-                let empty = barn.get_empty(spin).ok_or(NoSwap::NoEmpty)?;
-                held.make_main(empty);
-            }
-            Some(spare) if !spare.is_full() => held.make_main(spare),
-            Some(_) => {
-                held.main = barn.replace_full(held.main, spin)?;
-                self.count(Stat::BarnPut);
-            }
+        if held.spare.is_some() {
+            held.main = barn.replace_full(held.main, spin)?;
+            self.count(Stat::BarnPut);
+        } else {
+            held.make_main(barn.get_empty(spin).ok_or(NoSwap::NoEmpty)?);
         }
         Ok(())
     }
 
     /// Makes main have room (M-6). On `None` the lock is dropped.
+    #[inline]
     pub(crate) fn replace_full_main(&self, mut held: Held, spin: Spin) -> Option<Held> {
         if !held.main.is_full() {
             return Some(held);
         }
-        let Err(why) = self.exchange_full_main(&mut held, spin) else { return Some(held) };
+        match self.exchange_full_main(&mut held, spin) {
+            Ok(()) => Some(held),
+            Err(why) => self.clear_main(held, why, spin),
+        }
+    }
+
+    /// The steps of M-6 that drop the lock, after the barn's refusal.
+    #[cold]
+    #[inline(never)]
+    fn clear_main(&self, mut held: Held, why: NoSwap, spin: Spin) -> Option<Held> {
         // With a spare, main was offered to the barn.
         let refused = held.spare.is_some();
         if why == NoSwap::TooManyFull {
@@ -345,6 +386,13 @@ pub(crate) fn put_empty(barn: &Barn, empty: SheafRef) {
 }
 
 impl Sheaves {
+    /// Exchanges main and `spare`, which is the spare: so main is a sheaf of the cache's (CPU-6).
+    #[inline]
+    fn exchange(&mut self, spare: SheafRef) {
+        debug_assert!(!self.main.is_bootstrap(), "CPU-6");
+        self.spare = Some(core::mem::replace(&mut self.main, spare));
+    }
+
     /// Makes `sheaf` main, and main the spare: exchanges the two, or fills the spare's place while that is vacant.
     fn make_main(&mut self, sheaf: SheafRef) {
         let old = core::mem::replace(&mut self.main, sheaf);

@@ -195,7 +195,7 @@ pub unsafe fn kfree(object: NonNull<u8>) {
 #[inline(never)]
 unsafe fn free_miss(object: NonNull<u8>) {
     match SlabRef::of(object) {
-        Some(slab) => slab.cache().free_miss(object),
+        Some(slab) => slab.cache().free_slow(object),
         // SAFETY: passed on from the caller.
         None => unsafe { free_large(object) },
     }

@@ -114,12 +114,11 @@ impl Strangers {
 }
 
 impl RawCache {
-    /// Puts `object` into the remote sheaf, if there is one for its node: before anything else is known of it.
+    /// Puts `object` of another home than this CPU's into the remote sheaf, if there is one for its node: before anything else
+    /// is known of it. `home` is no node's number for an object of the reserve, or for what is no object.
     #[inline]
-    pub(crate) fn push_remote(&self, object: NonNull<u8>) -> bool {
-        // No node's number for an object of the reserve, or for what is no object.
-        let home = mm::home_of(object);
-        if mm::is_home(home) || policy() == Policy::Bypass {
+    pub(crate) fn push_remote(&self, object: NonNull<u8>, home: u8) -> bool {
+        if policy() == Policy::Bypass {
             return false;
         }
         let Some(held) = self.sheaves() else { return false };

@@ -21,6 +21,7 @@
 
 use core::mem::{ManuallyDrop, MaybeUninit, size_of};
 use core::ptr::{self, NonNull};
+use core::sync::atomic::{AtomicU16, Ordering::Relaxed};
 
 use arch::NodeId;
 use mm::AllocFlags;
@@ -234,13 +235,14 @@ impl SheafRef {
     /// Takes the object put in last, or `None` when empty.
     #[inline(always)]
     pub(crate) fn pop(self) -> Option<NonNull<u8>> {
-        // In 32 bits, because an instruction on 16 would need another one to make an index of the result.
-        let left = u32::from(self.get().size).checked_sub(1)?;
-        // SAFETY: the holder owns the sheaf, and slot `left` holds an object (SHEAF-2).
-        unsafe {
-            (*self.as_ptr()).size = left as u16;
-            Some(NonNull::new_unchecked(self.slot(left as usize).read()))
+        let size = self.size();
+        if size == 0 {
+            return None;
         }
+        // SAFETY: the holder owns the sheaf, and slot `size - 1` holds an object (SHEAF-2).
+        let object = unsafe { NonNull::new_unchecked(self.slot(size - 1).read()) };
+        self.resize(|size| size - 1);
+        Some(object)
     }
 
     /// Takes the object put in last if `wanted` says so of it.
@@ -261,11 +263,19 @@ impl SheafRef {
             return false;
         }
         // SAFETY: the holder owns the sheaf, and slot `size` is inside the array (SHEAF-2).
-        unsafe {
-            self.slot(size).write(object.as_ptr());
-            (*self.as_ptr()).size = (size + 1) as u16;
-        }
+        unsafe { self.slot(size).write(object.as_ptr()) };
+        self.resize(|size| size + 1);
         true
+    }
+
+    /// Changes the size by a constant, in one instruction, which works in memory: an atomic is loaded anew, where a plain
+    /// `u16` would be worked out in a register that holds it already, and stored by a second instruction.
+    #[inline(always)]
+    fn resize(self, change: impl FnOnce(u16) -> u16) {
+        // SAFETY: the holder owns the sheaf (SHEAF-1), so that nobody else touches the size while the reference lives.
+        let size = unsafe { AtomicU16::from_ptr(&raw mut (*self.as_ptr()).size) };
+        // Relaxed, in two steps: only the owner looks.
+        size.store(change(size.load(Relaxed)), Relaxed);
     }
 
     /// Moves objects from the top of the sheaf to the front of `to`. Returns how many.
