@@ -12,7 +12,7 @@
 //!
 //! | drop (S4-6) | where the sheaf goes |
 //! |---|---|
-//! | oversize, of an old capacity, or with objects of the reserve | flushed and freed |
+//! | oversize, of an old capacity, or with anything of the reserve | flushed and freed |
 //! | this CPU has no spare | it is the spare, whatever is in it |
 //! | the barn has room for a full one | filled up and put there, over the limit if others were faster (S4-7) |
 //! | else, or it cannot be filled up | flushed and freed |
@@ -193,7 +193,8 @@ impl RawCache {
     /// A sheaf from which `n` objects can be allocated without fail, or nothing: if `n` is 0, more than 65,532, or there is no
     /// memory (S4-1).
     ///
-    /// With RESERVE it may hold objects of the reserve; it then is not kept when it comes back.
+    /// With RESERVE it may hold objects of the reserve, no more of them than are missing to `n`, or lie in it itself; it
+    /// then is not kept when it comes back.
     ///
     /// Context: any but NMI. Never sleeps; see [`RawCache::prefill_sleep`].
     pub fn prefill(&'static self, n: usize, flags: AllocFlags) -> Option<Prefilled> {
@@ -208,7 +209,7 @@ impl RawCache {
             None
         };
         let flags = flags - AllocFlags::ZERO;
-        let sheaf = ready.or_else(|| SheafRef::alloc(self, n.max(capacity), flags, Spin::May));
+        let sheaf = ready.or_else(|| self.make_sheaf(n.max(capacity), flags));
         let sheaf = sheaf.and_then(|sheaf| {
             let enough = bug!("prefill.lies", "a prefilled sheaf has fewer objects than it promises", "slab_prefill");
             if sheaf.size() < n && !enough && !self.fill(sheaf, n, flags) {
@@ -282,9 +283,19 @@ impl RawCache {
         Some(sheaf)
     }
 
+    /// An empty sheaf of `capacity`. If it lies in the reserve, it is marked: as a spare it would stay there (S5-4).
+    fn make_sheaf(&self, capacity: usize, flags: AllocFlags) -> Option<SheafRef> {
+        // A failure is reported once, by `prefill`.
+        let flags = flags | AllocFlags::NOWARN;
+        let alloc = |flags| SheafRef::alloc(self, capacity, flags, Spin::May);
+        alloc(flags | AllocFlags::NO_RESERVE)
+            .or_else(|| flags.may_dip().then(|| alloc(flags).inspect(|sheaf| sheaf.set_reserve())).flatten())
+    }
+
     /// Fills `sheaf` up. Whether it then has `n` objects.
     ///
-    /// The reserve is left alone at first; where that is not enough and `flags` allow, it is used, and the sheaf marked (S4-11).
+    /// The reserve is left alone at first; where that is not enough and `flags` allow, what is missing to `n` is taken of it,
+    /// and the sheaf marked (S4-11).
     fn fill(&self, sheaf: SheafRef, n: usize, flags: AllocFlags) -> bool {
         let ordinary = flags | AllocFlags::NO_RESERVE;
         self.refill(sheaf, ordinary);
@@ -295,7 +306,9 @@ impl RawCache {
         }
         if sheaf.size() < n && flags.may_dip() {
             sheaf.set_reserve();
-            self.refill(sheaf, flags);
+            let missing = n - sheaf.size();
+            let got = self.take_many(missing, mm::home_node(), flags, |object| _ = sheaf.push(object));
+            self.count_many(Stat::SheafRefill, got as u64);
         }
         sheaf.size() >= n
     }

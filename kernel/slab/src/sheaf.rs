@@ -66,7 +66,7 @@ const _: () = assert!(size_of::<Sheaf>() == HEADER);
 
 /// Flag: made for one caller with more than the cache's capacity; never goes to a barn (S4-4).
 const OVERSIZE: u8 = 1 << 0;
-/// Flag: may hold objects of the reserve, so it is flushed when it comes back and nobody else gets it (S4-11, S5-4).
+/// Flag: may hold objects of the reserve or lie in it, so it is flushed when it comes back and nobody else gets it (S4-11, S5-4).
 const RESERVE: u8 = 1 << 1;
 
 /// A sheaf that its holder owns (SHEAF-1). Copying the reference does not copy the right: whoever gives a

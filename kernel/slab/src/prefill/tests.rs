@@ -436,12 +436,38 @@ fn a_sheaf_with_objects_of_the_reserve_is_not_kept() {
             assert!(cache.prefill(20, both).is_none());
             let prefilled = cache.prefill(20, AllocFlags::RESERVE).expect("the reserve");
             assert!(prefilled.sheaf.is_reserve());
+            assert_eq!(prefilled.size(), 20, "no more of the reserve than was asked for");
             drop(prefilled);
             assert_eq!((sheaf_sizes(cache), barn_sizes(cache), returns(cache)), ((0, None), (0, 0), [0, 1]));
             pages.into_iter().for_each(|page| mm::free_pages(page, 0));
             let prefilled = cache.prefill(20, AllocFlags::RESERVE).expect("memory");
             assert!(!prefilled.sheaf.is_reserve(), "the reserve was not needed");
             drop(prefilled);
+            assert_all_back(cache);
+        });
+    });
+}
+
+#[test]
+fn a_sheaf_that_lies_in_the_reserve_is_not_kept() {
+    in_own_process(|| {
+        machine(1, 1, |_| {
+            let cache = cache("test");
+            // The rest of its slab is enough for ten more: only the sheaf itself needs memory.
+            let object = cache.take_one(mm::home_node(), NOWAIT, Spin::May).expect("memory");
+            let pages = take_all_pages();
+            let memory = || crate::slow::alloc_unsheaved(256, AllocFlags::NOWARN, Spin::May);
+            let places: Vec<_> = core::iter::from_fn(memory).collect();
+            assert!(cache.prefill(10, AllocFlags::NOWARN).is_none());
+            let prefilled = cache.prefill(10, AllocFlags::RESERVE).expect("the reserve");
+            assert!(prefilled.sheaf.is_reserve());
+            drop(prefilled);
+            assert_eq!((sheaf_sizes(cache), returns(cache)), ((0, None), [0, 1]));
+            for place in places {
+                crate::slow::free_unsheaved(place, Spin::May);
+            }
+            pages.into_iter().for_each(|page| mm::free_pages(page, 0));
+            crate::slow::free_unsheaved(object, Spin::May);
             assert_all_back(cache);
         });
     });
