@@ -135,3 +135,18 @@ fn where_links_are_hidden_the_object_freed_last_is_not_freed_again() {
         });
     });
 }
+
+#[test]
+fn what_interrupts_a_reporter_says_one_line_and_waits_for_nobody() {
+    in_own_process(|| {
+        with("", || {
+            let wrong = || super::report_no_object(None, NonNull::dangling());
+            wrong();
+            super::with_reports(|_| wrong());
+            assert_eq!(super::reports(), 2);
+            assert_eq!(last_report().unwrap().number, 1, "nobody wrote where another reads");
+            wrong();
+            assert_eq!(last_report().unwrap().number, 3);
+        });
+    });
+}

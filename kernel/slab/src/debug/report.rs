@@ -1,14 +1,14 @@
 //! What is said, kept and counted of the damage that was found.
 //!
 //! A report is one call of the log, made with [`RECENT`] held: reports of two CPUs are never mixed, and each of its lines
-//! begins with the report's number, so that lines of others between them do no harm. An NMI that interrupted a reporter
-//! says its first line only.
+//! begins with the report's number, so that lines of others between them do no harm. An NMI or exception that
+//! interrupted a reporter says its first line only.
 
 use core::fmt::{self, Write};
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use sync::{ATOMIC, LockClass, SpinIrqGuard, SpinLock};
+use sync::{ATOMIC, IrqGuard, LocalTryLock, LockClass, SpinIrqGuard, SpinLock};
 
 use super::cell::Cell;
 use super::track::Track;
@@ -135,6 +135,12 @@ struct Recent([Option<Report>; KEPT]);
 static CLASS: LockClass = LockClass::new("slab.report");
 static RECENT: SpinLock<Recent> = SpinLock::new(Recent([None; KEPT]), &CLASS);
 
+sync::per_cpu! {
+    /// Held, with interrupts off, by the context of this CPU that has or waits for [`RECENT`]: an exception that interrupts it
+    /// would wait for ever.
+    static HERE: LocalTryLock<()> = LocalTryLock::new(());
+}
+
 /// Reports since the boot.
 static COUNT: AtomicU64 = AtomicU64::new(0);
 
@@ -147,8 +153,10 @@ pub fn reports() -> u64 {
 
 /// Calls `f` with each of the last reports, oldest first.
 ///
-/// Context: any but NMI. `f` runs with interrupts off.
+/// Context: any but NMI; nothing is called in an exception that interrupted a reporter. `f` runs with interrupts off.
 pub fn with_reports(f: impl FnMut(&Report)) {
+    let _irqs = IrqGuard::new(ATOMIC);
+    let Some(_here) = LocalTryLock::this(&HERE, ATOMIC) else { return };
     let recent = RECENT.lock_irqsave(ATOMIC);
     let (older, newer) = recent.0.split_at((reports() + 1) as usize % KEPT);
     newer.iter().chain(older).flatten().for_each(f);
@@ -156,12 +164,14 @@ pub fn with_reports(f: impl FnMut(&Report)) {
 
 /// Reports `fault`, found by `cache` if by any.
 ///
-/// Context: any; in NMI the lock is only tried for.
+/// Context: any; in NMI the lock is only tried for, and who interrupted a reporter does not ask for it.
 pub(super) fn report(cache: Option<&RawCache>, fault: Fault, cure: Cure) {
     if let Some(cache) = cache {
         cache.count_report();
     }
-    let recent = lock();
+    let _irqs = IrqGuard::new(ATOMIC);
+    let here = LocalTryLock::this(&HERE, ATOMIC);
+    let recent = here.as_ref().and_then(|_| lock());
     let number = COUNT.fetch_add(1, Relaxed) + 1;
     let cell = NonNull::new(fault.object).and_then(Cell::of);
     let (allocated, freed) = cell.map_or((Track::NONE, Track::NONE), |cell| cell.tracks());
