@@ -139,7 +139,7 @@ impl RawCache {
         } else if held.spare.is_none() {
             held.spare = Some(full);
         } else {
-            put_full(barn, full);
+            return put_full_held(held, barn, full);
         }
         Some(held)
     }
@@ -305,7 +305,8 @@ impl RawCache {
             put_empty(barn, empty);
         } else {
             // Both are full: the barn takes main, over its limit if need be.
-            put_full(barn, core::mem::replace(&mut held.main, empty));
+            let full = core::mem::replace(&mut held.main, empty);
+            return put_full_held(held, barn, full);
         }
         Some(held)
     }
@@ -365,16 +366,22 @@ impl RawCache {
 }
 
 /// Puts a full sheaf into the barn, over its limit if need be; flushes it if its capacity has gone out of use. May spin.
-/// Context: also under the sheaf lock.
 pub(crate) fn put_full(barn: &Barn, full: SheafRef) {
+    _ = put_full_held((), barn, full);
+}
+
+/// [`put_full`] for who holds the sheaf lock. On `None` that is dropped: all the objects of a sheaf are too many to flush
+/// under it.
+pub(crate) fn put_full_held<H>(held: H, barn: &Barn, full: SheafRef) -> Option<H> {
     let cache = full.cache();
-    match barn.put_full(full) {
-        Ok(()) => cache.count(Stat::BarnPut),
-        Err(stale) => {
-            cache.count(Stat::BarnPutFail);
-            cache.flush_and_free(stale);
-        }
+    if let Err(stale) = barn.put_full(full) {
+        drop(held);
+        cache.count(Stat::BarnPutFail);
+        cache.flush_and_free(stale);
+        return None;
     }
+    cache.count(Stat::BarnPut);
+    Some(held)
 }
 
 /// Puts an empty sheaf into the barn, over its limit if need be; frees it if its capacity has gone out of use. May spin.

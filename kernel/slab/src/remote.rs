@@ -51,7 +51,7 @@ use mm::AllocFlags;
 use crate::Spin;
 use crate::barn::NoSwap;
 use crate::cache::RawCache;
-use crate::exchange::{Held, put_full};
+use crate::exchange::{Held, put_full, put_full_held};
 use crate::sheaf::SheafRef;
 use crate::slab_ref::SlabRef;
 use crate::stats::Stat;
@@ -204,7 +204,7 @@ impl RawCache {
                 self.count(Stat::BarnPut);
             }
             Err(NoSwap::NoEmpty) => {
-                put_full(barn, full);
+                put_full_held(held, barn, full);
             }
             Err(NoSwap::TooManyFull) => {
                 drop(held);

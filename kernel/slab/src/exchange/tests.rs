@@ -448,6 +448,20 @@ fn an_empty_sheaf_of_another_capacity_is_freed() {
     });
 }
 
+#[test]
+fn a_full_sheaf_whose_capacity_has_gone_out_of_use_is_flushed_with_the_sheaves_given_up() {
+    in_own_process(|| {
+        with_cache(|cache| {
+            // As if the capacity were being changed on another CPU this moment: it tells the barns first.
+            cache.barn().expect("a barn").set_capacity(60);
+            assert!(!install(cache, 28, Some(28)), "main is to be had still");
+            assert_eq!((sheaf_sizes(cache), barn_sizes(cache)), ((0, Some(28)), (0, 0)));
+            assert_eq!(stats(cache, [Stat::BarnPutFail, Stat::SheafFlush, Stat::SheafFree]), [1, 28, 1]);
+            cache.barn().expect("a barn").set_capacity(28);
+        });
+    });
+}
+
 // Freeing without locks.
 
 #[test]
