@@ -31,7 +31,6 @@ use sync::{LocalGuard, bug, hook};
 use crate::barn::{Barn, NoSwap};
 use crate::cache::RawCache;
 use crate::cpu::Sheaves;
-use crate::debug::report_no_object;
 use crate::sheaf::SheafRef;
 use crate::slab_ref::SlabRef;
 use crate::stats::Stat;
@@ -196,10 +195,11 @@ impl RawCache {
     #[cold]
     #[inline(never)]
     fn free_past_sheaves(&self, object: NonNull<u8>) {
-        match SlabRef::of(object) {
+        // Of another cache it must not go into a remote sheaf.
+        match self.slab_of_mine(object) {
             Some(slab) if slab.is_home() => self.free_to_slab(slab, object),
             Some(slab) => self.free_remote(slab, object),
-            None => report_no_object(Some(self), object),
+            None => {}
         }
     }
 

@@ -114,8 +114,8 @@ impl Strangers {
 }
 
 impl RawCache {
-    /// Puts `object` of another home than this CPU's into the remote sheaf, if there is one for its node: before anything else
-    /// is known of it. `home` is no node's number for an object of the reserve, or for what is no object.
+    /// Puts `object` of another home than this CPU's into the remote sheaf, if it is this cache's and there is one for its node: before
+    /// anything else is known of it. `home` is no node's number for an object of the reserve, or for what is no object.
     #[inline]
     pub(crate) fn push_remote(&self, object: NonNull<u8>, home: u8) -> bool {
         if policy() == Policy::Bypass {
@@ -123,6 +123,9 @@ impl RawCache {
         }
         let Some(held) = self.sheaves() else { return false };
         let Some(batch) = held.remote.filter(|batch| batch.node_byte() == home) else { return false };
+        if !SlabRef::holds(self, object) {
+            return false;
+        }
         self.push_to_batch(held, batch, object);
         true
     }

@@ -89,6 +89,12 @@ impl SlabRef {
         }
     }
 
+    /// Whether the slab that `object` lies in is one of `cache`: by one look-up, as in `local_cache_of`.
+    #[inline]
+    pub(crate) fn holds(cache: &RawCache, object: NonNull<u8>) -> bool {
+        mm::page_of(object.as_ptr()).is_some_and(|page| ptr::eq(page.slab().cache.load(Relaxed).cast(), cache))
+    }
+
     /// Makes a slab of freshly allocated pages, all objects in use.
     pub(crate) fn make(page: &'static Page, cache: &RawCache, objects: u32) -> Self {
         let slab = Self(page);

@@ -3,12 +3,12 @@
 //! | | in builds with assertions | in others |
 //! |---|---|---|
 //! | debug caches | at the slab, with all that is known there | the same |
-//! | ordinary caches | on every free, also whether the object is in use ([`shadow`](super::shadow)) | on the way to a slab: from a sheaf that is flushed the cache alone, else the place in the slab, too |
+//! | ordinary caches | on every free, also whether the object is in use ([`shadow`](super::shadow)) | of another node, or where this CPU's sheaves cannot take it, the cache; on the way to its slab the place there, too; out of a sheaf that is flushed the cache alone |
 //!
 //! In each case the free is reported and not carried out: the object leaks, and nothing is corrupted (M-21). The
-//! exception is an ordinary cache of a build without assertions: what its sheaves take is not looked at, and may come out
-//! of them again before it meets its slab. To look there would cost every free a walk to the head of its slab. There,
-//! too, [`RawCache::free`] of an address that is no memory at all is a page fault; [`kfree`](crate::kfree) reports it.
+//! exception is an ordinary cache of a build without assertions: what sheaves take of this CPU's node is not looked at,
+//! and may come out of them again before it meets its slab. To look there would cost every free another look-up. There, too, [`RawCache::free`] of an address that is no
+//! memory at all is a page fault; [`kfree`](crate::kfree) reports it.
 
 use core::ptr::{self, NonNull};
 

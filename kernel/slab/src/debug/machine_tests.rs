@@ -7,7 +7,7 @@ use mm::AllocFlags;
 
 use super::report::{Cure, Kind, Report};
 use crate::slab_ref::SlabRef;
-use crate::test_machine::machine;
+use crate::test_machine::{assert_all_back, cache, machine, spawn};
 use crate::{CacheFlags, Harden, Layout, fail, kfree, kmalloc, kmalloc_nolock, ksize, registry};
 
 /// A machine with this command line.
@@ -132,6 +132,39 @@ fn where_links_are_hidden_the_object_freed_last_is_not_freed_again() {
             assert_eq!(last_report().unwrap().kind, Kind::DoubleFree);
             cache.give_back(slab, other, other, 1);
             assert_eq!(slab.state().inuse, 0);
+        });
+    });
+}
+
+#[test]
+fn what_another_node_has_of_another_cache_goes_into_no_sheaf() {
+    in_own_process(|| {
+        machine(2, 2, |cx| {
+            let (mine, other) = (cache("mine"), cache("other"));
+            let there = spawn(cx, Some(1), move |_| {
+                [mine, other].map(|cache| cache.alloc(AllocFlags::NOWAIT).unwrap().as_ptr().expose_provenance())
+            });
+            let there = there.join(cx);
+            let here = spawn(cx, Some(0), move |_| {
+                let object = |address| NonNull::new(core::ptr::with_exposed_provenance_mut(address)).unwrap();
+                let (good, bad) = (object(there[0]), object(there[1]));
+                let batch = || mine.sheaves().unwrap().remote.map(|sheaf| sheaf.size());
+                // Past what builds with assertions would have noticed before; with no remote sheaf yet, and with one.
+                mine.free_slow(bad);
+                assert_eq!((batch(), super::reports()), (None, 1));
+                // SAFETY: the other thread gave it up.
+                unsafe { mine.free(good) };
+                assert_eq!(batch(), Some(1));
+                mine.free_slow(bad);
+                assert_eq!((batch(), super::reports()), (Some(1), 2));
+                assert_eq!(last_report().unwrap().kind, Kind::WrongCache);
+                // SAFETY: as above; it was not freed.
+                unsafe { other.free(bad) };
+            });
+            here.join(cx);
+            assert_eq!(super::reports(), 2);
+            assert_all_back(mine);
+            assert_all_back(other);
         });
     });
 }
