@@ -107,6 +107,10 @@ impl RawCache {
             ("total_objects", sum(|node| node.total_objects)),
             ("sheaf_capacity", self.sheaf_capacity() as u64),
             ("min_partial", self.min_partial() as u64),
+            // Of the slabs that CPUs had of their own before there were sheaves (M-2).
+            ("cpu_partial", 0),
+            ("cpu_slabs", 0),
+            ("slabs_cpu_partial", 0),
             ("remote_node_defrag_ratio", self.remote_node_defrag_ratio().into()),
             ("aliases", self.aliases() as u64),
             ("ctor", self.ctor().map_or(0, |ctor| ctor as usize as u64)),

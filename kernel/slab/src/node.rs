@@ -190,3 +190,63 @@ impl CacheNode {
         self.total_objects.load(Relaxed)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::vec::Vec;
+
+    use arch::hosted::in_own_process;
+
+    use super::*;
+    use crate::cache::{CacheFlags, Layout, RawCache};
+    use crate::stats::Stat;
+    use crate::test_machine::{assert_all_back, machine};
+
+    /// Runs `body` on a machine of one CPU, with a cache whose objects come from slabs one by one.
+    fn with_cache(body: fn(&'static RawCache)) {
+        machine(1, 1, |_| {
+            let layout = Layout::new("test", 256).flags(CacheFlags::NO_SHEAVES | CacheFlags::NO_MERGE);
+            let cache = crate::create(layout).expect("memory for a cache");
+            body(cache);
+            assert_all_back(cache);
+        });
+    }
+
+    /// Allocates `slabs` slabs full of objects and frees them; calls `watch` before each free and after the last.
+    fn free_slabs(cache: &RawCache, slabs: usize, mut watch: impl FnMut()) {
+        let objects = slabs * cache.info().objperslab;
+        let held: Vec<_> = (0..objects).map(|_| cache.alloc(AllocFlags::NOWAIT).expect("memory")).collect();
+        for object in held {
+            watch();
+            // SAFETY: allocated above, given up once.
+            unsafe { cache.free(object) };
+        }
+        watch();
+    }
+
+    #[test]
+    fn a_free_takes_the_list_lock_only_where_its_slab_was_full_or_is_empty_now() {
+        in_own_process(|| {
+            with_cache(|cache| {
+                let per_slab = cache.info().objperslab;
+                let mut counts = Vec::new();
+                free_slabs(cache, 1, || counts.push((cache.lock_counts().list, cache.stat(Stat::CmpxchgDouble))));
+                for (index, pair) in counts.windows(2).enumerate() {
+                    let (locks, exchanges) = (pair[1].0 - pair[0].0, pair[1].1 - pair[0].1);
+                    assert_eq!((locks, exchanges), (u64::from([0, per_slab - 1].contains(&index)), 1), "free {index}");
+                }
+            });
+        });
+    }
+
+    #[test]
+    fn an_empty_slab_stays_while_the_list_is_shorter_than_it_may_be() {
+        in_own_process(|| {
+            with_cache(|cache| {
+                free_slabs(cache, 8, || ());
+                // One that has been partial is on the list, and counts itself.
+                assert_eq!((cache.min_partial(), cache.info().num_slabs), (5, 4));
+            });
+        });
+    }
+}

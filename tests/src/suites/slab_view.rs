@@ -226,6 +226,9 @@ ktest! {
             ("objects", 0),
             ("poison", 0),
             ("failslab", 0),
+            ("cpu_partial", 0),
+            ("cpu_slabs", 0),
+            ("slabs_cpu_partial", 0),
         ] {
             ensure_eq!(attribute(plain, name), Some(value), "{name}");
         }
