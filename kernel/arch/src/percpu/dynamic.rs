@@ -121,7 +121,7 @@ impl DynPlace {
 
     pub unsafe fn load<const AT: usize>(self) -> *mut u8 {
         // SAFETY: the caller's contract.
-        unsafe { self.there::<_, AT>().read() }
+        unsafe { self.there::<*mut u8, AT>().read() }
     }
 
     pub unsafe fn add<const AT: usize>(self, n: u64) {
