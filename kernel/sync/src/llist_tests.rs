@@ -119,7 +119,7 @@ mod host {
     fn with_many_producers_nothing_is_lost_or_doubled_and_each_batch_is_announced_once() {
         let (producers, each) = if cfg!(miri) { (2, 30) } else { (3, 20_000) };
         let list = LlistHead::new();
-        let (mut all, mut batches) = (Vec::new(), 0);
+        let (mut taken, mut batches) = (Vec::new(), 0);
         let announced: usize = thread::scope(|scope| {
             let handles: Vec<_> = (0..producers)
                 .map(|producer| {
@@ -127,18 +127,22 @@ mod host {
                     scope.spawn(move || (0..each).filter(|n| push(list, producer * each + n)).count())
                 })
                 .collect();
-            loop {
-                let all_done = handles.iter().all(thread::ScopedJoinHandle::is_finished);
-                let batch = values(list.take_all());
-                batches += usize::from(!batch.is_empty());
-                all.extend(batch);
-                if all_done && list.is_empty() {
-                    break;
-                }
+            let mut take = || {
+                let before = taken.len();
+                // Not freed yet: a pointer to a new item at an old address is another one for Miri.
+                taken.extend(list.take_all());
+                batches += usize::from(taken.len() > before);
+            };
+            while !handles.iter().all(thread::ScopedJoinHandle::is_finished) {
+                take();
                 std::hint::spin_loop();
             }
-            handles.into_iter().map(|handle| handle.join().unwrap()).sum()
+            let announced = handles.into_iter().map(|handle| handle.join().unwrap()).sum();
+            // What was joined is sure to be seen by the look with which taking begins.
+            take();
+            announced
         });
+        let mut all: Vec<_> = taken.into_iter().map(Item::unbox).collect();
         all.sort_unstable();
         assert_eq!(all, (0..producers * each).collect::<Vec<_>>());
         assert_eq!(announced, batches, "LL-3");
