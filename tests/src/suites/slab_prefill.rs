@@ -39,9 +39,11 @@ fn fill(object: NonNull<u8>) {
 
 /// Whether nobody else has written to it since.
 fn is_filled(object: NonNull<u8>) -> bool {
-    // SAFETY: as in `fill`.
-    (0..SIZE / 8)
-        .all(|word| unsafe { object.cast::<usize>().add(word).read_volatile() } == object.as_ptr().addr() ^ word)
+    (0..SIZE / 8).all(|word| {
+        // SAFETY: as in `fill`.
+        let found = unsafe { object.cast::<usize>().add(word).read_volatile() };
+        found == object.as_ptr().addr() ^ word
+    })
 }
 
 /// Every object is free again, every page and every sheaf has gone back.

@@ -14,19 +14,9 @@ use mm::inject::{Plan, arm};
 use sync::ATOMIC;
 
 use super::machine::{spawn, try_machine_with};
-use super::{boot, up};
+use super::{Dropped, boot, up};
 
 const NOWAIT: AllocFlags = AllocFlags::NOWAIT;
-
-/// A value that says when it is dropped.
-#[derive(Debug)]
-struct Dropped(Arc<AtomicUsize>, [u64; 20]);
-
-impl Drop for Dropped {
-    fn drop(&mut self) {
-        self.0.fetch_add(1, Relaxed);
-    }
-}
 
 #[test]
 fn values_have_their_size_and_alignment_and_are_dropped_once_on_any_cpu() {

@@ -9,19 +9,9 @@ use grange_slab::typed::{Cache, TypedLayout};
 use mm::AllocFlags;
 use mm::inject::{Plan, arm};
 
-use super::boot;
+use super::{Dropped, boot};
 
 const NOWAIT: AllocFlags = AllocFlags::NOWAIT;
-
-/// A value that says when it is dropped.
-#[derive(Debug)]
-struct Dropped(Arc<AtomicUsize>, [u64; 20]);
-
-impl Drop for Dropped {
-    fn drop(&mut self) {
-        self.0.fetch_add(1, Relaxed);
-    }
-}
 
 #[test]
 fn promised_values_need_no_memory() {
