@@ -99,7 +99,7 @@ pub(crate) fn has_work(me: &Own) -> bool {
 }
 
 fn is_over(tag: Tag) -> bool {
-    gp::SEQ.done(tag.norm) || exp::SEQ.done(tag.exp)
+    tag.is_over(|norm| gp::SEQ.done(norm), |exp| exp::SEQ.done(exp))
 }
 
 /// Step 3, and the first half of 4. Context: any but NMI.

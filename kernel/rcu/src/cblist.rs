@@ -6,7 +6,8 @@
 //! ```
 //!
 //! A [`Tag`] names the ends of a normal *and* of an expedited grace period; a segment is done when either is over
-//! (R-9, S3-24), so an expedited grace period that somebody asked for releases ordinary callbacks too.
+//! (R-9, S3-24), so an expedited grace period that somebody asked for releases ordinary callbacks too. Flavours without
+//! expedited grace periods tag with [`Tag::without_exp`].
 //!
 //! Pure: no locks, no per-CPU access, no idea of time; the owner calls it with interrupts off on its own CPU. It holds
 //! no pointer into itself, so a list may be moved (the boot CPU's is copied when per-CPU areas are set up).
@@ -36,14 +37,26 @@ use crate::seq::Seq;
 pub struct Tag {
     /// End of a normal grace period.
     pub norm: Seq,
-    /// End of an expedited one.
+    /// End of an expedited one; [`Seq::NOT_TRACKED`] in flavours that have none.
     pub exp: Seq,
 }
 
 impl Tag {
-    /// The later of both parts, each for itself.
+    /// The tag of a flavour that has no expedited grace periods of its own kind.
+    pub const fn without_exp(norm: Seq) -> Tag {
+        Tag { norm, exp: Seq::NOT_TRACKED }
+    }
+
+    /// Whether either grace period is over, as the flavour's counters say. One that is not tracked never is.
+    pub fn is_over(self, norm_done: impl FnOnce(Seq) -> bool, exp_done: impl FnOnce(Seq) -> bool) -> bool {
+        norm_done(self.norm) || (self.exp != Seq::NOT_TRACKED && exp_done(self.exp))
+    }
+
+    /// The later of both parts, each for itself. What one of them does not track, both together do not.
     fn merged(self, other: Tag) -> Tag {
-        Tag { norm: self.norm.later(other.norm), exp: self.exp.later(other.exp) }
+        let tracked = self.exp != Seq::NOT_TRACKED && other.exp != Seq::NOT_TRACKED;
+        let exp = if tracked { self.exp.later(other.exp) } else { Seq::NOT_TRACKED };
+        Tag { norm: self.norm.later(other.norm), exp }
     }
 }
 

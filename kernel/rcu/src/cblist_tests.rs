@@ -64,6 +64,26 @@ fn either_kind_of_grace_period_releases_a_segment() {
     assert!(l.advance(|t| t.exp == tag(0, 3).exp));
 }
 
+/// also after lists were merged, and although the number would pass for one that is long over.
+#[test]
+fn a_segment_that_tracks_no_expedited_grace_period_is_released_by_normal_ones_only() {
+    let (mut a, mut b, mut h) = (CbList::new(), CbList::new(), Heads(Vec::new()));
+    let exp = SeqCounter::new();
+    for (list, gp) in [(&mut a, 7), (&mut b, 8)] {
+        enqueue(list, &mut h);
+        list.accelerate(Tag::without_exp(tag(gp, 0).norm));
+    }
+    a.adopt(&mut b);
+    assert!(exp.done(Seq::NOT_TRACKED), "what is_over must not ask");
+    let over = |now: i64| {
+        let exp = &exp;
+        move |t: Tag| t.is_over(|norm| tag(now, 0).norm.done(norm), |number| exp.done(number))
+    };
+    assert!(!a.advance(over(7)));
+    assert!(a.advance(over(8)));
+    assert_eq!(drain(&mut a).len(), 2);
+}
+
 #[test]
 fn taken_callbacks_count_until_they_are_accounted() {
     let (mut l, mut h) = (CbList::new(), Heads(Vec::new()));

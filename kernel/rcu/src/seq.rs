@@ -38,6 +38,9 @@ impl Seq {
     const STATE_MASK: u64 = (1 << Self::STATE_BITS) - 1;
     /// Where every counter starts: 300 grace periods before the wrap (SEQ-3).
     pub const INITIAL: Seq = Seq((-300_i64 << Self::STATE_BITS) as u64);
+    /// No number: a flavour without this kind of grace period. No snapshot has this value, because a snapshot's
+    /// state is 0.
+    pub const NOT_TRACKED: Seq = Seq(2);
     /// The most a snapshot can be in front of its counter (SEQ-2).
     pub const SNAP_AHEAD: u64 = 2 * Self::STATE_MASK + 1;
     /// How far in front a number may be before [`Seq::done_exact`] takes it for an old one that wrapped. More than
