@@ -31,7 +31,7 @@
 //! | `gp`, `exp` | the normal and the expedited grace period |
 //! | `hotplug` | CPUs that come and go |
 //! | `call`, `sync_gp`, `poll`, `barrier` | the ways to wait for one |
-//! | [`config`], [`stats`](stats()), `stall` | parameters, counters, reports |
+//! | [`config`], [`stats`](stats()), [`hist`], `stall` | parameters, counters, histograms, reports |
 //!
 //! Why a grace period is long enough (ORD-1 to ORD-6) is argued in one place: docs/rcu-ordering.md.
 //!
@@ -55,6 +55,7 @@ mod eqs;
 mod exp;
 pub mod geometry;
 mod gp;
+pub mod hist;
 mod hotplug;
 mod poll;
 mod ptr;
