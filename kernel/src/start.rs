@@ -65,6 +65,7 @@ fn start(info: &'static mut BootInfo) -> ! {
     report();
     mm::inject::init(cmdline::SEED.get());
     slab::fail::init(cmdline::SEED.get(), &mut cx);
+    rcu::boot_ended();
     run(&mut cx)
 }
 

@@ -191,6 +191,7 @@ fn main() {
     let up = |cx: &mut MaySleep| {
         slab::init();
         rcu::init(cx);
+        rcu::boot_ended();
     };
     machine::machine_with(2, up, |cx| ours = of_slab(cx));
     let all = [("grange", ours), ("mimalloc", peers[0]), ("snmalloc", peers[1])];

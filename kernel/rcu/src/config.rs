@@ -1,4 +1,4 @@
-//! Constants and boot parameters of RCU, each with its unit and its reason. Rows.
+//! Constants and boot parameters of RCU, each with its unit and its reason. Rows.
 
 use sync::param;
 
@@ -20,6 +20,21 @@ param! {
 param! {
     /// Ticks between later looks; 0: computed.
     pub static NEXT_FQS: u32 = "rcutree.jiffies_till_next_fqs", default 0, in 0..=10000, unit "ticks";
+}
+
+param! {
+    /// Whether `synchronize_rcu` is always expedited, and not only while the kernel boots.
+    pub static EXPEDITED: bool = "rcupdate.rcu_expedited", default false;
+}
+
+param! {
+    /// Whether no grace period is expedited, whoever asks for it.
+    pub static NORMAL: bool = "rcupdate.rcu_normal", default false;
+}
+
+param! {
+    /// Whether no grace period is expedited once the kernel has booted.
+    pub static NORMAL_AFTER_BOOT: bool = "rcupdate.rcu_normal_after_boot", default false;
 }
 
 param! {

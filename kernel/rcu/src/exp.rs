@@ -25,6 +25,7 @@ use sync::{ATOMIC, IrqGuard, IrqWork, LockClass, MaySleep, SpinIrqGuard, SpinLoc
 
 use crate::cpu::{own, shared};
 use crate::eqs::{Look, before_looks, look_at};
+use crate::mode::{self, Kind};
 use crate::poll;
 use crate::reader::{ask_special, interrupted_sections, read_depth};
 use crate::seq::{Seq, SeqCounter};
@@ -83,6 +84,11 @@ impl ExpNode {
 pub fn synchronize_rcu_expedited(cx: &mut MaySleep) {
     cx.assert_may_sleep();
     debug_assert!(read_depth() == 0, "RCU: synchronize_rcu_expedited inside a reader waits for itself");
+    mode::wait(Kind::Expedited, cx);
+}
+
+/// Waits for an expedited grace period. Context: task, after [`crate::init`].
+pub(crate) fn wait(cx: &mut MaySleep) {
     let target = SEQ.snap();
     if !climb(cx, target) {
         return;

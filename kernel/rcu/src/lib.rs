@@ -29,6 +29,7 @@
 //! | `tree`, `report` | nodes; quiescent states on their way up |
 //! | `eqs`, `qs`, `reader` | where quiescent states come from: idle, tick and switch, the reader's end |
 //! | `gp`, `exp` | the normal and the expedited grace period |
+//! | `mode` | which of the two a thread waits for |
 //! | `hotplug` | CPUs that come and go |
 //! | `call`, `sync_gp`, `poll`, `barrier` | the ways to wait for one |
 //! | [`config`], [`stats`](stats()), [`hist`], `stall` | parameters, counters, histograms, reports |
@@ -40,7 +41,7 @@
 //! `rcu.node` (one at a time, nothing inside), `rcu.exp_asked` (nothing inside), `rcu.orphans` (nothing inside); all with
 //! interrupts off, all below whatever the caller holds. No thread is woken under any of them.
 //!
-//! Answers to Linux kernel/rcu/ as of 7.x; rows, S3-18, S3-24 to S3-30.
+//! Answers to Linux kernel/rcu/ as of 7.x; rows, S3-18, S3-24 to S3-30.
 #![no_std]
 
 extern crate alloc;
@@ -57,6 +58,7 @@ pub mod geometry;
 mod gp;
 pub mod hist;
 mod hotplug;
+mod mode;
 mod poll;
 mod ptr;
 mod qs;
@@ -78,6 +80,7 @@ pub use barrier::rcu_barrier;
 pub use call::call_rcu;
 pub use exp::synchronize_rcu_expedited;
 pub use gp::Phase;
+pub use mode::{Held, boot_ended, expedite, only_normal};
 pub use poll::{
     Cookie, FullCookie, Pollable, cond_synchronize, get_state, get_state_full, poll, poll_any, start_poll,
     start_poll_full,
@@ -102,7 +105,8 @@ static SCHED_HOOKS: Hooks = Hooks {
 
 /// Builds the tree, plugs into scheduler and interrupts, and starts the grace-period thread.
 ///
-/// Callbacks that were queued before are kept; from here on grace periods run. Readers are legal before.
+/// Callbacks that were queued before are kept; from here on grace periods run. Readers are legal before. Until
+/// [`boot_ended`] those that threads wait for are expedited.
 ///
 /// Context: task, boot CPU, after `sched::init` and before other CPUs start; once.
 ///
@@ -110,6 +114,7 @@ static SCHED_HOOKS: Hooks = Hooks {
 /// If the fan-outs of the command line cannot hold the CPUs (one line says so), or there is no memory for the thread.
 pub fn init(cx: &mut MaySleep) {
     let fanout = (config::FANOUT.get(), config::FANOUT_LEAF.get());
+    mode::init();
     let last = arch::cpu::present().iter().last().expect("the boot CPU is present");
     let shape = geometry::Geometry::new(last.index() + 1, fanout.0, fanout.1).unwrap_or_else(|e| panic!("{e}"));
     log::debug!("{shape}");

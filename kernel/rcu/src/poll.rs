@@ -18,7 +18,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use sync::{ATOMIC, MaySleep, SpinIrqGuard};
+use sync::{ATOMIC, IrqGuard, MaySleep, SpinIrqGuard};
 
 use crate::exp;
 use crate::gp;
@@ -155,6 +155,12 @@ pub(crate) fn exp_started(_: &Root<'_>) {
 /// An expedited grace period is over.
 pub(crate) fn exp_ended(_: &Root<'_>) {
     ended(&EXP_SNAP);
+}
+
+/// Before the tree is built: an instant was a grace period ([`crate::mode`]). The boot CPU, interrupts off.
+pub(crate) fn passed_at_once(_: &IrqGuard<'_>) {
+    POLLED.start();
+    POLLED.end();
 }
 
 /// Whether a cookie of `start_poll` needs yet another grace period.

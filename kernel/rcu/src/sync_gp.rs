@@ -15,6 +15,7 @@ use sched::Completion;
 use sync::{LlistChain, LlistHead, LlistNode, MaySleep};
 
 use crate::gp;
+use crate::mode::{self, Kind};
 use crate::reader::read_depth;
 use crate::seq::Seq;
 
@@ -47,6 +48,11 @@ static WAITERS: LlistHead = LlistHead::new();
 pub fn synchronize_rcu(cx: &mut MaySleep) {
     cx.assert_may_sleep();
     debug_assert!(read_depth() == 0, "RCU: synchronize_rcu inside a reader waits for itself");
+    mode::wait(Kind::Normal, cx);
+}
+
+/// Waits for a normal grace period. Context: task, after [`crate::init`].
+pub(crate) fn wait(cx: &mut MaySleep) {
     let waiter = Waiter { node: LlistNode::new(), since: gp::SEQ.snap(), done: Completion::new() };
     // SAFETY: the waiter stays on this stack until `done`, which is the last that the grace-period thread touches; only
     // one list, once.

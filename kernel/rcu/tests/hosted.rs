@@ -23,7 +23,13 @@ const MS: u64 = 1_000_000;
 /// Boots a machine with RCU and runs `body` as its boot thread.
 fn machine(cpus: usize, cmdline: &'static str, body: impl FnOnce(&mut MaySleep) + Send) {
     sync::param::parse(cmdline).expect("the tests' own command line");
-    machine_with(cpus, rcu::init, body);
+    machine_with(cpus, up, body);
+}
+
+/// Brings RCU up, to the end of the boot.
+fn up(cx: &mut MaySleep) {
+    rcu::init(cx);
+    rcu::boot_ended();
 }
 
 /// Waits until `cond`, at most 20 s; true if it came.
@@ -75,6 +81,81 @@ fn grace_periods_pass_on_four_cpus_with_a_deep_tree() {
             }
         });
     });
+}
+
+/// How many normal and expedited grace periods pass in `f`.
+fn passed(f: impl FnOnce()) -> (u64, u64) {
+    let before = rcu::stats();
+    f();
+    let after = rcu::stats();
+    (after.gps - before.gps, after.exp_gps - before.exp_gps)
+}
+
+#[test]
+fn before_there_are_threads_an_instant_is_a_grace_period() {
+    in_own_process(|| {
+        let before = |cx: &mut MaySleep| {
+            for wait in [synchronize_rcu, synchronize_rcu_expedited] {
+                // Past the wrap of the counter.
+                for _ in 0..200 {
+                    let (short, full) = (rcu::get_state(), rcu::get_state_full());
+                    assert!(!rcu::poll(short) && !rcu::poll(full));
+                    wait(cx);
+                    assert!(rcu::poll(short) && rcu::poll(full));
+                }
+            }
+            up(cx);
+        };
+        machine_with(2, before, |cx| {
+            let count = Arc::new(AtomicUsize::new(0));
+            queue(&count);
+            let cookie = rcu::get_state_full();
+            assert_eq!(passed(|| synchronize_rcu(cx)), (1, 0));
+            assert!(rcu::poll(cookie));
+            rcu_barrier(cx);
+            assert_eq!(count.load(Ordering::Relaxed), 1);
+        });
+    });
+}
+
+#[test]
+fn grace_periods_are_expedited_until_the_boot_ends() {
+    in_own_process(|| {
+        machine_with(2, rcu::init, |cx| {
+            assert_eq!(passed(|| synchronize_rcu(cx)), (0, 1));
+            rcu::boot_ended();
+            rcu::boot_ended();
+            assert_eq!(passed(|| synchronize_rcu(cx)), (1, 0));
+            assert_eq!(passed(|| synchronize_rcu_expedited(cx)), (0, 1));
+        });
+    });
+}
+
+/// With `cmdline`, checks what the two ways to wait wait for, while the machine boots and after.
+fn check_kinds(cmdline: &'static str, booting: (u64, u64), booted: (u64, u64)) {
+    sync::param::parse(cmdline).expect("the tests' own command line");
+    machine_with(2, rcu::init, |cx| {
+        for expected in [booting, booted] {
+            assert_eq!(passed(|| synchronize_rcu(cx)), expected);
+            assert_eq!(passed(|| synchronize_rcu_expedited(cx)), expected);
+            rcu::boot_ended();
+        }
+    });
+}
+
+#[test]
+fn rcu_expedited_makes_every_wait_expedited() {
+    in_own_process(|| check_kinds("rcupdate.rcu_expedited", (0, 1), (0, 1)));
+}
+
+#[test]
+fn rcu_normal_wins_over_rcu_expedited() {
+    in_own_process(|| check_kinds("rcupdate.rcu_normal rcupdate.rcu_expedited", (1, 0), (1, 0)));
+}
+
+#[test]
+fn rcu_normal_after_boot_allows_expedited_ones_until_then() {
+    in_own_process(|| check_kinds("rcupdate.rcu_normal_after_boot", (0, 1), (1, 0)));
 }
 
 #[test]

@@ -28,6 +28,7 @@ pub(crate) fn machine(cpus: usize, nodes: usize, body: impl FnOnce(&mut MaySleep
     let before_others = |cx: &mut MaySleep| {
         crate::init();
         rcu::init(cx);
+        rcu::boot_ended();
     };
     if let Err(stopped) = shared::try_machine_on(cpus, nodes, before_others, body) {
         panic!("{stopped}");

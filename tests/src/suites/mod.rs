@@ -14,6 +14,7 @@ mod nmi;
 mod percpu;
 mod rcu;
 mod rcu_torture;
+mod rcu_tree;
 mod sched;
 mod sched_idle;
 mod sched_mutex;

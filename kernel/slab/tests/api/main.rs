@@ -36,4 +36,5 @@ fn boot(cmdline: &'static str, body: impl FnOnce(&mut MaySleep) + Send) {
 fn up(cx: &mut MaySleep) {
     grange_slab::init();
     rcu::init(cx);
+    rcu::boot_ended();
 }
