@@ -7,9 +7,9 @@
 //! Answers to Linux kernel/rcu/tree.h (`struct rcu_data`).
 
 use core::cell::{Cell, RefCell};
-use core::sync::atomic::{AtomicU64, AtomicUsize};
 
 use arch::CpuId;
+use sync::atomic::{AtomicU64, AtomicUsize};
 use sync::{IrqGuard, IrqWork, SpinIrqGuard};
 
 use crate::cblist::CbList;

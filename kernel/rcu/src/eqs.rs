@@ -30,7 +30,7 @@
 //!
 //! Ordering: ORD-2 in docs/rcu-ordering.md. Answers to Linux kernel/context_tracking.c; row R-15.
 
-use core::sync::atomic::{AtomicU64, Ordering, fence};
+use sync::atomic::{AtomicU64, Ordering, fence};
 
 use crate::cpu::{Shared, shared_here};
 

@@ -17,11 +17,16 @@
 //!
 //! Answers to Linux kernel/rcu/tree_exp.h; rows.
 
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+// Figures, which decide nothing and are no part of what models check.
+use core::sync::atomic::AtomicU64 as Count;
 
 use arch::{CpuMask, cpu};
 use sched::WaitQueue;
-use sync::{ATOMIC, IrqGuard, IrqWork, LockClass, MaySleep, SpinIrqGuard, SpinLock, smp};
+use sync::atomic::{AtomicBool, Ordering};
+use sync::{
+    ATOMIC, IrqGuard, IrqWork, LockClass, MaySleep, SpinIrqGuard, SpinLock, array_of, const_unless_loom, smp,
+    static_or_lazy,
+};
 
 use crate::cpu::{own, shared};
 use crate::eqs::{Look, before_looks, look_at};
@@ -32,25 +37,27 @@ use crate::seq::{Seq, SeqCounter};
 use crate::stall;
 use crate::tree::{Node, NodeState, tree};
 
-/// The expedited grace period's counter (EXP-1).
-pub(crate) static SEQ: SeqCounter = SeqCounter::new();
-/// Somebody has the turn.
-static TURN: AtomicBool = AtomicBool::new(false);
-/// Where requests wait for the turn.
-static TURNS: WaitQueue = WaitQueue::new();
-/// The root has nothing left to wait for. Cleared by whoever has the turn.
-static CLEAR: AtomicBool = AtomicBool::new(false);
-/// Where whoever has the turn waits for `CLEAR`.
-static ANSWERS: WaitQueue = WaitQueue::new();
-/// Wakes it from places with interrupts off, where a run queue may be held (GP-3).
-static WAKE: IrqWork = IrqWork::new(|_| {
-    ANSWERS.wake_all();
-});
+static_or_lazy! {
+    /// The expedited grace period's counter (EXP-1).
+    pub(crate) static SEQ: SeqCounter = SeqCounter::new();
+    /// Somebody has the turn.
+    static TURN: AtomicBool = AtomicBool::new(false);
+    /// Where requests wait for the turn.
+    static TURNS: WaitQueue = WaitQueue::new();
+    /// The root has nothing left to wait for. Cleared by whoever has the turn.
+    static CLEAR: AtomicBool = AtomicBool::new(false);
+    /// Where whoever has the turn waits for `CLEAR`.
+    static ANSWERS: WaitQueue = WaitQueue::new();
+    /// Wakes it from places with interrupts off, where a run queue may be held (GP-3).
+    static WAKE: IrqWork = IrqWork::new(|_| {
+        ANSWERS.wake_all();
+    });
+}
 
 /// Expedited grace periods so far.
-pub(crate) static COUNT: AtomicU64 = AtomicU64::new(0);
+pub(crate) static COUNT: Count = Count::new(0);
 /// Interrupts sent for them.
-pub(crate) static IPIS: AtomicU64 = AtomicU64::new(0);
+pub(crate) static IPIS: Count = Count::new(0);
 
 /// Requests with neighbouring numbers wait in different queues, so that the end of one does not wake the other's.
 const QUEUES: usize = 4;
@@ -67,8 +74,10 @@ pub(crate) struct ExpNode {
 }
 
 impl ExpNode {
-    pub(crate) const fn new() -> Self {
-        ExpNode { asked: SpinLock::new(Seq::INITIAL, &ASKED_CLASS), waiting: [const { WaitQueue::new() }; QUEUES] }
+    const_unless_loom! {
+        pub(crate) fn new() -> Self {
+            ExpNode { asked: SpinLock::new(Seq::INITIAL, &ASKED_CLASS), waiting: array_of!(WaitQueue::new(); QUEUES) }
+        }
     }
 
     fn queue_for(&self, target: Seq) -> &WaitQueue {

@@ -24,11 +24,13 @@
 //!
 //! Answers to Linux kernel/rcu/tree.c (`rcu_gp_kthread`, `rcu_start_this_gp`); rows, S3-30.
 
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+// Figures, which decide nothing and are no part of what models check.
+use core::sync::atomic::AtomicU64 as Count;
 
 use arch::{clock, cpu};
 use sched::WaitQueue;
-use sync::{ATOMIC, IrqGuard, IrqWork, LlistChain, MaySleep};
+use sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use sync::{ATOMIC, IrqGuard, IrqWork, LlistChain, MaySleep, static_or_lazy};
 
 use crate::config;
 use crate::cpu::shared;
@@ -40,31 +42,33 @@ use crate::stall;
 use crate::sync_gp;
 use crate::tree::{Node, NodeState, tree, tree_if_built};
 
-/// The normal grace period's counter (GP-1).
-pub(crate) static SEQ: SeqCounter = SeqCounter::new();
-/// A grace period is wished for. Set under the root's lock by wishers and by clean-up; cleared under it by [`start`].
-static WANTED: AtomicBool = AtomicBool::new(false);
-/// The number of the latest grace period whose root has nothing left to wait for, as raw [`Seq`].
-static CLEAR: AtomicU64 = AtomicU64::new(Seq::INITIAL.raw());
-/// Somebody has too many callbacks and wants the CPUs looked at now.
-static HURRY: AtomicBool = AtomicBool::new(false);
-/// Where the thread waits, for `WANTED` or for `CLEAR`.
-static THREAD: WaitQueue = WaitQueue::new();
-/// Wakes it from places that may not wake (GP-3).
-static WAKE: IrqWork = IrqWork::new(|_| {
-    THREAD.wake_all();
-});
+static_or_lazy! {
+    /// The normal grace period's counter (GP-1).
+    pub(crate) static SEQ: SeqCounter = SeqCounter::new();
+    /// A grace period is wished for. Set under the root's lock by wishers and by clean-up; cleared under it by [`start`].
+    static WANTED: AtomicBool = AtomicBool::new(false);
+    /// The number of the latest grace period whose root has nothing left to wait for, as raw [`Seq`].
+    static CLEAR: AtomicU64 = AtomicU64::new(Seq::INITIAL.raw());
+    /// Somebody has too many callbacks and wants the CPUs looked at now.
+    static HURRY: AtomicBool = AtomicBool::new(false);
+    /// Where the thread waits, for `WANTED` or for `CLEAR`.
+    static THREAD: WaitQueue = WaitQueue::new();
+    /// Wakes it from places that may not wake (GP-3).
+    static WAKE: IrqWork = IrqWork::new(|_| {
+        THREAD.wake_all();
+    });
+}
 
 /// What the thread does, for reports: see [`Phase`].
-static PHASE: AtomicU64 = AtomicU64::new(Phase::Idle as u64);
+static PHASE: Count = Count::new(Phase::Idle as u64);
 /// When the running grace period started, in nanoseconds.
-pub(crate) static STARTED_NS: AtomicU64 = AtomicU64::new(0);
+pub(crate) static STARTED_NS: Count = Count::new(0);
 /// Grace periods so far.
-pub(crate) static COUNT: AtomicU64 = AtomicU64::new(0);
+pub(crate) static COUNT: Count = Count::new(0);
 /// Scans for CPUs that have not reported.
-pub(crate) static SCANS: AtomicU64 = AtomicU64::new(0);
+pub(crate) static SCANS: Count = Count::new(0);
 /// CPUs left alone at set-up because they idled.
-pub(crate) static IDLE_AT_START: AtomicU64 = AtomicU64::new(0);
+pub(crate) static IDLE_AT_START: Count = Count::new(0);
 
 /// What the grace-period thread does.
 #[derive(Copy, Clone, Debug, Eq, PartialEq)]

@@ -16,9 +16,8 @@
 //!
 //! The raw numbers are never handed out by address (S3-26). Rows R-10, S3-18, S3-25 to S3-28.
 
-use core::sync::atomic::{AtomicU64, Ordering};
-
-use sync::{ATOMIC, IrqGuard, MaySleep, SpinIrqGuard};
+use sync::atomic::{AtomicU64, Ordering};
+use sync::{ATOMIC, IrqGuard, MaySleep, SpinIrqGuard, static_or_lazy};
 
 use crate::exp;
 use crate::gp;
@@ -29,14 +28,16 @@ use crate::tree::{NodeState, tree};
 /// The root's lock, under which the twin is written (SEQ-1 for [`POLLED`]).
 type Root<'a> = SpinIrqGuard<'a, NodeState>;
 
-/// The polled twin.
-static POLLED: SeqCounter = SeqCounter::new();
-/// The twin as the running normal grace period found or started it; raw. Under the root's lock.
-static NORM_SNAP: AtomicU64 = AtomicU64::new(0);
-/// The same for the expedited one.
-static EXP_SNAP: AtomicU64 = AtomicU64::new(0);
-/// The furthest cookie that `start_poll` gave out; raw. Under the root's lock.
-static WANTED: AtomicU64 = AtomicU64::new(Seq::INITIAL.raw());
+static_or_lazy! {
+    /// The polled twin.
+    static POLLED: SeqCounter = SeqCounter::new();
+    /// The twin as the running normal grace period found or started it; raw. Under the root's lock.
+    static NORM_SNAP: AtomicU64 = AtomicU64::new(0);
+    /// The same for the expedited one.
+    static EXP_SNAP: AtomicU64 = AtomicU64::new(0);
+    /// The furthest cookie that `start_poll` gave out; raw. Under the root's lock.
+    static WANTED: AtomicU64 = AtomicU64::new(Seq::INITIAL.raw());
+}
 
 /// A point in time, to be asked later whether a grace period has passed since. See the module documentation.
 #[derive(Copy, Clone, Debug, Eq, PartialEq)]

@@ -22,7 +22,9 @@
 //! Contexts: all, NMI included. Answers to Linux kernel/rcu/rcu.h (`rcu_seq_*`); rows R-2, S3-26.
 
 use core::fmt;
-use core::sync::atomic::{AtomicU64, Ordering, fence};
+
+use sync::atomic::{AtomicU64, Ordering, fence};
+use sync::const_unless_loom;
 
 /// A grace-period sequence number: grace periods counted above two state bits.
 ///
@@ -144,9 +146,11 @@ impl fmt::Display for Seq {
 pub(crate) struct SeqCounter(AtomicU64);
 
 impl SeqCounter {
-    /// A counter at [`Seq::INITIAL`].
-    pub(crate) const fn new() -> Self {
-        SeqCounter(AtomicU64::new(Seq::INITIAL.0))
+    const_unless_loom! {
+        /// A counter at [`Seq::INITIAL`].
+        pub(crate) fn new() -> Self {
+            SeqCounter(AtomicU64::new(Seq::INITIAL.0))
+        }
     }
 
     /// The newest value, unordered: for decisions that a lock or a later check confirms.

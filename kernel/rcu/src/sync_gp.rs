@@ -12,7 +12,7 @@
 //! Answers to Linux kernel/rcu/tree.c (`synchronize_rcu_normal`, `rcu_sr_normal_*`); rows R-11, S5-12.
 
 use sched::Completion;
-use sync::{LlistChain, LlistHead, LlistNode, MaySleep};
+use sync::{LlistChain, LlistHead, LlistNode, MaySleep, static_or_lazy};
 
 use crate::gp;
 use crate::mode::{self, Kind};
@@ -29,8 +29,10 @@ struct Waiter {
     done: Completion,
 }
 
-/// Waiters that no grace period has taken yet.
-static WAITERS: LlistHead = LlistHead::new();
+static_or_lazy! {
+    /// Waiters that no grace period has taken yet.
+    static WAITERS: LlistHead = LlistHead::new();
+}
 
 /// Waits until every reader that was in its section at the call has left it.
 ///

@@ -22,10 +22,11 @@
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
+// A figure of the bench, no part of what models check.
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use arch::CpuId;
-use sync::{Cx, LockClass, Once, SpinIrqGuard, SpinLock};
+use sync::{Cx, LockClass, Once, SpinIrqGuard, SpinLock, static_or_lazy};
 
 use crate::blkd::BlockedList;
 use crate::exp::ExpNode;
@@ -135,7 +136,9 @@ pub(crate) struct Tree {
     nodes: &'static [Node],
 }
 
-static TREE: Once<Tree> = Once::new();
+static_or_lazy! {
+    static TREE: Once<Tree> = Once::new();
+}
 
 impl Tree {
     /// The root.

@@ -103,6 +103,8 @@ pub use arch::per_cpu;
 #[doc(hidden)]
 pub mod private {
     pub use linkme;
+    #[cfg(loom)]
+    pub use loom;
 }
 
 /// Installs the interrupt, NMI and exception handlers of this storey with the machine.
