@@ -2,13 +2,14 @@
 //!
 //! A variable of the dynamic part has no symbol of its own. What stands for it is the address at which it would lie in the
 //! template: with gs in front, that is this CPU's copy (PERCPU-2). The address is worked out once, when the variable is made.
+//! A variable of the static part has such an address too, so that one piece of code can serve both ([`DynPlace::of`]).
 
 use core::sync::atomic::Ordering;
 
-use super::{OFFSETS, template, this_cpu_ptr};
+use super::{OFFSETS, PerCpu, Symbol, template, this_cpu_ptr};
 use crate::cpu::CpuId;
 
-/// The same place in the dynamic part of every area.
+/// The same place in every area: in the dynamic part, or that of a variable of the static part.
 ///
 /// The accessors reach byte `AT` behind it. Each is one gs-relative instruction, so right against interrupts, NMIs and
 /// migration without a pin, and a compiler barrier, as those of [`PerCpu`](super::PerCpu) are.
@@ -24,6 +25,23 @@ impl DynPlace {
     /// Byte `offset` of every area.
     pub fn new(offset: usize) -> Self {
         Self(template().0.cast_mut().wrapping_add(offset))
+    }
+
+    /// Where `var` lies, for who deals with static and dynamic variables alike.
+    pub const fn of<S: Symbol>(var: &'static PerCpu<S>) -> Self {
+        Self(var.template.get().cast())
+    }
+
+    /// The address that stands for the place, to be kept in an atomic.
+    #[inline(always)]
+    pub const fn as_ptr(self) -> *mut u8 {
+        self.0
+    }
+
+    /// The place that an address from [`as_ptr`](Self::as_ptr) stands for.
+    #[inline(always)]
+    pub const fn from_ptr(address: *mut u8) -> Self {
+        Self(address)
     }
 
     /// How far from the base of an area.
@@ -89,6 +107,16 @@ impl DynPlace {
         }
     }
 
+    /// Adds 1 to the u64 there by a locked instruction, which is a full barrier: also against CPUs that do the same through
+    /// [`ptr_on`](Self::ptr_on).
+    #[inline(always)]
+    pub unsafe fn inc_locked<const AT: usize>(self) {
+        // SAFETY: as in `load`.
+        unsafe {
+            core::arch::asm!("lock inc qword ptr gs:[{p} + {at}]", p = in(reg) self.0, at = const AT, options(nostack));
+        }
+    }
+
     /// Sets the lowest bit of the u32 there; whether it was set.
     #[inline(always)]
     pub unsafe fn test_and_set<const AT: usize>(self) -> bool {
@@ -130,6 +158,11 @@ impl DynPlace {
     }
 
     pub unsafe fn inc<const AT: usize>(self) {
+        // SAFETY: the caller's contract.
+        unsafe { self.add::<AT>(1) }
+    }
+
+    pub unsafe fn inc_locked<const AT: usize>(self) {
         // SAFETY: the caller's contract.
         unsafe { self.add::<AT>(1) }
     }

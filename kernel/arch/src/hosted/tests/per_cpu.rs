@@ -109,13 +109,25 @@ fn each_cpu_has_a_dynamic_part_of_its_own() {
             place.clear::<4>();
             assert!(!place.test_and_set::<4>() && place.test_and_set::<4>());
             place.inc::<8>();
-            place.add::<8>(41);
+            place.inc_locked::<8>();
+            place.add::<8>(40);
             assert_eq!(place.load::<8>().addr(), 0x0101_0101_0101_0101 + 42);
             place.clear::<4>();
             assert!(!place.test_and_set::<4>());
             assert_eq!(places[0].cast::<[u32; 4]>().read(), [0x0101_0101, 1, 0x0101_0101 + 42, 0x0101_0101]);
             assert_eq!(places[1].cast::<[u32; 4]>().read(), [0x0202_0202; 4], "another CPU's stays as it was");
         }
+    });
+}
+
+#[test]
+fn a_variable_of_the_static_part_has_a_place_as_well() {
+    machine(2, || {
+        let place = percpu::DynPlace::from_ptr(percpu::DynPlace::of(&OUTSIDE).as_ptr());
+        // SAFETY: a u64 lies there.
+        unsafe { place.inc::<0>() };
+        assert_eq!(OUTSIDE.get(), 8);
+        assert_eq!(place.ptr_on(CpuId::new(1)).cast(), OUTSIDE.ptr_on(CpuId::new(1)));
     });
 }
 
