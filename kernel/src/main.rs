@@ -18,7 +18,6 @@
 extern crate alloc;
 
 #[cfg(target_os = "none")]
-mod ask;
 #[cfg(target_os = "none")]
 mod build_id;
 #[cfg(target_os = "none")]

@@ -12,8 +12,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use arch::bare::report;
 use arch::trap::TrapFrame;
 use arch::{CpuId, clock, cpu, irq};
-use sched::Thread;
-use sync::context::{self, HARDIRQ_OFFSET, NMI_OFFSET, SOFTIRQ_DISABLE_OFFSET, SOFTIRQ_OFFSET};
+use sched::ask::Activity;
 use sync::hooks::HOOKS;
 use sync::lock_order::{self, HeldLock};
 
@@ -25,12 +24,6 @@ const PATIENCE_NS: u64 = 3_000_000_000;
 
 /// Locks that are told of.
 const LOCKS: usize = 8;
-
-/// Where `preempt_count` counts what.
-const PREEMPT_BITS: u32 = SOFTIRQ_OFFSET - 1;
-const SOFTIRQS_OFF_BITS: u32 = 0x7f * SOFTIRQ_DISABLE_OFFSET;
-const HARDIRQ_BITS: u32 = 0xf * HARDIRQ_OFFSET;
-const NMI_BITS: u32 = 0xf * NMI_OFFSET;
 
 /// Somebody is answering. Taken and given back by the CPU that speaks.
 static SPEAKING: AtomicBool = AtomicBool::new(false);
@@ -49,9 +42,7 @@ pub(crate) struct Whereabouts {
 impl Whereabouts {
     /// Of this CPU, which an NMI has interrupted.
     pub(crate) fn in_nmi(frame: &TrapFrame) -> Self {
-        // An NMI counts as one and as an interrupt; what it interrupted is the rest.
-        let count = context::preempt_count() - (NMI_OFFSET + HARDIRQ_OFFSET);
-        let context = Context { count, ..Context::of(frame) };
+        let context = Context::new(Activity::under_nmi(frame));
         Self { ip: frame.ip(), rbp: frame.regs.rbp, context }
     }
 
@@ -68,18 +59,15 @@ impl Whereabouts {
 #[derive(Clone, Copy)]
 pub(crate) struct Context {
     cpu: CpuId,
-    count: u32,
+    activity: Activity,
     /// The locks that the CPU and its thread hold, as far as there is room; known where locks are checked.
     locks: [Option<HeldLock>; LOCKS],
-    irqs_on: bool,
-    /// The thread that runs or was interrupted.
-    pub(crate) thread: &'static Thread,
 }
 
 impl Context {
-    /// Of the code that runs now.
-    pub(crate) fn current() -> Self {
-        let (cpu, thread) = (cpu::current(), sched::current());
+    /// Of this CPU, which is in the middle of this.
+    fn new(activity: Activity) -> Self {
+        let cpu = cpu::current();
         let mut locks = [None; LOCKS];
         let mut free = locks.iter_mut();
         let mut add = |lock| {
@@ -88,13 +76,18 @@ impl Context {
             }
         };
         lock_order::for_each_held(cpu, &mut add);
-        thread.for_each_lock(&mut add);
-        Self { cpu, count: context::preempt_count(), locks, irqs_on: irq::enabled(), thread }
+        activity.thread.for_each_lock(&mut add);
+        Self { cpu, activity, locks }
+    }
+
+    /// Of the code that runs now.
+    pub(crate) fn current() -> Self {
+        Self::new(Activity::here())
     }
 
     /// Of the code that an exception has interrupted.
     pub(crate) fn of(frame: &TrapFrame) -> Self {
-        Self { irqs_on: frame.irqs_were_on(), ..Self::current() }
+        Self::new(Activity::under_exception(frame))
     }
 
     /// Says it in lines of a report.
@@ -110,20 +103,7 @@ impl Context {
 
 impl fmt::Display for Context {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let over = match self.count {
-            count if count & NMI_BITS != 0 => "an NMI over ",
-            count if count & HARDIRQ_BITS != 0 => "an interrupt over ",
-            count if count & SOFTIRQ_OFFSET != 0 => "a softirq over ",
-            _ => "",
-        };
-        let irqs = if self.irqs_on { "on" } else { "off" };
-        let softirqs = if self.count & SOFTIRQS_OFF_BITS != 0 { ", softirqs off" } else { "" };
-        let preempt = self.count & PREEMPT_BITS;
-        match self.thread.tid() {
-            0 => write!(f, "{over}early boot")?,
-            tid => write!(f, "{over}task {}/{tid}", self.thread.name())?,
-        }
-        write!(f, ", irqs {irqs}{softirqs}, preempt {preempt}")
+        self.activity.fmt(f)
     }
 }
 

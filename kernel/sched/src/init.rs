@@ -23,7 +23,7 @@ use crate::rq::RunQueue;
 use crate::spawn::{self, SpawnError};
 use crate::switch::{self, IDLE_THREAD};
 use crate::thread::{self, BOOT_THREAD, CURRENT, NAME_BYTES, STAYS_FOR_EVER, Thread, cpu_number};
-use crate::{below, idle, softirq, stop, tick, work};
+use crate::{ask, below, idle, softirq, stop, tick, work};
 
 /// Makes the boot flow the first thread and starts the boot CPU's tick. Returns that thread's token, with interrupts on.
 ///
@@ -76,6 +76,7 @@ pub unsafe fn init() -> Result<MaySleep, SpawnError> {
         softirq::start_daemon(&mut cx, cpu)?;
     }
     work::init(&mut cx)?;
+    ask::init();
     Ok(cx)
 }
 

@@ -13,7 +13,7 @@
 //! | [`affinity`], [`stop`], [`park`] | where threads may run, stopping CPUs, parked threads |
 //! | [`hotplug`] | CPUs that go and come, and who is told |
 //! | [`watchdog`] | CPUs and threads that do not get on, found and reported |
-//! | [`trace`] | backtraces of threads that do not run |
+//! | [`trace`], [`ask`] | backtraces of threads that do not run, and of CPUs |
 //! | [`hooks`] | where RCU plugs in |
 //!
 //! # Contexts
@@ -59,6 +59,8 @@ pub mod state;
 
 #[cfg(not(loom))]
 pub mod affinity;
+#[cfg(not(loom))]
+pub mod ask;
 #[cfg(not(loom))]
 mod below;
 #[cfg(not(loom))]

@@ -4,8 +4,9 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use arch::trap::TrapFrame;
 use arch::{clock, cpu, ipi, irq};
+use sched::Prio;
 use sync::nmi::NmiHandler;
-use sync::{IrqGuard, Once, SpinLock, context, lock_class};
+use sync::{IrqGuard, Once, PreemptGuard, SpinLock, context, lock_class};
 
 use crate::{ensure, ensure_eq, ktest, skip};
 
@@ -126,6 +127,35 @@ ktest! {
             whole |= line.windows(sought.len()).any(|window| window == sought);
         });
         ensure!(whole, "the line is not in the log in one piece");
+        Ok(())
+    }
+
+    /// Threads on all CPUs ask all CPUs where they are, each itself among them: every answer was begun after its question,
+    /// and no NMI is left over.
+    #[tags(race)]
+    fn any_number_may_ask_one_cpu_at_once_and_nobody_gets_an_old_answer(t: &mut Test) {
+        const ROUNDS: usize = 20;
+        let unknown = sync::nmi::unknown_count();
+        let mut askers = alloc::vec::Vec::new();
+        for on in cpu::online().iter() {
+            let asker = sched::spawn(t.cx, "asker", Prio::NORMAL, Some(on), move |cx| {
+                let mut wrong = 0;
+                for _ in 0..ROUNDS {
+                    for other in cpu::online().iter() {
+                        wrong += usize::from(sched::ask::where_is(other).is_none());
+                    }
+                    // Who ran here before has been asked, too.
+                    let _pin = PreemptGuard::new(cx);
+                    let me = sched::current().tid();
+                    wrong += usize::from(sched::ask::where_is(on).is_none_or(|it| it.activity.thread.tid() != me));
+                }
+                wrong
+            });
+            askers.push(asker.map_err(|error| crate::__failed!("{error}"))?);
+        }
+        let wrong: usize = askers.into_iter().map(|asker| asker.join(t.cx)).sum();
+        ensure_eq!(wrong, 0);
+        ensure_eq!(sync::nmi::unknown_count(), unknown);
         Ok(())
     }
 }

@@ -125,7 +125,7 @@ ktest! {
             spin(over);
         })?;
         ensure!(report.contains(&format!("hard LOCKUP on cpu {target} (drill)")), "{report}");
-        ensure!(report.contains("it runs culprit/") && report.contains("interrupts off"), "{report}");
+        ensure!(report.contains("it is in task culprit/") && report.contains("irqs off"), "{report}");
         ensure!(!cfg!(debug_assertions) || report.contains("\"test.stuck\""), "the lock: {report}");
         ensure!(report.contains("which looks after it"), "the evidence: {report}");
         ensure!(report.contains("  #2 0x"), "a backtrace: {report}");

@@ -21,10 +21,10 @@ use arch::{CpuId, clock, cpu};
 use sync::context;
 use sync::{ATOMIC, IrqGuard, smp};
 
-use super::answer::{self, Answer, Collected};
 use super::pace::{Incident, Pace};
-use super::report::{Seconds, backtrace, evidence, locks_of_cpu, locks_of_thread, report};
+use super::report::{Seconds, evidence, locks_of_cpu, locks_of_thread, report};
 use super::{Kind, limits};
+use crate::ask::{self, Activity, Frames};
 use crate::notifier::{self, Notifier, Order};
 use crate::thread::{Thread, current};
 use crate::timer::{self, Timer};
@@ -187,9 +187,8 @@ fn look_at_this(watch: &Watch, now: u64, period: u64) {
 
 fn report_soft(thread: &Thread, age: u64, pace: Pace, period: u64) {
     let here = cpu::current();
-    let mut frames = Collected::new();
+    let mut frames = Frames::new();
     arch::backtrace::current(&mut |ip| frames.push(ip));
-    let frames = frames.done();
     let (name, tid, s) = (thread.name(), thread.tid(), age / 1_000_000_000);
     report(
         Kind::SoftLockup,
@@ -204,7 +203,7 @@ fn report_soft(thread: &Thread, age: u64, pace: Pace, period: u64) {
             locks_of_cpu(f, here)?;
             locks_of_thread(f, thread)?;
             evidence(f, &format_args!("the watchdog of CPU {here}"), pace.late_ns(), period)?;
-            backtrace(f, &frames)
+            write!(f, "{frames}")
         },
     );
 }
@@ -248,8 +247,8 @@ fn is_silent(cpu: CpuId, now: u64, age: u64) -> bool {
 fn report_silent(cpu: CpuId, pace: Pace, period: u64) {
     let mut answer = None;
     for _ in 0..QUESTIONS {
-        answer = answer::ask(cpu);
-        if answer.is_none_or(|answer| answer.irqs_on) {
+        answer = ask::where_is(cpu);
+        if answer.is_none_or(|answer| answer.activity.irqs_on) {
             break;
         }
     }
@@ -258,22 +257,16 @@ fn report_silent(cpu: CpuId, pace: Pace, period: u64) {
     let silent = Seconds(now.saturating_sub(last));
     let tell = |f: &mut core::fmt::Formatter<'_>, what: &str| {
         write!(f, "\n  CPU {cpu} has not beaten for {silent}, since {} after boot: {what}", Seconds(last))?;
-        if let Some(Answer { thread, irqs_on, preempt_count, .. }) = answer {
-            let irqs = if irqs_on { "on" } else { "off" };
-            write!(
-                f,
-                "\n  it runs {}/{}, interrupts {irqs}, preempt_count {preempt_count:#x}",
-                thread.name(),
-                thread.tid()
-            )?;
-            locks_of_thread(f, thread)?;
+        if let Some(answer) = answer {
+            write!(f, "\n  it is in {}", answer.activity)?;
+            locks_of_thread(f, answer.activity.thread)?;
         }
         locks_of_cpu(f, cpu)?;
         evidence(f, &format_args!("CPU {here}, which looks after it,"), pace.late_ns(), period)?;
-        answer.map_or(Ok(()), |answer| backtrace(f, &answer.frames))
+        answer.map_or(Ok(()), |answer| write!(f, "{}", answer.frames))
     };
-    match answer {
-        Some(Answer { irqs_on: true, thread, .. }) => {
+    match answer.map(|answer| answer.activity) {
+        Some(Activity { irqs_on: true, thread, .. }) => {
             let programmed = timer::programmed_on(cpu);
             let overdue = Seconds(now.saturating_sub(programmed));
             report(

@@ -20,12 +20,11 @@
 //! Limits come from the command line and can be changed by [`set_limits`]; under limits that are marked as a *drill*
 //! reports say so and are counted apart.
 //!
-//! Contexts: timers in hardirq context, `khungtaskd` is a thread, the answer to a question is given in NMI context.
+//! Contexts: timers in hardirq context, `khungtaskd` is a thread.
 //! Nothing allocates.
 //!
 //! Linux: `kernel/watchdog.c`, `kernel/watchdog_buddy.c`, `kernel/hung_task.c`.
 
-mod answer;
 mod cpu;
 mod pace;
 mod report;
@@ -38,6 +37,7 @@ use sync::{MaySleep, param};
 use crate::spawn::SpawnError;
 
 pub use cpu::{Beat, beat_of};
+pub use pace::Pace;
 pub(crate) use task::TaskWatch;
 pub use task::{Idling, idling};
 
@@ -176,7 +176,6 @@ pub fn reports(kind: Kind) -> (u64, u64) {
 ///
 /// [`SpawnError`] when there is no memory for `khungtaskd`.
 pub fn start(cx: &mut MaySleep) -> Result<(), SpawnError> {
-    answer::init();
     cpu::init();
     task::start(cx)?;
     let ns = |seconds: u32| u64::from(seconds) * NS_PER_S;

@@ -8,7 +8,7 @@
 
 /// The time that a watchdog has watched, and how late it was.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
-pub(super) struct Pace {
+pub struct Pace {
     last_ns: u64,
     /// Watched since the last [`Pace::restart`].
     watched_ns: u64,
@@ -17,17 +17,19 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    pub(super) const fn new() -> Pace {
+    /// One that has watched nothing yet.
+    #[expect(clippy::new_without_default, reason = "a default would watch from the boot on")]
+    pub const fn new() -> Pace {
         Pace { last_ns: 0, watched_ns: 0, late_ns: 0 }
     }
 
     /// Begins anew at `now`.
-    pub(super) fn restart(&mut self, now: u64) {
+    pub fn restart(&mut self, now: u64) {
         *self = Pace { last_ns: now, watched_ns: 0, late_ns: 0 };
     }
 
     /// A look at `now`, which was due `period_ns` after the last; the time watched so far.
-    pub(super) fn look(&mut self, now: u64, period_ns: u64) -> u64 {
+    pub fn look(&mut self, now: u64, period_ns: u64) -> u64 {
         let since = now.saturating_sub(self.last_ns);
         self.watched_ns += since.min(period_ns + period_ns / 2);
         self.late_ns = self.late_ns.max(since.saturating_sub(period_ns));
@@ -36,12 +38,12 @@ impl Pace {
     }
 
     /// The latest that a look has come.
-    pub(super) fn late_ns(&self) -> u64 {
+    pub fn late_ns(&self) -> u64 {
         self.late_ns
     }
 
     /// The same, which is forgotten then.
-    pub(super) fn take_late_ns(&mut self) -> u64 {
+    pub fn take_late_ns(&mut self) -> u64 {
         core::mem::take(&mut self.late_ns)
     }
 }

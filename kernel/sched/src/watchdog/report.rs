@@ -8,7 +8,6 @@ use core::sync::atomic::Ordering;
 use arch::CpuId;
 use sync::lock_order::{self, HeldLock};
 
-use super::answer::Frames;
 use super::{Kind, REPORTS, limits};
 use crate::thread::Thread;
 
@@ -71,13 +70,4 @@ fn locks(
         any = true;
     });
     result.and_then(|()| if any { Ok(()) } else { f.write_str(" none") })
-}
-
-/// One line a frame, for `xtask` to add functions and places to.
-pub(super) fn backtrace(f: &mut fmt::Formatter<'_>, frames: &Frames) -> fmt::Result {
-    f.write_str("\n  backtrace:")?;
-    for (depth, ip) in frames.iter().take_while(|&&ip| ip != 0).enumerate() {
-        write!(f, "\n  #{depth} {ip:#018x}")?;
-    }
-    Ok(())
 }

@@ -17,10 +17,10 @@ use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsiz
 use arch::{clock, cpu};
 use sync::MaySleep;
 
-use super::answer::{Collected, Frames, MAX_FRAMES};
 use super::pace::{Incident, Pace};
-use super::report::{Seconds, backtrace, evidence, locks_of_thread, report};
+use super::report::{Seconds, evidence, locks_of_thread, report};
 use super::{Kind, limits};
+use crate::ask::Frames;
 use crate::spawn::{SpawnError, spawn};
 use crate::state::State;
 use crate::thread::{Prio, Thread, current, for_each};
@@ -172,8 +172,8 @@ struct Sight {
 impl Sight {
     /// `None` if it is on a CPU after all, or has ended.
     fn of(thread: &'static Thread, tid: u64) -> Option<Sight> {
-        let mut sight = Sight { sleeps: thread.state() == State::Sleeping, owner: None, frames: [0; MAX_FRAMES] };
-        let mut frames = Collected::new();
+        let mut sight = Sight { sleeps: thread.state() == State::Sleeping, owner: None, frames: Frames::new() };
+        let mut frames = Frames::new();
         let visit = &mut |ip| {
             frames.push(ip);
             sight.sleeps = thread.state() == State::Sleeping;
@@ -182,7 +182,7 @@ impl Sight {
             sight.owner = word.and_then(|word| crate::mutex::owner_in(word.load(Ordering::Relaxed)));
         };
         backtrace_of(thread, tid, visit).ok()?;
-        sight.frames = frames.done();
+        sight.frames = frames;
         Some(sight)
     }
 
@@ -204,7 +204,7 @@ impl Sight {
                 locks_of_thread(f, owner)?;
             }
             evidence(f, &"khungtaskd", late_ns, period)?;
-            backtrace(f, &self.frames)
+            write!(f, "{}", self.frames)
         };
         if self.sleeps {
             let first = format_args!("INFO: task {name}:{tid} blocked for more than {s} seconds.");

@@ -8,15 +8,16 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt::Write;
 
+use ::sched::ask::{self, Answer, Frames as Called};
 use ::sched::trace::{NotAtRest, backtrace_of};
 use ::sched::{Thread, thread};
 use arch::bare::report::Frames;
-use arch::{CpuId, CpuMask, cpu};
+use arch::{CpuMask, cpu};
 use grange_kernel::table::{Table, Value};
 
 use super::sync::online_cpu;
+use crate::console;
 use crate::shell::{Complaint, Session, command};
-use crate::{ask, console};
 
 command!(
     bt,
@@ -32,7 +33,7 @@ const TRIES: usize = 100;
 struct Trace {
     who: String,
     state: String,
-    frames: Vec<u64>,
+    frames: Called,
 }
 
 fn bt(session: &mut Session<'_>, arguments: &[&str]) -> Result<(), Complaint> {
@@ -49,11 +50,11 @@ fn bt(session: &mut Session<'_>, arguments: &[&str]) -> Result<(), Complaint> {
     let mut text = String::new();
     for Trace { who, state, frames } in &traces {
         writeln!(text, "{who}: {state}")?;
-        if frames.is_empty() {
+        if frames.addresses().is_empty() {
             continue;
         }
         let mut lines = Frames::new(&mut text);
-        frames.iter().for_each(|&address| lines.push(address));
+        frames.addresses().iter().for_each(|&address| lines.push(address));
         lines.finish()?;
     }
     console::print(&text);
@@ -63,10 +64,10 @@ fn bt(session: &mut Session<'_>, arguments: &[&str]) -> Result<(), Complaint> {
 fn table(traces: &[Trace]) -> Table {
     let mut table = Table::new("bt", &["who", "state", "frame", "address"]);
     for Trace { who, state, frames } in traces {
-        for (frame, address) in frames.iter().enumerate() {
+        for (frame, address) in frames.addresses().iter().enumerate() {
             table.row([who.as_str().into(), state.as_str().into(), frame.into(), format!("{address:#018x}").into()]);
         }
-        if frames.is_empty() {
+        if frames.addresses().is_empty() {
             table.row([who.as_str().into(), state.as_str().into(), Value::None, Value::None]);
         }
     }
@@ -84,33 +85,24 @@ fn of_all() -> Vec<Trace> {
 }
 
 fn of_cpus(cpus: CpuMask) -> Vec<Trace> {
-    let silent = ask::where_are(&cpus);
-    cpus.iter().map(|id| if silent.contains(id) { no_answer(id) } else { of_cpu(id) }).collect()
+    cpus.iter().map(|id| of_cpu(format!("cpu {id}"), ask::where_is(id))).collect()
 }
 
-/// Of a CPU that has been asked and has answered.
-fn of_cpu(id: CpuId) -> Trace {
-    let answer = ask::answer(id);
-    Trace { who: format!("cpu {id}"), state: format!("{}", answer.context), frames: answer.addresses().collect() }
-}
-
-fn no_answer(id: CpuId) -> Trace {
-    Trace { who: format!("cpu {id}"), state: String::from("does not answer an NMI"), frames: Vec::new() }
+/// Of a CPU that has been asked.
+fn of_cpu(who: String, answer: Option<Answer>) -> Trace {
+    match answer {
+        Some(Answer { activity, frames }) => Trace { who, state: format!("{activity}"), frames },
+        None => Trace { who, state: String::from("its CPU does not answer an NMI"), frames: Called::new() },
+    }
 }
 
 fn of_thread(thread: &'static Thread) -> Trace {
     let tid = thread.tid();
     let who = format!("task {}/{tid}", thread.name());
-    let mut frames = Vec::with_capacity(ask::FRAMES);
+    let mut frames = Called::new();
     let mut why = "";
     for _ in 0..TRIES {
-        // No more than there is room for: this must not allocate.
-        let mut visit = |ip| {
-            if frames.len() < ask::FRAMES {
-                frames.push(ip);
-            }
-        };
-        match backtrace_of(thread, tid, &mut visit) {
+        match backtrace_of(thread, tid, &mut |ip| frames.push(ip)) {
             Ok(()) => {
                 return Trace { who, state: format!("{:?}, last on cpu {}", thread.state(), thread.cpu()), frames };
             }
@@ -120,11 +112,9 @@ fn of_thread(thread: &'static Thread) -> Trace {
                 return Trace { who, state: format!("on cpu {id}, which is offline"), frames };
             }
             Err(NotAtRest::OnCpu(id)) => {
-                if !ask::where_are(&CpuMask::of(id)).is_empty() {
-                    return Trace { who, ..no_answer(id) };
-                }
-                if core::ptr::eq(ask::answer(id).context.thread, thread) {
-                    return Trace { who, ..of_cpu(id) };
+                let answer = ask::where_is(id);
+                if answer.is_none_or(|answer| core::ptr::eq(answer.activity.thread, thread)) {
+                    return of_cpu(who, answer);
                 }
                 why = "had moved on each time that it was looked for";
             }

@@ -2,12 +2,13 @@
 
 use alloc::string::String;
 
+use ::sched::ask;
 use ::sync::{param, smp};
 use arch::{CpuId, CpuMask, clock, cpu};
 use grange_kernel::table::{Table, Value};
 
+use crate::console;
 use crate::shell::{Complaint, Session, command};
-use crate::{ask, console};
 
 command!(dmesg, "[--json]", "the log, from its oldest line that is still there", dmesg);
 command!(params, "[TEXT] [--json]", "command line parameters: default, value, unit, what is allowed, meaning", params);
@@ -71,13 +72,12 @@ fn nmi(session: &mut Session<'_>, arguments: &[&str]) -> Result<(), Complaint> {
         None => cpu::online() - CpuMask::of(cpu::current()),
         Some(number) => CpuMask::of(online_cpu(number)?),
     };
-    let silent = ask::where_are(&targets);
-    if !silent.is_empty() {
-        return Err(Complaint::new(format_args!("no answer from CPUs {silent}")));
-    }
     let mut table = Table::new("nmi", &["cpu", "frame", "address"]);
     for target in targets.iter() {
-        for (frame, address) in ask::answer(target).addresses().enumerate() {
+        let Some(answer) = ask::where_is(target) else {
+            return Err(Complaint::new(format_args!("no answer from CPU {target}")));
+        };
+        for (frame, address) in answer.frames.addresses().iter().enumerate() {
             table.row([target.index().into(), frame.into(), alloc::format!("{address:#018x}").into()]);
         }
     }
@@ -91,7 +91,7 @@ fn ipi(session: &mut Session<'_>, _: &[&str]) -> Result<(), Complaint> {
             smp::call_on(id, |_| {}, 0, true);
             true
         })?;
-        let nmi = time(|| ask::ping(id))?;
+        let nmi = time(|| ask::where_is(id).is_some())?;
         table.row([id.index().into(), call.0.into(), call.1.into(), nmi.0.into(), nmi.1.into()]);
     }
     session.show(&table)
