@@ -82,7 +82,7 @@ fn loom(workspace: &Workspace) -> (Command, PathBuf) {
     cargo.env("RUSTFLAGS", format!("{flags} --cfg loom").trim_start()).envs(LOOM_PROFILE).env("CARGO_TARGET_DIR", &dir);
     // A program built for loom has no other tests than models.
     cargo.args(["test", "--release", "--lib", "--no-fail-fast", "--color=never"]);
-    cargo.args(["-p", "grange-sync", "-p", "grange-sched"]);
+    cargo.args(["-p", "grange-sync", "-p", "grange-sched", "-p", "grange-rcu"]);
     (cargo, dir)
 }
 

@@ -20,6 +20,9 @@
 use core::ptr;
 use core::sync::atomic::{AtomicPtr, Ordering};
 
+#[cfg(loom)]
+use crate::model::sched;
+
 /// What a member of the list brings along.
 pub(crate) trait Linked: Sized {
     /// Towards the tail.
@@ -179,7 +182,7 @@ impl<T: Linked + 'static> BlockedList<T> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     extern crate std;
     use super::*;

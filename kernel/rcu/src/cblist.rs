@@ -339,6 +339,6 @@ unsafe fn next_of(head: *mut CallbackHead) -> *mut CallbackHead {
     unsafe { (*head).next.load(Ordering::Relaxed) }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 #[path = "cblist_tests.rs"]
 mod tests;

@@ -2,6 +2,9 @@
 
 use sync::param;
 
+#[cfg(loom)]
+use crate::model::{arch, sched, sync};
+
 param! {
     /// Children of an inner node of the combining tree.
     pub static FANOUT: u32 = "grange.rcu_fanout", default 64, in 2..=64, unit "nodes";

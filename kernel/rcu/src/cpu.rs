@@ -13,6 +13,8 @@ use sync::atomic::{AtomicU64, AtomicUsize};
 use sync::{IrqGuard, IrqWork, SpinIrqGuard};
 
 use crate::cblist::CbList;
+#[cfg(loom)]
+use crate::model::{arch, sync};
 use crate::seq::Seq;
 
 /// Proof that interrupts are off on this CPU.

@@ -33,6 +33,8 @@
 use sync::atomic::{AtomicU64, Ordering, fence};
 
 use crate::cpu::{Shared, shared_here};
+#[cfg(loom)]
+use crate::model::{arch, sync};
 
 /// Whether RCU watches a CPU whose counter has this value.
 fn watches(value: u64) -> bool {

@@ -31,6 +31,8 @@ use sync::{
 use crate::cpu::{own, shared};
 use crate::eqs::{Look, before_looks, look_at};
 use crate::mode::{self, Kind};
+#[cfg(loom)]
+use crate::model::{arch, sched, sync};
 use crate::poll;
 use crate::reader::{ask_special, interrupted_sections, read_depth};
 use crate::seq::{Seq, SeqCounter};

@@ -30,11 +30,13 @@ use core::sync::atomic::AtomicU64 as Count;
 use arch::{clock, cpu};
 use sched::WaitQueue;
 use sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use sync::{ATOMIC, IrqGuard, IrqWork, LlistChain, MaySleep, static_or_lazy};
+use sync::{ATOMIC, IrqGuard, IrqWork, LlistChain, MaySleep, bug, static_or_lazy};
 
 use crate::config;
 use crate::cpu::shared;
 use crate::eqs::{Look, before_looks, look_at};
+#[cfg(loom)]
+use crate::model::{arch, sched, sync};
 use crate::poll;
 use crate::report::{report, report_unblocked};
 use crate::seq::{Seq, SeqCounter};
@@ -173,19 +175,24 @@ fn wake() {
 /// The life of thread `rcu_preempt`.
 pub(crate) fn thread(cx: &mut MaySleep) {
     loop {
-        Phase::Idle.enter();
-        let idling = sched::watchdog::idling();
-        THREAD.wait_until(cx, || WANTED.load(Ordering::Relaxed));
-        drop(idling);
-        Phase::SetUp.enter();
-        let (gp, waiters) = start();
-        set_up(cx, gp);
-        Phase::Wait.enter();
-        wait_for_readers(cx, gp);
-        Phase::CleanUp.enter();
-        clean_up(cx, gp);
-        sync_gp::wake(waiters);
+        serve_a_wish(cx);
     }
+}
+
+/// Waits for a wish and grants it.
+pub(crate) fn serve_a_wish(cx: &mut MaySleep) {
+    Phase::Idle.enter();
+    let idling = sched::watchdog::idling();
+    THREAD.wait_until(cx, || WANTED.load(Ordering::Relaxed));
+    drop(idling);
+    Phase::SetUp.enter();
+    let (gp, waiters) = start();
+    set_up(cx, gp);
+    Phase::Wait.enter();
+    wait_for_readers(cx, gp);
+    Phase::CleanUp.enter();
+    clean_up(cx, gp);
+    sync_gp::wake(waiters);
 }
 
 /// Step 2.
@@ -237,6 +244,13 @@ fn set_up_leaf(leaf: &'static Node, mut state: sync::SpinIrqGuard<'_, NodeState>
                 busy |= bit;
             }
         }
+    }
+    if bug!(
+        "rcu.gp_ends_early",
+        "a grace period ends before the CPUs that were busy have reported",
+        "rcu_torture.*a_grace_period"
+    ) {
+        busy = 0;
     }
     state.qsmask = busy;
     state.blkd.start_gp();

@@ -122,7 +122,7 @@ fn span_of(bucket: usize) -> (u64, u64) {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     extern crate std;
     use super::*;

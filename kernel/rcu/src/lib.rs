@@ -43,11 +43,17 @@
 //!
 //! Answers to Linux kernel/rcu/ as of 7.x; rows, S3-18, S3-24 to S3-30.
 #![no_std]
+// A model calls the steps one by one, and not all of them.
+#![cfg_attr(loom, allow(dead_code))]
 
 extern crate alloc;
+#[cfg(loom)]
+extern crate std;
 
+#[cfg(not(loom))]
 mod barrier;
 mod blkd;
+#[cfg(not(loom))]
 mod call;
 pub mod cblist;
 pub mod config;
@@ -57,26 +63,40 @@ mod exp;
 pub mod geometry;
 mod gp;
 pub mod hist;
+#[cfg(not(loom))]
 mod hotplug;
 mod mode;
+#[cfg(loom)]
+mod model;
 mod poll;
+#[cfg(not(loom))]
 mod ptr;
 mod qs;
 mod reader;
 mod report;
 pub mod seq;
+#[cfg(not(loom))]
 mod stall;
+#[cfg(not(loom))]
 mod stats;
 mod sync_gp;
 mod tree;
 
-use sched::Prio;
-use sched::hooks::Hooks;
-use sched::softirq::{self, Softirq};
-use sync::hooks::HOOKS;
-use sync::{ATOMIC, IrqGuard, MaySleep};
+#[cfg(not(loom))]
+use {
+    sched::Prio,
+    sched::hooks::Hooks,
+    sched::softirq::{self, Softirq},
+    sync::hooks::HOOKS,
+    sync::{ATOMIC, IrqGuard, MaySleep},
+};
 
+#[cfg(loom)]
+use model::{call, stall};
+
+#[cfg(not(loom))]
 pub use barrier::rcu_barrier;
+#[cfg(not(loom))]
 pub use call::call_rcu;
 pub use exp::synchronize_rcu_expedited;
 pub use gp::Phase;
@@ -85,13 +105,16 @@ pub use poll::{
     Cookie, FullCookie, Pollable, cond_synchronize, get_state, get_state_full, poll, poll_any, start_poll,
     start_poll_full,
 };
+#[cfg(not(loom))]
 pub use ptr::{Rcu, RcuBox, Retired};
 pub use reader::{RcuReadGuard, read_depth, read_lock};
+#[cfg(not(loom))]
 pub use stats::{CpuStats, NodeStats, Stats, cpu_stats, node_stats, stats};
 pub use sync::callback::{CallbackFn, CallbackHead};
 pub use sync_gp::synchronize_rcu;
 
 /// What the scheduler calls.
+#[cfg(not(loom))]
 static SCHED_HOOKS: Hooks = Hooks {
     context_switch: reader::context_switch,
     idle_enter: qs::idle_enter,
@@ -112,6 +135,7 @@ static SCHED_HOOKS: Hooks = Hooks {
 ///
 /// # Panics
 /// If the fan-outs of the command line cannot hold the CPUs (one line says so), or there is no memory for the thread.
+#[cfg(not(loom))]
 pub fn init(cx: &mut MaySleep) {
     let fanout = (config::FANOUT.get(), config::FANOUT_LEAF.get());
     mode::init();

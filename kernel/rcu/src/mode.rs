@@ -26,6 +26,8 @@ use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use sync::{IrqGuard, MaySleep};
 
 use crate::config;
+#[cfg(loom)]
+use crate::model::sync;
 use crate::tree::tree_if_built;
 use crate::{exp, gp, poll, sync_gp};
 

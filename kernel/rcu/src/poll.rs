@@ -21,6 +21,8 @@ use sync::{ATOMIC, IrqGuard, MaySleep, SpinIrqGuard, static_or_lazy};
 
 use crate::exp;
 use crate::gp;
+#[cfg(loom)]
+use crate::model::sync;
 use crate::seq::{Seq, SeqCounter};
 use crate::sync_gp::synchronize_rcu;
 use crate::tree::{NodeState, tree};

@@ -17,11 +17,13 @@
 use arch::cpu;
 use sched::hooks::TickFrom;
 use sched::softirq::{self, Softirq};
-use sync::{ATOMIC, IrqGuard, context};
+use sync::{ATOMIC, IrqGuard, bug, context};
 
 use crate::call;
 use crate::config::TICKS_TILL_RESCHED;
 use crate::cpu::{Own, own};
+#[cfg(loom)]
+use crate::model::{arch, sched, sync};
 use crate::reader::{ask_special, interrupted_sections, read_depth, retry_special};
 use crate::report::report;
 use crate::tree::{Node, tree};
@@ -44,7 +46,11 @@ pub(crate) fn note_gp(irqs: &IrqGuard<'_>) -> &'static Node {
         me.owes_qs.set(owes);
         me.ticks_owing.set(0);
         // After the lock: what follows on this CPU sees the update that this grace period waits for (ORD-4).
-        me.qs_passed.set(false);
+        me.qs_passed.set(bug!(
+            "rcu.qs_not_passed",
+            "a CPU that learns of a grace period reports a quiescent state that it has not passed",
+            "rcu_torture.*a_grace_period"
+        ));
         me.report_at_unlock.set(false);
     }
     leaf

@@ -41,12 +41,14 @@ use core::ptr;
 use core::sync::atomic::Ordering;
 
 use sched::Thread;
-use sync::{ATOMIC, Cx, IrqGuard, IrqWork, context};
+use sync::{ATOMIC, Cx, IrqGuard, IrqWork, bug, context};
 
 use crate::blkd::Blocks;
 use crate::cpu::{ByContract, own};
 use crate::eqs;
 use crate::exp;
+#[cfg(loom)]
+use crate::model::{arch, sched, sync};
 use crate::qs;
 use crate::report::report_unblocked;
 use crate::tree::{Node, tree};
@@ -128,7 +130,12 @@ fn unlock_special() {
         // An interrupt or a context switch between the `dec` and here has done it.
         return;
     }
-    if context::preempt_count() != 0 {
+    let puts_off = context::preempt_count() != 0 || !irqs_were_on;
+    if puts_off
+        && bug!("rcu.deferred_lost", "what the end of a reader puts off is forgotten", "rcu_torture.*a_grace_period")
+    {
+        READER.set(NOTHING_SPECIAL);
+    } else if context::preempt_count() != 0 {
         context::set_need_resched();
     } else if !irqs_were_on {
         crate::cpu::deferred_here(&irqs).queue();
@@ -256,7 +263,14 @@ fn queue_blocked(thread: &'static Thread) {
     let mut state = node.lock(ATOMIC);
     // A CPU that has reported (its bit is clear) can only have begun this reader after it did, or be in no reader that
     // the grace period waits for: the report comes from a place outside of readers, or this thread would be queued.
-    let blocks = Blocks { norm: state.qsmask & bit != 0, exp: state.expmask & bit != 0 };
+    let mut blocks = Blocks { norm: state.qsmask & bit != 0, exp: state.expmask & bit != 0 };
+    if bug!(
+        "rcu.blocked_ignored",
+        "a reader that is switched out holds no grace period up",
+        "rcu_torture.*a_grace_period"
+    ) {
+        blocks = Blocks::default();
+    }
     state.blkd.queue(thread, blocks);
     thread.rcu.blocked_node.store(ptr::from_ref(node).cast_mut().cast(), Ordering::Relaxed);
 }

@@ -14,6 +14,8 @@
 use sync::{ATOMIC, SpinIrqGuard};
 
 use crate::gp;
+#[cfg(loom)]
+use crate::model::sync;
 use crate::seq::Seq;
 use crate::tree::{Node, NodeState};
 

@@ -26,6 +26,9 @@ use core::fmt;
 use sync::atomic::{AtomicU64, Ordering, fence};
 use sync::const_unless_loom;
 
+#[cfg(loom)]
+use crate::model::sync;
+
 /// A grace-period sequence number: grace periods counted above two state bits.
 ///
 /// No `Ord`: the order is circular and only meaningful between numbers less than half the circle apart.
@@ -220,7 +223,7 @@ impl SeqCounter {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     extern crate std;
     use super::*;

@@ -16,6 +16,8 @@ use sync::{LlistChain, LlistHead, LlistNode, MaySleep, static_or_lazy};
 
 use crate::gp;
 use crate::mode::{self, Kind};
+#[cfg(loom)]
+use crate::model::{sched, sync};
 use crate::reader::read_depth;
 use crate::seq::Seq;
 

@@ -31,6 +31,8 @@ use sync::{Cx, LockClass, Once, SpinIrqGuard, SpinLock, static_or_lazy};
 use crate::blkd::BlockedList;
 use crate::exp::ExpNode;
 use crate::geometry::{Geometry, Place};
+#[cfg(loom)]
+use crate::model::{arch, sched, sync};
 use crate::seq::{Seq, SeqCounter};
 
 /// Protects [`NodeState`] of one node. See "Lock order" in the module documentation.

@@ -80,13 +80,11 @@ impl MaySleep {
     /// # Panics
     /// In checking builds, with the place of the caller and the place where preemption was
     /// switched off.
-    #[cfg(not(loom))]
     #[inline(always)]
     #[track_caller]
     pub fn assert_may_sleep(&mut self) {
-        if cfg!(debug_assertions) {
-            crate::context::check_may_sleep(core::panic::Location::caller());
-        }
+        #[cfg(all(debug_assertions, not(loom)))]
+        crate::context::check_may_sleep(core::panic::Location::caller());
     }
 }
 

@@ -1,0 +1,112 @@
+//! The models.
+//!
+//! | model | the real code | checks |
+//! |---|---|---|
+//! | [`idle`] | `seq`, `eqs` | ORD-1 and ORD-2: snapshot against start, looks against steps into and out of idle |
+//!
+//! What is checked everywhere is GP-GUARANTEE, by an [`Element`]: a version of it is written, as if it were freed, after a
+//! grace period has passed since it was replaced, and loom tells if a reader's access is not ordered before.
+
+use std::boxed::Box;
+use std::sync::Arc;
+
+use loom::cell::UnsafeCell;
+use loom::thread;
+
+use super::arch::cpu::{CPUS, run_as};
+use super::sched::{self, Thread};
+use super::sync::atomic::{AtomicUsize, Ordering};
+use super::sync::{ATOMIC, MaySleep};
+use crate::cpu::shared;
+use crate::geometry::Geometry;
+use crate::{eqs, exp, gp, poll, sync_gp, tree as nodes};
+
+mod idle;
+
+/// What readers find: the old version until it is replaced.
+struct Element {
+    current: AtomicUsize,
+    versions: [UnsafeCell<()>; 2],
+}
+
+// SAFETY: there is no data; loom watches who comes.
+unsafe impl Sync for Element {}
+
+impl Element {
+    fn new() -> Arc<Element> {
+        Arc::new(Element { current: AtomicUsize::new(0), versions: [UnsafeCell::new(()), UnsafeCell::new(())] })
+    }
+
+    /// In a section: finds a version and uses it.
+    fn find(&self) -> Found<'_> {
+        let found = Found(&self.versions[self.current.load(Ordering::Relaxed)]);
+        found.use_it();
+        found
+    }
+
+    /// `U`.
+    fn replace(&self) {
+        self.current.store(1, Ordering::Relaxed);
+    }
+
+    /// `F`.
+    fn free(&self) {
+        self.versions[0].with_mut(|_| ());
+    }
+}
+
+/// A version that a reader has found.
+struct Found<'a>(&'a UnsafeCell<()>);
+
+impl Found<'_> {
+    /// In the section that found it.
+    fn use_it(&self) {
+        self.0.with(|_| ());
+    }
+}
+
+/// Goes through the orders in which the threads of `body` can run, with so many preemptions.
+fn model(preemptions: usize, body: impl Fn() + Send + Sync + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(preemptions);
+    builder.check(body);
+}
+
+/// A machine of [`CPUS`] CPUs, two to a leaf and two leaves, of which those in `online` take part in grace periods; the
+/// others are parked.
+fn machine(online: &[usize]) {
+    nodes::build(Geometry::new(CPUS, 2, 2).expect("two levels"));
+    for leaf in nodes::tree().leaves() {
+        let mut state = leaf.lock(ATOMIC);
+        state.online =
+            leaf.cpus(u64::MAX >> 62).filter(|(cpu, _)| online.contains(&cpu.index())).map(|(_, bit)| bit).sum();
+    }
+    for cpu in (0..CPUS).filter(|cpu| !online.contains(cpu)) {
+        run_as(cpu);
+        eqs::cpu_down();
+    }
+    run_as(0);
+    sched::set_current(new_thread());
+    // loom calls their making a synchronisation, so they are all made here.
+    let (_, _) = (gp::SEQ.current(), exp::SEQ.current());
+    let _ = (poll::get_state(), sync_gp::has_waiters(), eqs::watching_here());
+}
+
+fn new_thread() -> &'static Thread {
+    Box::leak(Box::default())
+}
+
+/// The token of a model's thread.
+fn token() -> MaySleep {
+    // SAFETY: nothing here sleeps but by loom, which would tell.
+    unsafe { MaySleep::new() }
+}
+
+/// Runs `body` as CPU `cpu`, with a thread of its own.
+fn on_cpu(cpu: usize, body: impl FnOnce(&mut MaySleep) + Send + 'static) -> thread::JoinHandle<()> {
+    thread::spawn(move || {
+        run_as(cpu);
+        sched::set_current(new_thread());
+        body(&mut token());
+    })
+}
