@@ -2,6 +2,7 @@
 
 use sync::param;
 
+use crate::geometry::{Geometry, GeometryError, Spread};
 #[cfg(loom)]
 use crate::model::{arch, sched, sync};
 
@@ -16,12 +17,18 @@ param! {
 }
 
 param! {
-    /// Ticks from the start of a grace period to the first forced look at the CPUs that have not reported; 0: computed.
+    /// Whether nodes of the combining tree are filled up one after another, and not evenly.
+    pub static FANOUT_EXACT: bool = "rcutree.rcu_fanout_exact", default false;
+}
+
+param! {
+    /// Ticks from the start of a grace period to the first forced look at the CPUs that have not reported, a second at most;
+    /// computed unless set.
     pub static FIRST_FQS: u32 = "rcutree.jiffies_till_first_fqs", default 0, in 0..=10000, unit "ticks";
 }
 
 param! {
-    /// Ticks between later looks; 0: computed.
+    /// Ticks between later looks, 1 to a second; computed unless set.
     pub static NEXT_FQS: u32 = "rcutree.jiffies_till_next_fqs", default 0, in 0..=10000, unit "ticks";
 }
 
@@ -83,20 +90,60 @@ const _: () = assert!(CLOCK_EVERY.is_power_of_two(), "a mask picks every CLOCK_E
 /// spans this many is ended by a pass through the scheduler as soon as it allows one.
 pub(crate) const TICKS_TILL_RESCHED: u32 = 2;
 
-/// Ticks till the first look, as R-4 has it: one, and one more for high tick rates, and one for every 256 CPUs.
-pub(crate) fn first_fqs_ticks() -> u64 {
-    pick(FIRST_FQS.get())
+/// The tree that the parameters ask for.
+pub(crate) fn shape(cpus: usize) -> Result<Geometry, GeometryError> {
+    let spread = if FANOUT_EXACT.get() { Spread::Exact } else { Spread::Even };
+    Geometry::new(cpus, FANOUT.get(), FANOUT_LEAF.get(), spread)
 }
 
-/// Ticks between later looks.
-pub(crate) fn next_fqs_ticks() -> u64 {
-    pick(NEXT_FQS.get())
+/// When the grace-period thread acts while it waits for readers, in ticks (R-4).
+#[derive(Copy, Clone, Debug, Eq, PartialEq)]
+pub(crate) struct Pace {
+    /// From the start of a grace period to the first look at the CPUs that have not reported.
+    pub(crate) first: u64,
+    /// Between later looks.
+    pub(crate) next: u64,
+    /// From the start to the first time that the scheduler is asked for help with such CPUs, and between later times.
+    pub(crate) help: u64,
 }
 
-fn pick(set: u32) -> u64 {
-    if set != 0 {
-        return u64::from(set);
+impl Pace {
+    /// What is computed where nothing is set: a tick, and one more for high tick rates, and one for every 256 CPUs. What is
+    /// set is clamped: the first look comes within a second, and so do the later ones, but not all at once.
+    fn new(first: Option<u32>, next: Option<u32>, hz: u32, cpus: usize) -> Pace {
+        let (hz, share) = (u64::from(hz), cpus as u64 / 256);
+        let computed = 1 + u64::from(hz > 250) + u64::from(hz > 500) + share;
+        let first = first.map_or(computed, |ticks| u64::from(ticks).min(hz));
+        let next = next.map_or(computed, |ticks| u64::from(ticks).clamp(1, hz));
+        Pace { first, next, help: (first + 2 * next).max(hz / 10 + share) }
     }
-    let hz = sched::config::HZ.get();
-    1 + u64::from(hz > 250) + u64::from(hz > 500) + arch::cpu::present().count() as u64 / 256
+
+    /// That of the parameters and of this machine.
+    pub(crate) fn get() -> Pace {
+        let first = FIRST_FQS.is_set().then(|| FIRST_FQS.get());
+        let next = NEXT_FQS.is_set().then(|| NEXT_FQS.get());
+        Pace::new(first, next, sched::config::HZ.get(), arch::cpu::present().count())
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn looks_come_after_a_tick_and_later_at_high_rates_and_on_many_cpus() {
+        let pace = |hz, cpus| Pace::new(None, None, hz, cpus);
+        assert_eq!(pace(250, 64), Pace { first: 1, next: 1, help: 25 });
+        assert_eq!(pace(251, 64), Pace { first: 2, next: 2, help: 25 });
+        assert_eq!(pace(1000, 64), Pace { first: 3, next: 3, help: 100 });
+        assert_eq!(pace(250, 256), Pace { first: 2, next: 2, help: 26 });
+        assert_eq!(pace(10, 1), Pace { first: 1, next: 1, help: 3 });
+    }
+
+    #[test]
+    fn looks_that_are_set_are_clamped_to_a_second() {
+        assert_eq!(Pace::new(Some(0), Some(0), 250, 1), Pace { first: 0, next: 1, help: 25 });
+        assert_eq!(Pace::new(Some(251), Some(10_000), 250, 1), Pace { first: 250, next: 250, help: 750 });
+        assert_eq!(Pace::new(Some(250), Some(7), 250, 1), Pace { first: 250, next: 7, help: 264 });
+    }
 }

@@ -66,6 +66,9 @@ pub(crate) struct Shared {
     pub(crate) watching: AtomicU64,
     /// `watching` as the running grace period saw it first. Written and read under the leaf's lock.
     pub(crate) gp_snap: AtomicU64,
+    /// The latest grace period that began with this CPU in its leaf's mask, as raw [`Seq`]. Written under the leaf's lock,
+    /// before the leaf's number; read by its CPU after it.
+    pub(crate) gp_asked: AtomicU64,
     /// Callbacks on this CPU, as [`CbList::len`]. Written by its CPU; read by barriers and reports.
     pub(crate) cb_len: AtomicUsize,
     /// Callbacks run so far.
@@ -90,6 +93,7 @@ arch::per_cpu! {
     static SHARED: Shared = Shared {
         watching: AtomicU64::new(1),
         gp_snap: AtomicU64::new(0),
+        gp_asked: AtomicU64::new(Seq::INITIAL.raw()),
         cb_len: AtomicUsize::new(0),
         cb_ran: AtomicU64::new(0),
     };

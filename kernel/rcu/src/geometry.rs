@@ -13,6 +13,13 @@
 //!        3 cpu 0-1 4 cpu 2-3 5 cpu 4-5             level 2: leaves
 //! ```
 //!
+//! Levels and nodes are as few as the fan-outs allow. Which children go to which node is the [`Spread`]: as evenly as can be,
+//! or full nodes first (`rcutree.rcu_fanout_exact`), the last one of a level having what is left:
+//!
+//! ```text
+//!  9 CPUs, leaf fan-out 4:    even  0-2 | 3-5 | 6-8        exact  0-3 | 4-7 | 8
+//! ```
+//!
 //! Invariants
 //! - GEO-1: nodes are numbered breadth-first from the root, so a parent's position is lower than its children's.
 //! - GEO-2: every CPU is in exactly one leaf, every node but the root has exactly one parent, whose CPU range holds its.
@@ -60,6 +67,15 @@ impl fmt::Display for GeometryError {
     }
 }
 
+/// How children are dealt out to the nodes of a level.
+#[derive(Copy, Clone, Debug, Eq, PartialEq)]
+pub enum Spread {
+    /// Each node but the last has as many as its share, rounded up.
+    Even,
+    /// Each node but the last has as many as the fan-out.
+    Exact,
+}
+
 /// The shape of a tree.
 #[derive(Copy, Clone, Debug, Eq, PartialEq)]
 pub struct Geometry {
@@ -70,6 +86,9 @@ pub struct Geometry {
     /// CPUs that a full node of each level covers.
     span_at: [usize; MAX_LEVELS],
 }
+
+// With the smallest fan-outs; so whatever the parameters allow holds every machine.
+const _: () = assert!(arch::cpu::MAX_CPUS <= (MIN_FANOUT as usize).pow(MAX_LEVELS as u32));
 
 /// One node's place in the shape.
 #[derive(Copy, Clone, Debug, Eq, PartialEq)]
@@ -91,7 +110,7 @@ impl Geometry {
     ///
     /// # Errors
     /// See [`GeometryError`].
-    pub fn new(cpus: usize, fanout: u32, leaf_fanout: u32) -> Result<Self, GeometryError> {
+    pub fn new(cpus: usize, fanout: u32, leaf_fanout: u32, spread: Spread) -> Result<Self, GeometryError> {
         for n in [fanout, leaf_fanout] {
             if !(MIN_FANOUT..=MAX_FANOUT).contains(&n) {
                 return Err(GeometryError::Fanout(n));
@@ -100,24 +119,26 @@ impl Geometry {
         if cpus == 0 {
             return Err(GeometryError::NoCpus);
         }
-        let (fanout, mut span) = (fanout as usize, leaf_fanout as usize);
-        // Spans from the leaves upwards, until one node holds all.
-        let mut spans = [0; MAX_LEVELS];
-        let mut levels = 1;
-        spans[0] = span;
-        while span < cpus {
+        let (mut levels, mut capacity) = (1, leaf_fanout as usize);
+        while capacity < cpus {
             if levels == MAX_LEVELS {
-                return Err(GeometryError::TooManyCpus { cpus, capacity: span });
+                return Err(GeometryError::TooManyCpus { cpus, capacity });
             }
-            span = span.saturating_mul(fanout);
-            spans[levels] = span;
+            capacity = capacity.saturating_mul(fanout as usize);
             levels += 1;
         }
         let mut shape = Geometry { cpus, levels, nodes_at: [0; MAX_LEVELS], span_at: [0; MAX_LEVELS] };
-        for level in 0..levels {
-            let span = spans[levels - 1 - level];
+        // From the leaves upwards: so many children there are, each of which covers so many CPUs.
+        let (mut children, mut span, mut most) = (cpus, 1, leaf_fanout as usize);
+        for level in (0..levels).rev() {
+            let nodes = children.div_ceil(most);
+            span *= match spread {
+                Spread::Even => children.div_ceil(nodes),
+                Spread::Exact => most,
+            };
+            shape.nodes_at[level] = nodes;
             shape.span_at[level] = span;
-            shape.nodes_at[level] = cpus.div_ceil(span);
+            (children, most) = (nodes, fanout as usize);
         }
         Ok(shape)
     }
@@ -198,6 +219,7 @@ impl fmt::Display for Geometry {
 #[cfg(all(test, not(loom)))]
 mod tests {
     extern crate std;
+    use super::Spread::{Even, Exact};
     use super::*;
     use proptest::prelude::*;
     use std::string::ToString;
@@ -206,48 +228,65 @@ mod tests {
 
     #[test]
     fn few_cpus_need_one_node() {
-        let g = Geometry::new(16, 64, 16).unwrap();
+        let g = Geometry::new(16, 64, 16, Even).unwrap();
         assert_eq!((g.levels(), g.nodes(), g.leaf_of(15)), (1, 1, 0));
         assert_eq!(g.place(0), Place { level: 0, cpu_lo: 0, cpu_hi: 15, parent: None, grpmask: 0 });
     }
 
     #[test]
     fn linux_defaults_hold_64_cpus_in_two_levels() {
-        let g = Geometry::new(64, 64, 16).unwrap();
+        let g = Geometry::new(64, 64, 16, Even).unwrap();
         assert_eq!((g.levels(), g.nodes(), g.first_leaf(), g.leaf_of(63)), (2, 5, 1, 4));
     }
 
     #[test]
     fn the_drawing_in_the_docs_is_what_is_built() {
-        let g = Geometry::new(6, 2, 2).unwrap();
+        let g = Geometry::new(6, 2, 2, Exact).unwrap();
         assert_eq!(g.to_string(), "6 CPUs, 3 levels: 1 2 3");
         assert_eq!(g.place(2), Place { level: 1, cpu_lo: 4, cpu_hi: 5, parent: Some(0), grpmask: 2 });
         assert_eq!(g.place(5), Place { level: 2, cpu_lo: 4, cpu_hi: 5, parent: Some(2), grpmask: 1 });
     }
 
     #[test]
+    fn cpus_are_spread_evenly_unless_exact_nodes_are_asked_for() {
+        let leaves = |spread| {
+            let g = Geometry::new(9, 2, 4, spread).unwrap();
+            let places = (g.first_leaf()..g.nodes()).map(|i| g.place(i));
+            places.map(|p| (p.cpu_lo, p.cpu_hi)).collect::<Vec<_>>()
+        };
+        assert_eq!(leaves(Even), [(0, 2), (3, 5), (6, 8)]);
+        assert_eq!(leaves(Exact), [(0, 3), (4, 7), (8, 8)]);
+    }
+
+    #[test]
     fn eight_levels_of_two_hold_256_cpus_and_no_more() {
-        assert_eq!(Geometry::new(256, 2, 2).unwrap().levels(), 8);
-        let err = Geometry::new(257, 2, 2).unwrap_err();
+        assert_eq!(Geometry::new(256, 2, 2, Even).unwrap().levels(), 8);
+        let err = Geometry::new(257, 2, 2, Even).unwrap_err();
         assert_eq!(err, GeometryError::TooManyCpus { cpus: 257, capacity: 256 });
         assert!(!err.to_string().contains('\n'));
     }
 
     #[test]
     fn fanouts_outside_the_range_are_refused() {
-        assert_eq!(Geometry::new(4, 1, 16), Err(GeometryError::Fanout(1)));
-        assert_eq!(Geometry::new(4, 64, 65), Err(GeometryError::Fanout(65)));
-        assert_eq!(Geometry::new(0, 64, 16), Err(GeometryError::NoCpus));
+        assert_eq!(Geometry::new(4, 1, 16, Even), Err(GeometryError::Fanout(1)));
+        assert_eq!(Geometry::new(4, 64, 65, Even), Err(GeometryError::Fanout(65)));
+        assert_eq!(Geometry::new(0, 64, 16, Even), Err(GeometryError::NoCpus));
     }
 
     proptest! {
         #[test]
         fn every_cpu_has_one_leaf_and_every_child_one_bit(
-            cpus in 1_usize..=256, fanout in 2_u32..=64, leaf in 2_u32..=64)
+            cpus in 1_usize..=256, fanout in 2_u32..=64, leaf in 2_u32..=64, exact: bool)
         {
-            let Ok(g) = Geometry::new(cpus, fanout, leaf) else {
-                return Ok(()); // does not fit: has its own test
-            };
+            let g = Geometry::new(cpus, fanout, leaf, if exact { Exact } else { Even });
+            let g = g.expect("holds 256 CPUs whatever the fan-outs are");
+            prop_assert_eq!(g.nodes_at(g.levels() - 1), cpus.div_ceil(leaf as usize), "as few leaves as can be");
+            // Even: what the nodes of a level but the last have in common, the last one does not exceed, and one child
+            // less for each would not do.
+            if !exact {
+                let share = g.place(g.first_leaf());
+                prop_assert!((share.cpu_hi - share.cpu_lo) * g.nodes_at(g.levels() - 1) < cpus);
+            }
             let mut child_bits: Vec<u64> = vec![0; g.nodes()];
             let mut covered = vec![0; cpus];
             for i in 0..g.nodes() {

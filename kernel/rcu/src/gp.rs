@@ -7,17 +7,17 @@
 //! 2. **start** ([`start`]): take the waiters of `synchronize_rcu`, step the counter;
 //! 3. **set up** ([`set_up`]): from the root down, each node gets its mask and the new number. CPUs that idle are left out,
 //!    blocked readers are marked;
-//! 4. **wait** ([`wait_for_readers`]): CPUs report by themselves; after some ticks, and then again and again, those that
-//!    have not are looked at, whether they idle or have idled since;
-//! 5. **clean up** ([`clean_up`]): from the root down, each node gets the final number; wishes that were left at nodes
-//!    meanwhile start the next grace period; the counter steps; waiters wake.
+//! 4. **wait** ([`crate::fqs`]): CPUs report by themselves; after some ticks, and then again and again, those that have not
+//!    are looked at, whether they idle or have idled since;
+//! 5. **clean up** ([`clean_up`]): each node gets the final number, the root last; wishes that were left at nodes meanwhile
+//!    start the next grace period; the counter steps; waiters wake.
 //!
 //! Invariants
 //! - GP-1: one thread writes `SEQ` and the nodes' numbers (SEQ-1, TREE-2).
-//! - GP-2: no wish is lost. It is left either at a node that clean-up has yet to visit (the node's number says
-//!   "running"), or at the root while `SEQ` runs, which the last step of clean-up looks at under the root's lock,
-//!   or it sets `WANTED`. Set-up and clean-up go from the root down, so a node that says "idle" below one that says
-//!   "running" exists only during set-up, and clean-up visits both.
+//! - GP-2: no wish is lost. It is left at a node that clean-up has yet to visit (the node's number says "running"), or it
+//!   climbs to a root that says "idle" and sets `WANTED`. Clean-up visits the root last, and the others from above, so
+//!   a wish that finds its node clean climbs to the root past clean nodes only. During set-up a node that says "idle" may
+//!   be below one that says "running": clean-up has yet to visit both.
 //! - GP-3: nothing wakes a thread under a node lock, nor with interrupts off, where the caller may hold a run queue: then
 //!   an `irq_work` does it (R-3, S3-18).
 //! - GP-4: wishes that come while a grace period runs are all served by the next one (S3-30).
@@ -32,17 +32,17 @@ use sched::WaitQueue;
 use sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use sync::{ATOMIC, IrqGuard, IrqWork, LlistChain, MaySleep, bug, static_or_lazy};
 
-use crate::config;
 use crate::cpu::shared;
 use crate::eqs::{Look, before_looks, look_at};
+use crate::fqs;
+use crate::hist::Histogram;
 #[cfg(loom)]
 use crate::model::{arch, sched, sync};
 use crate::poll;
-use crate::report::{report, report_unblocked};
+use crate::report::report_unblocked;
 use crate::seq::{Seq, SeqCounter};
-use crate::stall;
 use crate::sync_gp;
-use crate::tree::{Node, NodeState, tree, tree_if_built};
+use crate::tree::{Node, NodeGuard, NodeState, tree, tree_if_built};
 
 static_or_lazy! {
     /// The normal grace period's counter (GP-1).
@@ -67,8 +67,12 @@ static PHASE: Count = Count::new(Phase::Idle as u64);
 pub(crate) static STARTED_NS: Count = Count::new(0);
 /// Grace periods so far.
 pub(crate) static COUNT: Count = Count::new(0);
-/// Scans for CPUs that have not reported.
-pub(crate) static SCANS: Count = Count::new(0);
+/// How long grace periods take, in nanoseconds.
+pub(crate) static LENGTH_NS: Histogram = Histogram::new();
+/// How long the thread has been at work, in nanoseconds: from each wake-up to the next wait.
+pub(crate) static ACTIVE_NS: Count = Count::new(0);
+/// When it woke up last.
+static AT_WORK_SINCE_NS: Count = Count::new(0);
 /// CPUs left alone at set-up because they idled.
 pub(crate) static IDLE_AT_START: Count = Count::new(0);
 
@@ -124,19 +128,21 @@ pub(crate) fn request(target: Seq) {
 fn climb(leaf: &'static Node, target: Seq) -> bool {
     let mut node = leaf;
     loop {
-        let mut state = node.lock(ATOMIC);
-        let now = node.gp_seq.current();
-        if !state.gp_seq_needed.before(target) || now.started(target) {
+        // A wish that is at the node already is carried on by whoever left it, so most wishes take no lock at all.
+        let others = || !node.gp_seq_needed.current().before(target);
+        if others() {
             return false;
         }
-        state.gp_seq_needed = target;
+        let state = node.lock(ATOMIC);
+        let now = node.gp_seq.current();
+        if others() || now.started(target) {
+            return false;
+        }
+        node.gp_seq_needed.store(target);
         if now.is_running() {
             return false; // clean-up has yet to come here (GP-2)
         }
         let Some(parent) = node.parent() else {
-            if SEQ.current().is_running() {
-                return false; // clean-up's last step looks here, under this lock (GP-2)
-            }
             WANTED.store(true, Ordering::Relaxed);
             return true;
         };
@@ -158,6 +164,17 @@ pub(crate) fn root_is_clear(gp: Seq) {
     wake();
 }
 
+/// Waits until grace period `gp` has nothing left to wait for, for `ns` at most, or until somebody is in a hurry; true if it
+/// has nothing left. Context: the thread.
+pub(crate) fn wait_until_clear(cx: &mut MaySleep, gp: Seq, ns: u64) -> bool {
+    let _called = THREAD.wait_timeout(cx, ns, || is_clear(gp) || HURRY.load(Ordering::Relaxed));
+    let clear = is_clear(gp);
+    if !clear {
+        HURRY.store(false, Ordering::Relaxed);
+    }
+    clear
+}
+
 fn is_clear(gp: Seq) -> bool {
     // Acquire: pairs with the Release in `root_is_clear`.
     CLEAR.load(Ordering::Acquire) == gp.raw()
@@ -172,8 +189,18 @@ fn wake() {
     }
 }
 
+/// Waits by `wait`, and counts what the thread has been at work until then. Context: the thread.
+pub(crate) fn rest<T>(wait: impl FnOnce() -> T) -> T {
+    let since = AT_WORK_SINCE_NS.load(Ordering::Relaxed);
+    ACTIVE_NS.fetch_add(clock::now_ns() - since, Ordering::Relaxed);
+    let result = wait();
+    AT_WORK_SINCE_NS.store(clock::now_ns(), Ordering::Relaxed);
+    result
+}
+
 /// The life of thread `rcu_preempt`.
 pub(crate) fn thread(cx: &mut MaySleep) {
+    AT_WORK_SINCE_NS.store(clock::now_ns(), Ordering::Relaxed);
     loop {
         serve_a_wish(cx);
     }
@@ -183,55 +210,62 @@ pub(crate) fn thread(cx: &mut MaySleep) {
 pub(crate) fn serve_a_wish(cx: &mut MaySleep) {
     Phase::Idle.enter();
     let idling = sched::watchdog::idling();
-    THREAD.wait_until(cx, || WANTED.load(Ordering::Relaxed));
+    rest(|| THREAD.wait_until(cx, || WANTED.load(Ordering::Relaxed)));
     drop(idling);
     Phase::SetUp.enter();
     let (gp, waiters) = start();
     set_up(cx, gp);
     Phase::Wait.enter();
-    wait_for_readers(cx, gp);
+    fqs::wait(cx, gp);
     Phase::CleanUp.enter();
     clean_up(cx, gp);
     sync_gp::wake(waiters);
 }
 
-/// Step 2.
+/// Step 2, and the root's part of step 3, under one hold of its lock.
 fn start() -> (Seq, LlistChain) {
     STARTED_NS.store(clock::now_ns(), Ordering::Relaxed);
     // Before the counter steps: a waiter's own snapshot, taken before it queued, is then never later than the grace
     // period that wakes it (S5-12).
     let waiters = sync_gp::take_waiters();
-    let root = tree().root().lock(ATOMIC);
+    let root = tree().root();
+    let state = root.lock(ATOMIC);
     WANTED.store(false, Ordering::Relaxed);
     let gp = SEQ.start();
-    poll::norm_started(&root);
+    poll::norm_started(&state);
+    set_up_node(root, state, gp);
     (gp, waiters)
 }
 
 /// Step 3.
 fn set_up(cx: &mut MaySleep, gp: Seq) {
-    let tree = tree();
-    for node in tree.nodes() {
-        let mut state = node.lock(cx);
-        debug_assert!(state.qsmask == 0 && !state.blkd.blocks_gp(), "TREE-3: left over from the last grace period");
-        node.gp_seq.store(gp);
-        if tree.is_leaf(node) {
-            set_up_leaf(node, state);
-        } else {
-            state.qsmaskinit = node.children();
-            state.qsmask = node.children();
-            drop(state);
-        }
+    for node in &tree().nodes()[1..] {
+        set_up_node(node, node.lock(cx), gp);
         sched::cond_resched(cx);
     }
 }
 
-fn set_up_leaf(leaf: &'static Node, mut state: sync::SpinIrqGuard<'_, NodeState>) {
+fn set_up_node(node: &'static Node, mut state: NodeGuard<'_>, gp: Seq) {
+    debug_assert!(state.qsmask == 0 && !state.blkd.blocks_gp(), "TREE-3: left over from the last grace period");
+    if tree().is_leaf(node) {
+        state.qsmaskinit = state.online;
+        state.qsmask = busy_cpus(node, state.online, gp);
+        state.blkd.start_gp();
+        node.gp_seq.store(gp);
+        report_unblocked(node, state);
+    } else {
+        state.qsmaskinit = node.children();
+        state.qsmask = node.children();
+        node.gp_seq.store(gp);
+    }
+}
+
+/// Which of the CPUs `online` of `leaf` the grace period `gp` has to wait for; they are told when they see its number.
+fn busy_cpus(leaf: &Node, online: u64, gp: Seq) -> u64 {
     let here = cpu::current();
-    state.qsmaskinit = state.online;
     before_looks();
     let mut busy = 0;
-    for (cpu, bit) in leaf.cpus(state.online) {
+    for (cpu, bit) in leaf.cpus(online) {
         let shared = shared(cpu);
         match look_at(shared) {
             // This thread runs there, outside of readers, and whoever it took the CPU from is queued if it reads.
@@ -241,6 +275,8 @@ fn set_up_leaf(leaf: &'static Node, mut state: sync::SpinIrqGuard<'_, NodeState>
             }
             Look::Watched(value) => {
                 shared.gp_snap.store(value, Ordering::Relaxed);
+                // Relaxed: read by whoever has read the leaf's number, which is stored after this.
+                shared.gp_asked.store(gp.raw(), Ordering::Relaxed);
                 busy |= bit;
             }
         }
@@ -250,68 +286,34 @@ fn set_up_leaf(leaf: &'static Node, mut state: sync::SpinIrqGuard<'_, NodeState>
         "a grace period ends before the CPUs that were busy have reported",
         "rcu_torture.*a_grace_period"
     ) {
-        busy = 0;
+        return 0;
     }
-    state.qsmask = busy;
-    state.blkd.start_gp();
-    report_unblocked(leaf, state);
+    busy
 }
 
-/// Step 4.
-fn wait_for_readers(cx: &mut MaySleep, gp: Seq) {
-    let tick_ns = sched::config::tick_ns();
-    let mut ticks = config::first_fqs_ticks();
-    let mut stall = stall::Watch::new();
-    loop {
-        let looked_for = || is_clear(gp) || HURRY.load(Ordering::Relaxed);
-        let _called = THREAD.wait_timeout(cx, ticks * tick_ns, looked_for);
-        if is_clear(gp) {
-            return;
-        }
-        HURRY.store(false, Ordering::Relaxed);
-        scan(cx, gp);
-        stall.check(gp);
-        ticks = config::next_fqs_ticks();
-    }
-}
-
-/// Looks at the CPUs that have not reported, and reports for those that idle or have idled since set-up.
-fn scan(cx: &mut MaySleep, gp: Seq) {
-    SCANS.fetch_add(1, Ordering::Relaxed);
-    for leaf in tree().leaves() {
-        let state = leaf.lock(cx);
-        before_looks();
-        let mut quiet = 0;
-        for (cpu, bit) in leaf.cpus(state.qsmask) {
-            let shared = shared(cpu);
-            let seen = shared.gp_snap.load(Ordering::Relaxed);
-            if look_at(shared) != Look::Watched(seen) {
-                quiet |= bit;
-            }
-        }
-        report(leaf, state, quiet, gp);
-        sched::cond_resched(cx);
-    }
-}
-
-/// Step 5.
+/// Step 5. The root comes last, so that its lock is taken once: a wish that climbs to it meanwhile stays there (GP-2).
 fn clean_up(cx: &mut MaySleep, gp: Seq) {
     let ended = gp.ended();
     let mut wanted = false;
-    for node in tree().nodes() {
-        let state = node.lock(cx);
+    let mut clean = |node: &Node, state: &NodeState| {
         debug_assert!(state.qsmask == 0 && !state.blkd.blocks_gp(), "TREE-3: a grace period ends too early");
         node.gp_seq.store(ended);
-        wanted |= ended.before(state.gp_seq_needed);
-        drop(state);
+        wanted |= ended.before(node.gp_seq_needed.current());
+    };
+    for node in &tree().nodes()[1..] {
+        clean(node, &node.lock(cx));
         sched::cond_resched(cx);
     }
-    let root = tree().root().lock(cx);
+    let root = tree().root();
+    let state = root.lock(cx);
+    clean(root, &state);
     SEQ.end();
-    poll::norm_ended(&root);
-    // Wishes that climbed past nodes that were clean already; waiters that queued after `start` took the others and read
-    // the counter before it stepped; cookies that an overlapping expedited grace period has kept from their end.
-    wanted |= ended.before(root.gp_seq_needed) || sync_gp::has_waiters() || poll::still_wanted(&root);
+    poll::norm_ended(&state);
+    // Waiters that queued after `start` took the others and read the counter before it stepped; cookies that an
+    // overlapping expedited grace period has kept from their end.
+    wanted |= sync_gp::has_waiters() || poll::still_wanted(&state);
     WANTED.store(wanted, Ordering::Relaxed);
+    drop(state);
     COUNT.fetch_add(1, Ordering::Relaxed);
+    LENGTH_NS.record(clock::now_ns() - STARTED_NS.load(Ordering::Relaxed));
 }

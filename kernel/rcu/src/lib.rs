@@ -60,6 +60,7 @@ pub mod config;
 mod cpu;
 mod eqs;
 mod exp;
+mod fqs;
 pub mod geometry;
 mod gp;
 pub mod hist;
@@ -137,11 +138,10 @@ static SCHED_HOOKS: Hooks = Hooks {
 /// If the fan-outs of the command line cannot hold the CPUs (one line says so), or there is no memory for the thread.
 #[cfg(not(loom))]
 pub fn init(cx: &mut MaySleep) {
-    let fanout = (config::FANOUT.get(), config::FANOUT_LEAF.get());
     mode::init();
     let last = arch::cpu::present().iter().last().expect("the boot CPU is present");
-    let shape = geometry::Geometry::new(last.index() + 1, fanout.0, fanout.1).unwrap_or_else(|e| panic!("{e}"));
-    log::debug!("{shape}");
+    let shape = config::shape(last.index() + 1).unwrap_or_else(|e| panic!("{e}"));
+    log::debug!("rcu: {shape}");
     tree::build(shape);
     softirq::register(Softirq::Rcu, qs::softirq_run);
     {

@@ -17,15 +17,17 @@
 use arch::cpu;
 use sched::hooks::TickFrom;
 use sched::softirq::{self, Softirq};
+use sync::atomic::Ordering;
 use sync::{ATOMIC, IrqGuard, bug, context};
 
 use crate::call;
 use crate::config::TICKS_TILL_RESCHED;
-use crate::cpu::{Own, own};
+use crate::cpu::{Own, own, shared_here};
 #[cfg(loom)]
 use crate::model::{arch, sched, sync};
 use crate::reader::{ask_special, interrupted_sections, read_depth, retry_special};
 use crate::report::report;
+use crate::seq::Seq;
 use crate::tree::{Node, tree};
 use crate::{eqs, exp};
 
@@ -34,18 +36,15 @@ use crate::{eqs, exp};
 /// Returns this CPU's leaf.
 pub(crate) fn note_gp(irqs: &IrqGuard<'_>) -> &'static Node {
     let me = own(irqs);
-    let here = cpu::current();
-    let leaf = tree().leaf_of(here);
-    // Unordered hint; the lock below decides.
-    if leaf.gp_seq.current() != me.gp_seq.get() {
-        let state = leaf.lock(ATOMIC);
-        let gp = leaf.gp_seq.current();
-        let owes = gp.is_running() && state.qsmask & leaf.bit_of(here) != 0;
-        drop(state);
+    let leaf = tree().leaf_of(cpu::current());
+    // Acquire: pairs with the Release of set-up: what follows on this CPU sees the update that this grace period waits for,
+    // and whether it asks for this CPU (ORD-4). No lock: a busy CPU takes its leaf's once a grace period, to report.
+    let gp = leaf.gp_seq.current_acquire();
+    if gp != me.gp_seq.get() {
+        let asked = Seq::from_raw(shared_here().gp_asked.load(Ordering::Relaxed));
         me.gp_seq.set(gp);
-        me.owes_qs.set(owes);
+        me.owes_qs.set(gp == asked);
         me.ticks_owing.set(0);
-        // After the lock: what follows on this CPU sees the update that this grace period waits for (ORD-4).
         me.qs_passed.set(bug!(
             "rcu.qs_not_passed",
             "a CPU that learns of a grace period reports a quiescent state that it has not passed",

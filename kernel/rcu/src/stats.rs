@@ -8,7 +8,7 @@ use sync::ATOMIC;
 use crate::cpu::shared;
 use crate::seq::Seq;
 use crate::tree::tree;
-use crate::{barrier, call, exp, gp, stall};
+use crate::{barrier, call, exp, fqs, gp, stall};
 
 /// What has been counted since boot.
 #[derive(Copy, Clone, Debug)]
@@ -23,8 +23,14 @@ pub struct Stats {
     pub exp_gps: u64,
     /// Interrupts sent for expedited grace periods.
     pub exp_ipis: u64,
+    /// Nanoseconds that the grace-period thread has been at work.
+    pub active_ns: u64,
     /// Scans for CPUs that had not reported.
     pub scans: u64,
+    /// CPUs that were asked to pass through the scheduler for a grace period.
+    pub helped: u64,
+    /// Those of them that got their tick back for it.
+    pub ticks_kept: u64,
     /// CPUs left alone at set-up because they idled.
     pub idle_at_start: u64,
     /// Times a CPU crossed the high-water mark of callbacks.
@@ -55,7 +61,10 @@ pub fn stats() -> Stats {
         gps: gp::COUNT.load(Ordering::Relaxed),
         exp_gps: exp::COUNT.load(Ordering::Relaxed),
         exp_ipis: exp::IPIS.load(Ordering::Relaxed),
-        scans: gp::SCANS.load(Ordering::Relaxed),
+        active_ns: gp::ACTIVE_NS.load(Ordering::Relaxed),
+        scans: fqs::SCANS.load(Ordering::Relaxed),
+        helped: fqs::HELPED.load(Ordering::Relaxed),
+        ticks_kept: fqs::TICKS_KEPT.load(Ordering::Relaxed),
         idle_at_start: gp::IDLE_AT_START.load(Ordering::Relaxed),
         floods: call::FLOODS.load(Ordering::Relaxed),
         callbacks_waiting: per_cpu().map(|s| s.cb_len.load(Ordering::Relaxed)).sum::<usize>() + call::moves().1,
@@ -85,6 +94,8 @@ pub struct NodeStats {
     pub expmask: u64,
     /// Leaf: CPUs that are online.
     pub online: u64,
+    /// Times its lock was taken.
+    pub locked: u64,
     /// The running grace period waits for readers that were switched out here.
     pub has_blockers: bool,
 }
@@ -92,6 +103,8 @@ pub struct NodeStats {
 /// The nodes of the tree, parents first, each read under its own lock. Context: any but NMI, after [`crate::init`].
 pub fn node_stats() -> impl Iterator<Item = NodeStats> {
     tree().nodes().iter().map(|node| {
+        // Before this lock, which counts too.
+        let locked = node.locked.load(Ordering::Relaxed);
         let state = node.lock(ATOMIC);
         NodeStats {
             level: node.place.level,
@@ -101,6 +114,7 @@ pub fn node_stats() -> impl Iterator<Item = NodeStats> {
             qsmask: state.qsmask,
             expmask: state.expmask,
             online: state.online,
+            locked,
             has_blockers: state.blkd.blocks_gp(),
         }
     })

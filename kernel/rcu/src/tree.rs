@@ -7,8 +7,9 @@
 //! Invariants
 //! - TREE-1: no two node locks are held at once by one CPU, and nothing but a per-CPU area's own data is touched
 //!   under one: in particular no thread is woken, so a run-queue lock is never taken inside a node lock.
-//! - TREE-2: `Node::gp_seq` is written under the node's lock by the grace-period thread only; it is read without it as
-//!   a hint, and under it for good.
+//! - TREE-2: `Node::gp_seq` is written under the node's lock by the grace-period thread only. Read without it, it tells a
+//!   CPU of its leaf that a grace period has begun, and whether that waits for the CPU (ORD-4); what is done to the node
+//!   because of it is checked against the number under the lock.
 //! - TREE-3: in a running grace period a node's `qsmask` bit is set exactly while something below the bit has not
 //!   reported. An inner node begins with all its children; a leaf with the online CPUs that were not idle. (Linux lets
 //!   empty leaves drop out of the parents' masks; here such a leaf reports at once, as one with idle CPUs does.)
@@ -33,7 +34,7 @@ use crate::exp::ExpNode;
 use crate::geometry::{Geometry, Place};
 #[cfg(loom)]
 use crate::model::{arch, sched, sync};
-use crate::seq::{Seq, SeqCounter};
+use crate::seq::SeqCounter;
 
 /// Protects [`NodeState`] of one node. See "Lock order" in the module documentation.
 static NODE_CLASS: LockClass = LockClass::new("rcu.node");
@@ -46,7 +47,10 @@ pub(crate) struct Node {
     children: u64,
     /// The grace period this node has been told about (TREE-2).
     pub(crate) gp_seq: SeqCounter,
-    /// Times the lock was taken; a figure for the bench, so counted without order.
+    /// End of the furthest grace period that somebody below has asked for. Written under the node's lock; it only grows, so
+    /// what is read without the lock has been asked for.
+    pub(crate) gp_seq_needed: SeqCounter,
+    /// Times the lock was taken; a figure for the bench. Written under the lock.
     pub(crate) locked: AtomicU64,
     /// The expedited half's own data.
     pub(crate) exp: ExpNode,
@@ -61,21 +65,23 @@ pub(crate) struct NodeState {
     pub(crate) qsmaskinit: u64,
     /// Leaf: CPUs that are online (TREE-4).
     pub(crate) online: u64,
-    /// End of the furthest grace period that somebody below has asked for.
-    pub(crate) gp_seq_needed: Seq,
     /// Leaf: readers that were switched out.
     pub(crate) blkd: BlockedList<sched::Thread>,
     /// Children (leaf: CPUs) that have not reported in the running expedited grace period.
     pub(crate) expmask: u64,
 }
 
+/// A node, locked.
+pub(crate) type NodeGuard<'a> = SpinIrqGuard<'a, NodeState>;
+
 impl Node {
     /// Takes the node's lock. A thread gives its token, so that sleeping under the lock does not compile.
     ///
     /// Context: any but NMI; interrupts off while held.
-    pub(crate) fn lock<'a>(&'a self, cx: &'a impl Cx) -> SpinIrqGuard<'a, NodeState> {
-        self.locked.fetch_add(1, Ordering::Relaxed);
-        self.state.lock_irqsave(cx)
+    pub(crate) fn lock<'a>(&'a self, cx: &'a impl Cx) -> NodeGuard<'a> {
+        let state = self.state.lock_irqsave(cx);
+        self.locked.store(self.locked.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+        state
     }
 
     /// The parent; `None` for the root.
@@ -104,17 +110,11 @@ impl Node {
             place,
             children: 0,
             gp_seq: SeqCounter::new(),
+            gp_seq_needed: SeqCounter::new(),
             locked: AtomicU64::new(0),
             exp: ExpNode::new(),
             state: SpinLock::new(
-                NodeState {
-                    qsmask: 0,
-                    qsmaskinit: 0,
-                    online: 0,
-                    gp_seq_needed: Seq::INITIAL,
-                    blkd: BlockedList::new(),
-                    expmask: 0,
-                },
+                NodeState { qsmask: 0, qsmaskinit: 0, online: 0, blkd: BlockedList::new(), expmask: 0 },
                 &NODE_CLASS,
             ),
         }

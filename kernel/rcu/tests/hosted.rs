@@ -83,6 +83,36 @@ fn grace_periods_pass_on_four_cpus_with_a_deep_tree() {
     });
 }
 
+#[test]
+fn fan_outs_that_no_tree_can_have_are_refused_in_one_line() {
+    in_own_process(|| {
+        for (cmdline, line) in [
+            ("grange.rcu_fanout=1", r#"bad value "1" for "grange.rcu_fanout": allowed is a number from 2 to 64"#),
+            (
+                "rcutree.rcu_fanout_leaf=65",
+                r#"bad value "65" for "rcutree.rcu_fanout_leaf": allowed is a number from 2 to 64"#,
+            ),
+        ] {
+            assert_eq!(sync::param::parse(cmdline).unwrap_err().to_string(), line);
+        }
+    });
+}
+
+#[test]
+fn grace_periods_pass_on_a_tree_that_is_filled_up() {
+    in_own_process(|| {
+        machine(5, "grange.rcu_fanout=2 rcutree.rcu_fanout_leaf=4 rcutree.rcu_fanout_exact", |cx| {
+            let leaves = rcu::node_stats().filter(|node| node.level == 1);
+            let spans: Vec<_> = leaves.map(|leaf| (leaf.first_cpu, leaf.last_cpu)).collect();
+            assert_eq!(spans, [(0, 3), (4, 4)]);
+            for _ in 0..20 {
+                synchronize_rcu(cx);
+                synchronize_rcu_expedited(cx);
+            }
+        });
+    });
+}
+
 /// How many normal and expedited grace periods pass in `f`.
 fn passed(f: impl FnOnce()) -> (u64, u64) {
     let before = rcu::stats();

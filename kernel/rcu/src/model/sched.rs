@@ -4,6 +4,7 @@ use core::cell::Cell;
 use core::ptr;
 use core::sync::atomic::{AtomicPtr, AtomicU32 as Word};
 
+use super::arch::CpuId;
 use super::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use super::sync::{MaySleep, static_or_lazy};
 
@@ -118,6 +119,22 @@ impl Completion {
         *shared.0.lock().unwrap() = true;
         shared.1.notify_all();
     }
+}
+
+/// There is no time, so nobody has to be asked for help.
+pub(crate) fn resched_cpu(_: CpuId) {}
+
+/// There are no ticks but those that the model calls.
+pub(crate) mod tick {
+    use super::CpuId;
+
+    pub(crate) fn runs_on(_: CpuId) -> bool {
+        true
+    }
+
+    pub(crate) fn keep_on(_: CpuId) {}
+
+    pub(crate) fn let_stop(_: CpuId) {}
 }
 
 pub(crate) mod config {

@@ -194,6 +194,10 @@ impl<T: Copy> Param<T> {
     pub(crate) fn get(&self) -> T {
         self.0
     }
+
+    pub(crate) fn is_set(&self) -> bool {
+        false
+    }
 }
 
 macro_rules! param {

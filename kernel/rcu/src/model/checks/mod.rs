@@ -18,7 +18,7 @@ use super::sched::{self, Thread};
 use super::sync::atomic::{AtomicUsize, Ordering};
 use super::sync::{ATOMIC, MaySleep};
 use crate::cpu::shared;
-use crate::geometry::Geometry;
+use crate::geometry::{Geometry, Spread};
 use crate::{eqs, exp, gp, poll, sync_gp, tree as nodes};
 
 mod idle;
@@ -75,7 +75,7 @@ fn model(preemptions: usize, body: impl Fn() + Send + Sync + 'static) {
 /// A machine of [`CPUS`] CPUs, two to a leaf and two leaves, of which those in `online` take part in grace periods; the
 /// others are parked.
 fn machine(online: &[usize]) {
-    nodes::build(Geometry::new(CPUS, 2, 2).expect("two levels"));
+    nodes::build(Geometry::new(CPUS, 2, 2, Spread::Exact).expect("two levels"));
     for leaf in nodes::tree().leaves() {
         let mut state = leaf.lock(ATOMIC);
         state.online =
