@@ -76,6 +76,7 @@ mod qs;
 mod reader;
 mod report;
 pub mod seq;
+pub mod srcu;
 #[cfg(not(loom))]
 mod stall;
 #[cfg(not(loom))]
@@ -113,6 +114,14 @@ pub use reader::{RcuReadGuard, read_depth, read_lock};
 pub use stats::{CpuStats, NodeStats, Stats, cpu_stats, node_stats, stats};
 pub use sync::callback::{CallbackFn, CallbackHead};
 pub use sync_gp::synchronize_rcu;
+
+/// For macros.
+#[doc(hidden)]
+#[cfg(not(loom))]
+pub mod private {
+    pub use arch;
+    pub use sync::private::linkme;
+}
 
 /// What the scheduler calls.
 #[cfg(not(loom))]
@@ -157,4 +166,5 @@ pub fn init(cx: &mut MaySleep) {
     sched::hotplug::register(&hotplug::NOTIFIER);
     let spawned = sched::spawn(cx, "rcu_preempt", Prio::RCU, None, gp::thread);
     spawned.expect("RCU: no memory for the grace-period thread").detach();
+    srcu::init(cx);
 }

@@ -55,7 +55,7 @@ pub(crate) fn wait(asked: Kind, cx: &mut MaySleep) {
 }
 
 /// The kind that a thread waits for which asked for `asked`; `None` if there is nothing to wait for (MODE-1).
-fn decide(asked: Kind) -> Option<Kind> {
+pub(crate) fn decide(asked: Kind) -> Option<Kind> {
     tree_if_built()?;
     // Unordered: either kind is right at any time.
     let kind = match asked {

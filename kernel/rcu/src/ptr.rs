@@ -49,16 +49,36 @@ use crate::sync_gp::synchronize_rcu;
 pub struct RcuBox<T>(Box<Inner<T>>);
 
 #[repr(C)]
-struct Inner<T> {
+pub(crate) struct Inner<T> {
     /// First, so that a head is its box.
     head: CallbackHead,
     value: T,
+}
+
+impl<T> Inner<T> {
+    /// The value.
+    #[inline(always)]
+    pub(crate) fn value(&self) -> &T {
+        &self.value
+    }
 }
 
 impl<T> RcuBox<T> {
     /// Allocates. Context: where the global allocator may be used.
     pub fn new(value: T) -> Self {
         RcuBox(Box::new(Inner { head: CallbackHead::new(), value }))
+    }
+
+    /// The memory, now the caller's.
+    pub(crate) fn into_raw(self) -> ptr::NonNull<Inner<T>> {
+        ptr::NonNull::from(Box::leak(self.0))
+    }
+
+    /// # Safety
+    /// `inner` is from [`RcuBox::into_raw`], and the caller's alone.
+    pub(crate) unsafe fn from_raw(inner: ptr::NonNull<Inner<T>>) -> Self {
+        // SAFETY: by the caller: leaked from a box.
+        RcuBox(unsafe { Box::from_raw(inner.as_ptr()) })
     }
 }
 
