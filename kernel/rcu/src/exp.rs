@@ -154,7 +154,7 @@ fn climb(cx: &mut MaySleep, target: Seq) -> bool {
         at = node.parent();
     }
     // Acquire: pairs with the Release at the end of the last turn.
-    let mine = || !TURN.swap(true, Ordering::Acquire);
+    let mine = || TURN.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).is_ok();
     let mut served = false;
     TURNS.wait_until(cx, || {
         served = SEQ.done(target);

@@ -108,7 +108,7 @@ mod irq_work {
 pub(crate) mod context {
     use core::cell::Cell;
 
-    use super::irq;
+    use super::{irq, irq_work};
 
     pub(crate) const SOFTIRQ_OFFSET: u32 = 1 << 8;
     pub(crate) const HARDIRQ_OFFSET: u32 = 1 << 16;
@@ -151,35 +151,70 @@ pub(crate) mod context {
     pub(crate) fn in_interrupt<R>(f: impl FnOnce() -> R) -> R {
         irq::disable();
         let value = counted(HARDIRQ_OFFSET, f);
-        irq::restore();
+        if irq::restore() {
+            irq_work::run();
+        }
         value
     }
 }
 
 pub(crate) mod smp {
+    use core::mem::take;
     use std::vec::Vec;
 
     use super::super::arch::{CpuMask, cpu};
-    use super::{context, static_or_lazy};
+    use super::super::sched::WaitQueue;
+    use super::{MaySleep, context, static_or_lazy};
+
+    type Calls = Vec<(fn(usize), usize)>;
 
     static_or_lazy! {
         /// Calls that have not been answered, of each CPU. A lock stands for the interrupt, which orders as much.
-        static CALLS: [loom::sync::Mutex<Vec<(fn(usize), usize)>>; cpu::CPUS] = core::array::from_fn(|_| loom::sync::Mutex::new(Vec::new()));
+        static CALLS: [loom::sync::Mutex<Calls>; cpu::CPUS] = core::array::from_fn(|_| loom::sync::Mutex::new(Vec::new()));
+        /// Where CPUs wait for calls.
+        static HALTED: WaitQueue = WaitQueue::new();
+    }
+
+    fn take_calls() -> Calls {
+        take(&mut *CALLS[cpu::current().index()].lock().unwrap())
+    }
+
+    fn run(calls: Calls) {
+        for (func, arg) in calls {
+            context::in_interrupt(|| func(arg));
+        }
     }
 
     pub(crate) fn call_mask(cpus: &CpuMask, func: fn(usize), arg: usize, _wait: bool) {
         for cpu in cpus.iter() {
             CALLS[cpu.index()].lock().unwrap().push((func, arg));
         }
+        wake_halted();
         answer();
     }
 
-    /// Lets calls from other CPUs in.
+    /// Lets calls from other CPUs in, if there are any.
     pub(crate) fn answer() {
-        let calls = core::mem::take(&mut *CALLS[cpu::current().index()].lock().unwrap());
-        for (func, arg) in calls {
-            context::in_interrupt(|| func(arg));
-        }
+        run(take_calls());
+    }
+
+    /// Halts till there are some, and lets them in between `enter` and `exit`; false if waiting is over.
+    pub(crate) fn halt(cx: &mut MaySleep, enter: fn(), exit: fn()) -> bool {
+        let mut calls = Vec::new();
+        HALTED.wait_until(cx, || {
+            calls = take_calls();
+            !calls.is_empty()
+        });
+        let any = !calls.is_empty();
+        enter();
+        run(calls);
+        exit();
+        any
+    }
+
+    /// Has CPUs that halt look again.
+    pub(crate) fn wake_halted() {
+        HALTED.wake_all();
     }
 }
 

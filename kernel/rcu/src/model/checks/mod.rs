@@ -3,6 +3,10 @@
 //! | model | the real code | checks |
 //! |---|---|---|
 //! | [`idle`] | `seq`, `eqs` | ORD-1 and ORD-2: snapshot against start, looks against steps into and out of idle |
+//! | [`tree`] | `gp`, `report`, `tree`, `qs`, `poll`'s twin | reports up a tree of two leaves, and ORD-3, ORD-4 |
+//! | [`blocked`] | `reader`, `blkd` too | ORD-5: a reader that is switched out; reports that are put off |
+//! | [`wishes`] | `gp`, `sync_gp`, `poll` | GP-2: no wish, waiter or cookie is forgotten |
+//! | [`expedited`] | `exp` | the funnel, the interrupts, the answers |
 //!
 //! What is checked everywhere is GP-GUARANTEE, by an [`Element`]: a version of it is written, as if it were freed, after a
 //! grace period has passed since it was replaced, and loom tells if a reader's access is not ordered before.
@@ -14,14 +18,19 @@ use loom::cell::UnsafeCell;
 use loom::thread;
 
 use super::arch::cpu::{CPUS, run_as};
+use super::sched::hooks::TickFrom;
 use super::sched::{self, Thread};
 use super::sync::atomic::{AtomicUsize, Ordering};
-use super::sync::{ATOMIC, MaySleep};
+use super::sync::{ATOMIC, IrqGuard, MaySleep, context};
 use crate::cpu::shared;
 use crate::geometry::{Geometry, Spread};
-use crate::{eqs, exp, gp, poll, sync_gp, tree as nodes};
+use crate::{eqs, exp, gp, poll, qs, read_lock, reader, sync_gp, tree as nodes};
 
+mod blocked;
+mod expedited;
 mod idle;
+mod tree;
+mod wishes;
 
 /// What readers find: the old version until it is replaced.
 struct Element {
@@ -69,6 +78,7 @@ impl Found<'_> {
 fn model(preemptions: usize, body: impl Fn() + Send + Sync + 'static) {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = Some(preemptions);
+    builder.max_branches = 10_000;
     builder.check(body);
 }
 
@@ -109,4 +119,38 @@ fn on_cpu(cpu: usize, body: impl FnOnce(&mut MaySleep) + Send + 'static) -> thre
         sched::set_current(new_thread());
         body(&mut token());
     })
+}
+
+/// A section on this CPU.
+fn section(element: &Element) {
+    let _reading = read_lock(ATOMIC);
+    element.find();
+}
+
+/// The tick of this CPU, in the code that calls it, and the softirq after it.
+fn tick() {
+    context::in_interrupt(|| qs::tick(TickFrom::Busy));
+    qs::softirq_run();
+}
+
+/// Switches from `prev` to `next`.
+fn switch(prev: &'static Thread, next: &'static Thread) {
+    let _off = IrqGuard::new(ATOMIC);
+    reader::context_switch(prev, next, true);
+    sched::set_current(next);
+}
+
+/// This CPU idles for good. One that stepped into idle between set-up's look and its own report is found by a later look; as
+/// there is no time here, it has the thread look.
+fn retire() {
+    qs::idle_enter();
+    gp::hurry();
+}
+
+/// Replaces, waits and frees as the grace-period thread itself.
+fn update(element: &Element) {
+    element.replace();
+    gp::request(gp::SEQ.snap());
+    gp::serve_a_wish(&mut token());
+    element.free();
 }

@@ -1,0 +1,46 @@
+//! Reports of CPUs, up a tree of two leaves.
+
+use super::*;
+
+/// One CPU in each leaf. One reads before and after it learns of the grace period, the other before; both idle in the end.
+#[test]
+fn loom_reports_of_two_leaves_end_a_grace_period_after_their_readers() {
+    model(2, || {
+        machine(&[1, 2]);
+        let element = Element::new();
+        let cpus = [1, 2].map(|cpu| {
+            let element = element.clone();
+            on_cpu(cpu, move |_| {
+                section(&element);
+                tick();
+                if cpu == 1 {
+                    section(&element);
+                }
+                retire();
+            })
+        });
+        update(&element);
+        cpus.into_iter().for_each(|cpu| cpu.join().unwrap());
+    });
+}
+
+/// Two CPUs of one leaf, one of which idles meanwhile and reads in an interrupt; the thread may look too early.
+#[test]
+fn loom_looks_at_a_cpu_that_idles_count_as_its_report() {
+    model(2, || {
+        machine(&[0, 1]);
+        sched::allow_time_outs(1);
+        let element = Element::new();
+        let theirs = element.clone();
+        let cpu = on_cpu(1, move |_| {
+            section(&theirs);
+            eqs::idle_enter();
+            eqs::irq_enter();
+            section(&theirs);
+            eqs::irq_exit();
+            gp::hurry();
+        });
+        update(&element);
+        cpu.join().unwrap();
+    });
+}
