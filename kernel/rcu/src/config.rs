@@ -63,8 +63,18 @@ param! {
 }
 
 param! {
-    /// Seconds that a grace period may take before a report says who holds it up.
-    pub static STALL_TIMEOUT: u32 = "rcupdate.rcu_cpu_stall_timeout", default 21, in 1..=300, unit "s";
+    /// Seconds that a grace period may take before a report says who holds it up; five more in builds that check locks.
+    pub static STALL_TIMEOUT: u32 = "rcupdate.rcu_cpu_stall_timeout", default 21, in 3..=300, unit "s";
+}
+
+param! {
+    /// The same for expedited grace periods, in milliseconds; 0: as for others.
+    pub static EXP_STALL_TIMEOUT: u32 = "rcupdate.rcu_exp_cpu_stall_timeout", default 0, in 0..=300000, unit "ms";
+}
+
+param! {
+    /// Whether grace periods that take too long are not reported.
+    pub static STALL_SUPPRESS: bool = "rcupdate.rcu_cpu_stall_suppress", default false;
 }
 
 param! {

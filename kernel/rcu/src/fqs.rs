@@ -44,7 +44,6 @@ pub(crate) fn wait(cx: &mut MaySleep, gp: Seq) {
     let pace = Pace::get();
     let mut help_at = clock::now_ns() + pace.help * tick_ns;
     let mut with_tick = CpuMask::EMPTY;
-    let mut stall = stall::Watch::new();
     let mut ticks = pace.first;
     while !gp::rest(|| gp::wait_until_clear(cx, gp, ticks * tick_ns)) {
         let missing = scan(cx, gp);
@@ -52,7 +51,7 @@ pub(crate) fn wait(cx: &mut MaySleep, gp: Seq) {
             help(&missing, &mut with_tick);
             help_at = clock::now_ns() + pace.help * tick_ns;
         }
-        stall.check(gp);
+        stall::check(gp, ticks * tick_ns);
         ticks = pace.next;
     }
     with_tick.iter().for_each(tick::let_stop);

@@ -24,6 +24,7 @@
 //!
 //! Answers to Linux kernel/rcu/tree.c (`rcu_gp_kthread`, `rcu_start_this_gp`); rows, S3-30.
 
+use core::fmt;
 // Figures, which decide nothing and are no part of what models check.
 use core::sync::atomic::AtomicU64 as Count;
 
@@ -41,6 +42,7 @@ use crate::model::{arch, sched, sync};
 use crate::poll;
 use crate::report::report_unblocked;
 use crate::seq::{Seq, SeqCounter};
+use crate::stall;
 use crate::sync_gp;
 use crate::tree::{Node, NodeGuard, NodeState, tree, tree_if_built};
 
@@ -90,6 +92,17 @@ pub enum Phase {
     CleanUp = 3,
 }
 
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Phase::Idle => "idle",
+            Phase::SetUp => "sets up",
+            Phase::Wait => "waits for readers",
+            Phase::CleanUp => "cleans up",
+        })
+    }
+}
+
 impl Phase {
     /// The thread's phase now; a hint.
     pub fn now() -> Phase {
@@ -103,6 +116,7 @@ impl Phase {
 
     fn enter(self) {
         PHASE.store(self as u64, Ordering::Relaxed);
+        stall::thread_lives();
     }
 }
 
@@ -119,8 +133,14 @@ pub(crate) fn request(target: Seq) {
         climb(tree().leaf_of(cpu::current()), target)
     };
     if first_at_root {
+        stall::begins();
         wake();
     }
+}
+
+/// Whether a grace period runs or is wished for. Context: any; a hint.
+pub(crate) fn has_work() -> bool {
+    SEQ.current().is_running() || WANTED.load(Ordering::Relaxed)
 }
 
 /// Carries a wish upwards; true if it reached the root of a tree without a running grace period. Interrupts are off, so a
@@ -201,6 +221,7 @@ pub(crate) fn rest<T>(wait: impl FnOnce() -> T) -> T {
 /// The life of thread `rcu_preempt`.
 pub(crate) fn thread(cx: &mut MaySleep) {
     AT_WORK_SINCE_NS.store(clock::now_ns(), Ordering::Relaxed);
+    stall::thread_runs();
     loop {
         serve_a_wish(cx);
     }
@@ -225,6 +246,7 @@ pub(crate) fn serve_a_wish(cx: &mut MaySleep) {
 /// Step 2, and the root's part of step 3, under one hold of its lock.
 fn start() -> (Seq, LlistChain) {
     STARTED_NS.store(clock::now_ns(), Ordering::Relaxed);
+    stall::begins();
     // Before the counter steps: a waiter's own snapshot, taken before it queued, is then never later than the grace
     // period that wakes it (S5-12).
     let waiters = sync_gp::take_waiters();

@@ -78,7 +78,7 @@ mod report;
 pub mod seq;
 pub mod srcu;
 #[cfg(not(loom))]
-mod stall;
+pub mod stall;
 #[cfg(not(loom))]
 mod stats;
 mod sync_gp;
@@ -102,7 +102,7 @@ pub use barrier::rcu_barrier;
 pub use call::call_rcu;
 pub use exp::synchronize_rcu_expedited;
 pub use gp::Phase;
-pub use mode::{Held, boot_ended, expedite, only_normal};
+pub use mode::{Held, Kind, boot_ended, expedite, only_normal};
 pub use poll::{
     Cookie, FullCookie, Pollable, cond_synchronize, get_state, get_state_full, poll, poll_any, start_poll,
     start_poll_full,
@@ -148,6 +148,7 @@ static SCHED_HOOKS: Hooks = Hooks {
 #[cfg(not(loom))]
 pub fn init(cx: &mut MaySleep) {
     mode::init();
+    stall::init();
     let last = arch::cpu::present().iter().last().expect("the boot CPU is present");
     let shape = config::shape(last.index() + 1).unwrap_or_else(|e| panic!("{e}"));
     log::debug!("rcu: {shape}");

@@ -40,8 +40,10 @@ static BOOTED: AtomicBool = AtomicBool::new(false);
 
 /// The kinds of grace period that a thread can ask for.
 #[derive(Copy, Clone, Debug, Eq, PartialEq)]
-pub(crate) enum Kind {
+pub enum Kind {
+    /// CPUs report by themselves.
     Normal,
+    /// CPUs are interrupted.
     Expedited,
 }
 

@@ -29,7 +29,7 @@ use crate::reader::{ask_special, interrupted_sections, read_depth, retry_special
 use crate::report::report;
 use crate::seq::Seq;
 use crate::tree::{Node, tree};
-use crate::{eqs, exp};
+use crate::{eqs, exp, stall};
 
 /// Learns from the leaf whether a grace period began or ended. Interrupts are off.
 ///
@@ -76,6 +76,7 @@ pub(crate) fn tick(from: TickFrom) {
     let me = own(&irqs);
     retry_special(&irqs);
     note_gp(&irqs);
+    stall::tick();
     // The idle thread lives with preemption off, and that is no reader of its own.
     let own_sections = u32::from(from == TickFrom::Idle);
     if read_depth() == 0 && interrupted_sections() == own_sections {
@@ -108,6 +109,7 @@ fn has_work(me: &Own) -> bool {
 
 /// The RCU softirq: learn, report, advance and request, invoke. Context: softirq.
 pub(crate) fn softirq_run() {
+    stall::softirq_ran();
     {
         let irqs = IrqGuard::new(ATOMIC);
         note_gp(&irqs);

@@ -70,7 +70,7 @@ pub fn stats() -> Stats {
         callbacks_waiting: per_cpu().map(|s| s.cb_len.load(Ordering::Relaxed)).sum::<usize>() + call::moves().1,
         callbacks_run: per_cpu().map(|s| s.cb_ran.load(Ordering::Relaxed)).sum(),
         barriers: barrier::COUNT.load(Ordering::Relaxed),
-        stalls: stall::COUNT.load(Ordering::Relaxed),
+        stalls: stall::reports().0,
         root_locked: locked(tree().root()),
         most_locked: tree().nodes().iter().map(locked).max().unwrap_or(0),
         phase: gp::Phase::now(),
@@ -98,6 +98,8 @@ pub struct NodeStats {
     pub locked: u64,
     /// The running grace period waits for readers that were switched out here.
     pub has_blockers: bool,
+    /// So does the running expedited one.
+    pub has_exp_blockers: bool,
 }
 
 /// The nodes of the tree, parents first, each read under its own lock. Context: any but NMI, after [`crate::init`].
@@ -116,6 +118,7 @@ pub fn node_stats() -> impl Iterator<Item = NodeStats> {
             online: state.online,
             locked,
             has_blockers: state.blkd.blocks_gp(),
+            has_exp_blockers: state.blkd.blocks_exp(),
         }
     })
 }

@@ -13,6 +13,7 @@ mod mm;
 mod nmi;
 mod percpu;
 mod rcu;
+mod rcu_stall;
 mod rcu_torture;
 mod rcu_tree;
 mod sched;

@@ -37,6 +37,18 @@ pub(crate) mod call {
 pub(crate) mod stall {
     use crate::seq::Seq;
 
+    pub(crate) fn begins() {}
+
+    pub(crate) fn thread_runs() {}
+
+    pub(crate) fn thread_lives() {}
+
+    pub(crate) fn check(_: Seq, _period_ns: u64) {}
+
+    pub(crate) fn tick() {}
+
+    pub(crate) fn softirq_ran() {}
+
     pub(crate) struct Watch;
 
     impl Watch {
@@ -44,11 +56,9 @@ pub(crate) mod stall {
             Watch
         }
 
-        pub(crate) fn check(&mut self, _: Seq) {}
-
         pub(crate) fn check_expedited(&mut self, _: Seq) {}
 
-        pub(crate) fn patience_ns(&self) -> u64 {
+        pub(crate) fn patience_ns(&mut self) -> u64 {
             0
         }
     }

@@ -2,7 +2,7 @@
 
 use alloc::string::String;
 
-use ::rcu::{Phase, Stats};
+use ::rcu::Stats;
 use grange_kernel::table::{Table, Value};
 
 use crate::shell::{Complaint, Session, command};
@@ -42,16 +42,10 @@ fn rcu(session: &mut Session<'_>, _: &[&str]) -> Result<(), Complaint> {
 }
 
 fn totals(stats: &Stats) -> Table {
-    let state = match stats.phase {
-        Phase::Idle => "idle",
-        Phase::SetUp => "sets up",
-        Phase::Wait => "waits for readers",
-        Phase::CleanUp => "cleans up",
-    };
     let mut table = Table::new("rcu", &["what", "value"]);
     let facts = [
         ("gp_seq", number(stats.gp_seq)),
-        ("state", state.into()),
+        ("state", alloc::format!("{}", stats.phase).into()),
         ("grace periods", stats.gps.into()),
         ("expedited gp_seq", number(stats.exp_seq)),
         ("expedited grace periods", stats.exp_gps.into()),
