@@ -22,7 +22,7 @@ use arch::{CpuId, clock, cpu, irq};
 use sched::{WorkItem, WorkQueue, work};
 use sync::atomic::Ordering;
 use sync::callback::{CallbackFn, CallbackHead};
-use sync::{ATOMIC, IrqGuard, MaySleep, Once, PreemptGuard, SoftirqGuard, context};
+use sync::{ATOMIC, IrqGuard, MaySleep, Once, PreemptGuard, SoftirqGuard, bug, context};
 
 use super::cpu::CpuData;
 use super::domain::{Core, Hold, SrcuDomain};
@@ -76,8 +76,12 @@ unsafe fn enqueue(core: &Core, head: *mut CallbackHead) -> (Seq, bool, bool) {
     // Before the snapshot: a grace period that begins after it sees that there are callbacks here when it ends.
     here.publish_len(&list);
     // Snap, advance, accelerate: SCB-1.
-    let target = core.gp.seq.snap();
+    let mut target = core.gp.seq.snap();
     list.cbs.advance(|tag| is_over(core, tag));
+    if bug!("srcu.snap_late", "the snapshot is taken after advancing", "srcu.callbacks_*") {
+        clock::udelay(100);
+        target = core.gp.seq.snap();
+    }
     let tagged = list.cbs.accelerate(Tag::without_exp(target));
     debug_assert!(tagged, "S5-11: no segment has room for callbacks that wait for {target:?}");
     let waiting = list.cbs.len();
@@ -100,6 +104,10 @@ pub(super) fn release(core: &Core) {
         let is_done = {
             let mut list = data.lock();
             list.cbs.advance(|tag| is_over(core, tag));
+            if bug!("srcu.lost_callback", "what is done is forgotten", "srcu.callbacks_*") {
+                let lost = list.cbs.take_done().len();
+                list.cbs.ran(lost);
+            }
             list.cbs.has_done()
         };
         if is_done {

@@ -30,7 +30,7 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use arch::{clock, cpu, irq};
 use sched::{Timer, WaitQueue, WorkItem, WorkQueue, work};
-use sync::{ATOMIC, IrqGuard, IrqWork, LlistHead, LlistNode, MaySleep, Once, PreemptGuard};
+use sync::{ATOMIC, IrqGuard, IrqWork, LlistHead, LlistNode, MaySleep, Once, PreemptGuard, bug};
 
 use super::callbacks;
 use super::config;
@@ -199,7 +199,9 @@ fn advance(core: &Core, cx: &mut MaySleep) -> Option<u64> {
         match now.state() {
             FIRST_LOOK | SECOND_LOOK if !readers_are_gone(core, now, cx) => return Some(pause_ns(core, now)),
             FIRST_LOOK => {
-                order::flip::<order::All>(|| core.use_other_index());
+                if !bug!("srcu.no_flip", "both looks are at the same index", "srcu.a_sleeping_* srcu_torture.*") {
+                    order::flip::<order::All>(|| core.use_other_index());
+                }
                 core.gp.seq.store(Seq::from_raw(now.raw() - FIRST_LOOK + SECOND_LOOK));
             }
             SECOND_LOOK => {
@@ -221,6 +223,15 @@ fn advance(core: &Core, cx: &mut MaySleep) -> Option<u64> {
 
 /// Whether nobody is left at the index that is idle in this state; an expedited grace period looks more than once.
 fn readers_are_gone(core: &Core, now: Seq, cx: &mut MaySleep) -> bool {
+    let skipped = match now.state() {
+        FIRST_LOOK => {
+            bug!("srcu.one_index", "the idle index is not looked at", "srcu_readers.a_reader_that_was_stopped_*")
+        }
+        _ => bug!("srcu.no_second_look", "nobody looks after the flip", "srcu.a_sleeping_* srcu_torture.*"),
+    };
+    if skipped {
+        return true;
+    }
     let expedited = core.funnel.is_expedited(now);
     let looks = if expedited { config::LOOKS } else { 1 };
     (0..looks).any(|nth| {
