@@ -33,6 +33,7 @@ pub mod private {
 
 pub mod bench;
 mod benches;
+mod callbacks;
 pub mod case;
 pub mod com2;
 pub mod filter;

@@ -3,11 +3,14 @@
 //! Each CPU with callbacks gets one more, behind all of its present ones ([`CbList::entrain`](crate::cblist::CbList::entrain));
 //! the last of these to run ends the wait. A CPU without callbacks, be it idle or busy, is not disturbed.
 //!
-//! Callbacks of a CPU that goes offline meanwhile move to another one, perhaps behind that one's barrier callback or
+//! An offloaded CPU is not disturbed either: its callbacks are elsewhere, and whoever asks puts one more there
+//! ([`nocb::entrain`]). A CPU that is being deoffloaded may have callbacks in both places, so it has two barrier callbacks.
+//!
+//! Callbacks of a CPU that goes offline or is switched meanwhile move to another list, perhaps behind that one's barrier callback or
 //! past the scan. So the scan is repeated if any have moved or are between two CPUs, or if it met a CPU with callbacks
 //! that could not be asked, because it is on its way out. A repeated scan waits for a superset.
 //!
-//! Answers to Linux kernel/rcu/tree.c (`rcu_barrier`); row R-16.
+//! Answers to Linux kernel/rcu/tree.c (`rcu_barrier`); rows.
 
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
@@ -16,9 +19,9 @@ use sched::{Completion, WaitQueue};
 use sync::callback::CallbackHead;
 use sync::{ATOMIC, IrqGuard, MaySleep, smp};
 
-use crate::call;
 use crate::cpu::{own, shared};
 use crate::seq::SeqCounter;
+use crate::{call, nocb};
 
 /// Somebody has the turn: one barrier at a time, because each CPU has one barrier callback.
 static TURN: AtomicBool = AtomicBool::new(false);
@@ -36,6 +39,11 @@ pub(crate) static COUNT: AtomicU64 = AtomicU64::new(0);
 arch::per_cpu! {
     /// This CPU's barrier callback; on a list only during a barrier.
     static HEAD: CallbackHead = CallbackHead::new();
+}
+
+arch::per_cpu! {
+    /// The same, for its callbacks that run elsewhere.
+    static NOCB_HEAD: CallbackHead = CallbackHead::new();
 }
 
 /// Waits until every callback that `call_rcu` queued before, on any CPU, has run.
@@ -87,6 +95,9 @@ fn scan_and_wait(cx: &mut MaySleep) -> bool {
         if shared(cpu).cb_len.load(Ordering::Acquire) != 0 {
             asked_all &= ask(cpu);
         }
+        if nocb::waiting_on(cpu) != 0 {
+            ask_elsewhere(cpu);
+        }
     }
     one_less();
     ALL_RAN.wait(cx);
@@ -96,6 +107,18 @@ fn scan_and_wait(cx: &mut MaySleep) -> bool {
 /// Has `cpu` entrain its barrier callback; false if it is on its way offline.
 fn ask(cpu: CpuId) -> bool {
     smp::run_on(cpu, entrain).is_some()
+}
+
+/// Puts a barrier callback behind those of `cpu` that run elsewhere.
+fn ask_elsewhere(cpu: CpuId) {
+    let head = NOCB_HEAD.ptr_on(cpu);
+    MISSING.fetch_add(1, Ordering::Relaxed);
+    // SAFETY: as in `entrain`: that CPU's head, on no list, and only the barrier uses it.
+    unsafe { (*head).func = Some(ran) };
+    // SAFETY: as above.
+    if !unsafe { nocb::entrain(cpu, head) } {
+        MISSING.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// Context: hardirq, or the caller's own CPU with interrupts off.

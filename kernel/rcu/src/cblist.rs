@@ -52,6 +52,13 @@ impl Tag {
         norm_done(self.norm) || (self.exp != Seq::NOT_TRACKED && exp_done(self.exp))
     }
 
+    /// The earlier of both parts, each for itself: over as soon as either tag is.
+    #[must_use]
+    pub fn earlier(self, other: Tag) -> Tag {
+        let first = |a: Seq, b: Seq| if a.before(b) { a } else { b };
+        Tag { norm: first(self.norm, other.norm), exp: first(self.exp, other.exp) }
+    }
+
     /// The later of both parts, each for itself. What one of them does not track, both together do not.
     fn merged(self, other: Tag) -> Tag {
         let tracked = self.exp != Seq::NOT_TRACKED && other.exp != Seq::NOT_TRACKED;
@@ -111,6 +118,10 @@ impl Chain {
         }
         // SAFETY: `head` was pushed and not popped, so it is still valid and ours.
         self.head = unsafe { next_of(head) };
+        if SCRAMBLE != 0 {
+            // SAFETY: as above.
+            unsafe { (*head).next.store(ptr::null_mut(), Ordering::Relaxed) };
+        }
         if self.head.is_null() {
             self.tail = ptr::null_mut();
         }
@@ -173,6 +184,11 @@ impl CbList {
         self.len
     }
 
+    /// Callbacks that are queued, without those that were taken out.
+    pub fn queued(&self) -> usize {
+        self.lengths().iter().sum()
+    }
+
     /// Whether nothing is queued and nothing is on its way (CBL-4).
     pub fn is_empty(&self) -> bool {
         self.len == 0
@@ -198,6 +214,11 @@ impl CbList {
         (!self.wait.is_empty()).then_some(self.wait_tag)
     }
 
+    /// Callbacks that may run now.
+    pub fn done_len(&self) -> usize {
+        self.done.len()
+    }
+
     /// Lengths of done, wait, next_ready and next, for the shell and stall reports.
     pub fn lengths(&self) -> [usize; 4] {
         [self.done.len(), self.wait.len(), self.next_ready.len(), self.next.len()]
@@ -211,6 +232,12 @@ impl CbList {
         // SAFETY: passed on from the caller.
         unsafe { self.next.push(head) };
         self.len += 1;
+    }
+
+    /// Queues all of `younger`, untagged.
+    pub fn enqueue_all(&mut self, younger: &mut Chain) {
+        self.len += younger.len();
+        self.next.append(younger);
     }
 
     /// Queues `head` behind the youngest callback so that it waits for no more than that one does; for a barrier.
@@ -295,7 +322,7 @@ impl CbList {
     ///
     /// `other` keeps the count of what it had taken out.
     pub fn adopt(&mut self, other: &mut CbList) {
-        let moved: usize = other.lengths().iter().sum();
+        let moved = other.queued();
         self.done.append(&mut other.done);
         if !other.wait.is_empty() {
             self.wait_tag = merged_if(!self.wait.is_empty(), self.wait_tag, other.wait_tag);
@@ -325,18 +352,48 @@ impl Default for CbList {
     }
 }
 
+/// What links of queued callbacks are mixed with in checking builds, so that a head tells whether it is queued
+/// ([`is_queued`]); 0 in others. The low bits are such that no pointer looks like a mixed one.
+const SCRAMBLE: usize = if cfg!(debug_assertions) { 0x5bd1_e995_9d1b_54a5 } else { 0 };
+
+/// Whether `head` is on a list of callbacks, as far as its two words tell; never in builds that do not check.
+///
+/// What is in memory that was something else before passes for a queued head only if one word, unmixed, is zero or a
+/// pointer to `head`'s surroundings, *and* the other points to where the program's code is.
+///
+/// # Safety
+/// `head` points to memory that can be read.
+pub(crate) unsafe fn is_queued(head: *mut CallbackHead) -> bool {
+    /// Code and statics of one program lie this close together.
+    const PROGRAM: usize = 1 << 31;
+    /// Objects lie this close together: both halves of the address space, without a few terabytes.
+    const MEMORY: usize = 1 << 46;
+    if SCRAMBLE == 0 {
+        return false;
+    }
+    // SAFETY: readable by the caller.
+    let next = unsafe { next_of(head) };
+    let near = |a: usize, b: usize, by: usize| a.abs_diff(b) < by;
+    if !next.is_aligned() || !(next.is_null() || near(next.addr(), head.addr(), MEMORY)) {
+        return false;
+    }
+    // SAFETY: as above; any word but zero is a function pointer, and nobody calls it.
+    let func = unsafe { (*head).func };
+    func.is_some_and(|func| near(func as usize, next_of as *const () as usize, PROGRAM))
+}
+
 /// # Safety
 /// `head` is valid and belongs to the list.
 unsafe fn set_next(head: *mut CallbackHead, next: *mut CallbackHead) {
     // SAFETY: valid by the caller; `next` is atomic only because other owners of the type need it to be.
-    unsafe { (*head).next.store(next, Ordering::Relaxed) };
+    unsafe { (*head).next.store(next.map_addr(|addr| addr ^ SCRAMBLE), Ordering::Relaxed) };
 }
 
 /// # Safety
 /// As for [`set_next`].
 unsafe fn next_of(head: *mut CallbackHead) -> *mut CallbackHead {
     // SAFETY: as in `set_next`.
-    unsafe { (*head).next.load(Ordering::Relaxed) }
+    unsafe { (*head).next.load(Ordering::Relaxed).map_addr(|addr| addr ^ SCRAMBLE) }
 }
 
 #[cfg(all(test, not(loom)))]

@@ -1,4 +1,4 @@
-//! Constants and boot parameters of RCU, each with its unit and its reason. Rows.
+//! Constants and boot parameters of RCU, each with its unit and its reason. Rows.
 
 use sync::param;
 
@@ -63,6 +63,36 @@ param! {
 }
 
 param! {
+    /// Callbacks on one CPU from which on it counts as overloaded; 0: twice `rcutree.qhimark`.
+    pub static QOVLD: u32 = "rcutree.qovld", default 0, in 0..=10000000, unit "callbacks";
+}
+
+param! {
+    /// Whether callbacks run in a softirq, and not in a thread for each CPU.
+    pub static USE_SOFTIRQ: bool = "rcutree.use_softirq", default true;
+}
+
+param! {
+    /// CPUs for which one thread waits for grace periods of offloaded callbacks; 0: the square root of their number.
+    pub static NOCB_GP_STRIDE: u32 = "rcutree.rcu_nocb_gp_stride", default 0, in 0..=4096, unit "CPUs";
+}
+
+param! {
+    /// Callbacks that an offloaded CPU may queue in a tick before it leaves the next ones till the tick's end.
+    pub static NOCB_BURST: u32 = "rcutree.nocb_nobypass_lim_per_jiffy", default 16, in 0..=1000000, unit "callbacks";
+}
+
+param! {
+    /// Whether callbacks of offloaded CPUs are lazy: nobody asks for a grace period for their sake at once.
+    pub static LAZY: bool = "rcutree.enable_rcu_lazy", default false;
+}
+
+param! {
+    /// How long lazy callbacks may wait before somebody asks.
+    pub static LAZY_FLUSH_MS: u32 = "grange.rcu_lazy_flush_ms", default 10000, in 1..=600000, unit "ms";
+}
+
+param! {
     /// Seconds that a grace period may take before a report says who holds it up; five more in builds that check locks.
     pub static STALL_TIMEOUT: u32 = "rcupdate.rcu_cpu_stall_timeout", default 21, in 3..=300, unit "s";
 }
@@ -88,6 +118,24 @@ pub(crate) const BLIMIT_HURRY: usize = 10_000;
 
 /// A run invokes at least `waiting >> BATCH_DIVISOR` callbacks, so that a backlog shrinks by a fixed share each time.
 pub(crate) const BATCH_DIVISOR: u32 = 7;
+
+/// Ticks that a callback waits for its grace period if nobody hurries, roughly: till the running one is over, and one more.
+/// What comes in during as many is what there will be to wait.
+pub(crate) const RATE_HORIZON_TICKS: usize = 4;
+
+/// Callbacks that could run but do not get to, from which on `call_rcu` itself runs [`HELP`] of them.
+pub(crate) const HELP_AT: usize = 100;
+
+/// Callbacks that one `call_rcu` runs then. More than one, so that a backlog shrinks while it is added to.
+pub(crate) const HELP: usize = 4;
+
+/// The number from which on a CPU is overloaded.
+pub(crate) fn overload_mark() -> usize {
+    match QOVLD.get() {
+        0 => 2 * QHIMARK.get() as usize,
+        set => set as usize,
+    }
+}
 
 /// Nanoseconds after which a run of callbacks stops. The clock is read every [`CLOCK_EVERY`] callbacks.
 pub(crate) const BATCH_MAX_NS: u64 = 3_000_000;

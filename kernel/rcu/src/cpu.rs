@@ -12,6 +12,7 @@ use arch::CpuId;
 use sync::atomic::{AtomicU64, AtomicUsize};
 use sync::{IrqGuard, IrqWork, SpinIrqGuard};
 
+use crate::call::Load;
 use crate::cblist::CbList;
 #[cfg(loom)]
 use crate::model::{arch, sync};
@@ -52,10 +53,12 @@ pub(crate) struct Own {
     pub(crate) report_at_unlock: Cell<bool>,
     /// An expedited grace period waits for this CPU, whose reader or preempt-off section was in the way.
     pub(crate) owes_exp: Cell<bool>,
-    /// Number of callbacks at which the CPU next hurries.
-    pub(crate) hurry_at: Cell<usize>,
-    /// Above the high-water mark of callbacks, until below the low one.
-    pub(crate) hurry: Cell<bool>,
+    /// Its callbacks are run elsewhere (NOCB-1).
+    pub(crate) offloaded: Cell<bool>,
+    /// Number of callbacks from which on `call_rcu` looks whether something is to be done about them.
+    pub(crate) attention_at: Cell<usize>,
+    /// What is known of the load by callbacks.
+    pub(crate) load: Load,
     /// Callbacks. Borrowed for single operations only, never across a call out.
     pub(crate) cbs: RefCell<CbList>,
 }
@@ -83,8 +86,9 @@ arch::per_cpu! {
         ticks_owing: Cell::new(0),
         report_at_unlock: Cell::new(false),
         owes_exp: Cell::new(false),
-        hurry_at: Cell::new(10_000),
-        hurry: Cell::new(false),
+        offloaded: Cell::new(false),
+        attention_at: Cell::new(0),
+        load: Load::new(),
         cbs: RefCell::new(CbList::new()),
     };
 }

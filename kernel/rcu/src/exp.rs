@@ -28,6 +28,7 @@ use sync::{
     static_or_lazy,
 };
 
+use crate::call;
 use crate::cpu::{own, shared};
 use crate::eqs::{Look, before_looks, look_at};
 use crate::mode::{self, Kind};
@@ -119,6 +120,7 @@ pub(crate) fn wait(cx: &mut MaySleep) {
         SEQ.end();
         poll::exp_ended(&root);
     }
+    call::gp_ended();
     COUNT.fetch_add(1, Ordering::Relaxed);
     // Release: pairs with the Acquire in `climb`; the next one finds this one's counter and masks.
     TURN.store(false, Ordering::Release);

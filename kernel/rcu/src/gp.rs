@@ -33,6 +33,7 @@ use sched::WaitQueue;
 use sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use sync::{ATOMIC, IrqGuard, IrqWork, LlistChain, MaySleep, bug, static_or_lazy};
 
+use crate::call;
 use crate::cpu::shared;
 use crate::eqs::{Look, before_looks, look_at};
 use crate::fqs;
@@ -240,6 +241,7 @@ pub(crate) fn serve_a_wish(cx: &mut MaySleep) {
     fqs::wait(cx, gp);
     Phase::CleanUp.enter();
     clean_up(cx, gp);
+    call::gp_ended();
     sync_gp::wake(waiters);
 }
 

@@ -16,8 +16,10 @@
 //! - A report in [`cpu_down`] may end a grace period. The thread is then woken by another CPU's interrupt (`IW-4`).
 //! - Callbacks are on one CPU's list, or among the orphans, and a barrier looks at both ([`crate::barrier`]).
 //!
+//! - Callbacks of an offloaded CPU stay where they are, as they wait and run elsewhere anyway ([`crate::nocb`]).
+//!
 //! Invariants
-//! - HP-1: a CPU that is not in its leaf's `online` has no callbacks, owes nothing, and is not watched (but for NMIs, whose
+//! - HP-1: a CPU that is not in its leaf's `online` has no callbacks on its own list, owes nothing, and is not watched (but for NMIs, whose
 //!   handlers must not read on a parked CPU: nobody waits for them).
 //!
 //! Orderings: ORD-6 in docs/rcu-ordering.md. Answers to Linux kernel/rcu/tree.c (`rcutree_report_cpu_starting`,
@@ -30,7 +32,7 @@ use sync::{ATOMIC, IrqGuard, MaySleep};
 use crate::cpu::own;
 use crate::report::report;
 use crate::tree::tree;
-use crate::{call, eqs, exp};
+use crate::{call, eqs, exp, nocb};
 
 /// Tells this storey when a CPU is gone.
 pub(crate) static NOTIFIER: Notifier = Notifier::new("rcu", Order::RCU).dead(dead);
@@ -48,6 +50,7 @@ pub(crate) fn cpu_up(here: CpuId) {
     me.gp_seq.set(leaf.gp_seq.current());
     me.owes_qs.set(false);
     me.qs_passed.set(true);
+    nocb::cpu_up(me);
 }
 
 /// Hook: this CPU leaves the scheduler. Context: its idle thread, interrupts off.

@@ -16,7 +16,7 @@
 //! |---|---|---|
 //! | [`read_lock`] | a read-side section | any, NMI included |
 //! | [`Rcu`], [`RcuBox`] | pointers whose reads borrow from a section | reading any, replacing any |
-//! | [`call_rcu`] | a function after a grace period | any but NMI; interrupts off: only enqueues |
+//! | [`call_rcu`], [`call_rcu_hurry`] | a function after a grace period | any but NMI; interrupts off: only enqueues |
 //! | [`synchronize_rcu`], [`synchronize_rcu_expedited`] | waiting for one | task, sleeps |
 //! | [`get_state`], [`start_poll`], [`poll`](poll()), [`poll_any`], [`cond_synchronize`] | asking later | any; `start_poll` not NMI; the last sleeps |
 //! | [`rcu_barrier`] | waiting for all callbacks queued before | task, sleeps |
@@ -32,14 +32,16 @@
 //! | `mode` | which of the two a thread waits for |
 //! | `hotplug` | CPUs that come and go |
 //! | `call`, `sync_gp`, `poll`, `barrier` | the ways to wait for one |
+//! | `invoke`, `overload`, `misuse` | calling callbacks, too many of them, wrong ones |
+//! | [`nocb`], `nocb_threads` | callbacks that wait and run on other CPUs, and lazy ones |
 //! | [`config`], [`stats`](stats()), [`hist`], `stall` | parameters, counters, histograms, reports |
 //!
 //! Why a grace period is long enough (ORD-1 to ORD-6) is argued in one place: docs/rcu-ordering.md.
 //!
 //! # Locks
 //!
-//! `rcu.node` (one at a time, nothing inside), `rcu.exp_asked` (nothing inside), `rcu.orphans` (nothing inside); all with
-//! interrupts off, all below whatever the caller holds. No thread is woken under any of them.
+//! `rcu.node` (one at a time, nothing inside), `rcu.exp_asked` (nothing inside), `rcu.nocb` with `rcu.nocb_bypass` and
+//! `rcu.orphans` inside (nothing inside those); all with interrupts off, all below whatever the caller holds. No thread is woken under any of them.
 //!
 //! Answers to Linux kernel/rcu/ as of 7.x; rows, S3-18, S3-24 to S3-30.
 #![no_std]
@@ -66,9 +68,19 @@ mod gp;
 pub mod hist;
 #[cfg(not(loom))]
 mod hotplug;
+#[cfg(not(loom))]
+mod invoke;
+#[cfg(not(loom))]
+mod misuse;
 mod mode;
 #[cfg(loom)]
 mod model;
+#[cfg(not(loom))]
+pub mod nocb;
+#[cfg(not(loom))]
+mod nocb_threads;
+#[cfg(not(loom))]
+mod overload;
 mod poll;
 #[cfg(not(loom))]
 mod ptr;
@@ -99,10 +111,14 @@ use model::{call, stall};
 #[cfg(not(loom))]
 pub use barrier::rcu_barrier;
 #[cfg(not(loom))]
-pub use call::call_rcu;
+pub use call::{call_rcu, call_rcu_hurry};
 pub use exp::synchronize_rcu_expedited;
 pub use gp::Phase;
+#[cfg(not(loom))]
+pub use invoke::{callback_batches, callbacks_run_on};
 pub use mode::{Held, Kind, boot_ended, expedite, only_normal};
+#[cfg(not(loom))]
+pub use overload::{CallbackStats, callback_stats};
 pub use poll::{
     Cookie, FullCookie, Pollable, cond_synchronize, get_state, get_state_full, poll, poll_any, start_poll,
     start_poll_full,
@@ -153,7 +169,7 @@ pub fn init(cx: &mut MaySleep) {
     let shape = config::shape(last.index() + 1).unwrap_or_else(|e| panic!("{e}"));
     log::debug!("rcu: {shape}");
     tree::build(shape);
-    softirq::register(Softirq::Rcu, qs::softirq_run);
+    softirq::register(Softirq::Rcu, qs::core);
     {
         // The boot CPU comes online for RCU and gets its hooks in one step, as seen from its interrupts.
         let _irqs = IrqGuard::new(ATOMIC);
@@ -168,4 +184,6 @@ pub fn init(cx: &mut MaySleep) {
     let spawned = sched::spawn(cx, "rcu_preempt", Prio::RCU, None, gp::thread);
     spawned.expect("RCU: no memory for the grace-period thread").detach();
     srcu::init(cx);
+    invoke::init(cx);
+    nocb::init(cx);
 }

@@ -16,7 +16,6 @@
 
 use arch::cpu;
 use sched::hooks::TickFrom;
-use sched::softirq::{self, Softirq};
 use sync::atomic::Ordering;
 use sync::{ATOMIC, IrqGuard, bug, context};
 
@@ -90,12 +89,13 @@ pub(crate) fn tick(from: TickFrom) {
         if ask_special(&irqs) {
             me.report_at_unlock.set(true);
         }
-        if ticks >= TICKS_TILL_RESCHED {
+        if ticks >= TICKS_TILL_RESCHED || call::is_overloaded() {
             context::set_need_resched();
         }
     }
+    call::tick(me);
     if has_work(me) {
-        softirq::raise(Softirq::Rcu);
+        call::raise();
     }
 }
 
@@ -107,8 +107,8 @@ fn has_work(me: &Own) -> bool {
     call::has_work(me)
 }
 
-/// The RCU softirq: learn, report, advance and request, invoke. Context: softirq.
-pub(crate) fn softirq_run() {
+/// Learn, report, advance and request, invoke. Context: softirq, or a thread with softirqs off.
+pub(crate) fn core() {
     stall::softirq_ran();
     {
         let irqs = IrqGuard::new(ATOMIC);

@@ -8,7 +8,7 @@ use sync::ATOMIC;
 use crate::cpu::shared;
 use crate::seq::Seq;
 use crate::tree::tree;
-use crate::{barrier, call, exp, fqs, gp, stall};
+use crate::{barrier, call, exp, fqs, gp, overload, stall};
 
 /// What has been counted since boot.
 #[derive(Copy, Clone, Debug)]
@@ -66,8 +66,8 @@ pub fn stats() -> Stats {
         helped: fqs::HELPED.load(Ordering::Relaxed),
         ticks_kept: fqs::TICKS_KEPT.load(Ordering::Relaxed),
         idle_at_start: gp::IDLE_AT_START.load(Ordering::Relaxed),
-        floods: call::FLOODS.load(Ordering::Relaxed),
-        callbacks_waiting: per_cpu().map(|s| s.cb_len.load(Ordering::Relaxed)).sum::<usize>() + call::moves().1,
+        floods: overload::callback_stats().floods,
+        callbacks_waiting: cpu::present().iter().map(call::waiting_on).sum::<usize>() + call::moves().1,
         callbacks_run: per_cpu().map(|s| s.cb_ran.load(Ordering::Relaxed)).sum(),
         barriers: barrier::COUNT.load(Ordering::Relaxed),
         stalls: stall::reports().0,
@@ -147,7 +147,7 @@ pub fn cpu_stats() -> impl Iterator<Item = CpuStats> {
             cpu,
             online: leaf.lock(ATOMIC).online & leaf.bit_of(cpu) != 0,
             watched: !state.watching.load(Ordering::Relaxed).is_multiple_of(2),
-            callbacks: state.cb_len.load(Ordering::Relaxed),
+            callbacks: call::waiting_on(cpu),
             callbacks_run: state.cb_ran.load(Ordering::Relaxed),
         }
     })

@@ -256,7 +256,13 @@ where
 
 /// Starts a thread that belongs to `cpu`: it runs there alone, elsewhere while that CPU is offline, and there again when
 /// it comes back, unless it parks.
-pub(crate) fn per_cpu(
+///
+/// Context: task; allocates and may sleep.
+///
+/// # Errors
+///
+/// [`SpawnError`] as for [`spawn`].
+pub fn per_cpu(
     cx: &mut MaySleep,
     name: &str,
     prio: Prio,

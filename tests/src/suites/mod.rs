@@ -13,6 +13,8 @@ mod mm;
 mod nmi;
 mod percpu;
 mod rcu;
+mod rcu_callbacks;
+mod rcu_nocb;
 mod rcu_stall;
 mod rcu_torture;
 mod rcu_tree;

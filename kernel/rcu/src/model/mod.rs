@@ -31,6 +31,24 @@ pub(crate) mod call {
     pub(crate) fn advance_and_request() {}
 
     pub(crate) fn invoke() {}
+
+    pub(crate) fn raise() {}
+
+    pub(crate) fn tick(_: &Own) {}
+
+    pub(crate) fn is_overloaded() -> bool {
+        false
+    }
+
+    pub(crate) fn gp_ended() {}
+
+    pub(crate) struct Load;
+
+    impl Load {
+        pub(crate) const fn new() -> Load {
+            Load
+        }
+    }
 }
 
 /// Reports of stalls: there is no time.
