@@ -6,6 +6,7 @@
 extern crate alloc;
 
 pub mod arguments;
+pub mod branches;
 pub mod heap;
 pub mod line;
 pub mod regions;

@@ -76,16 +76,20 @@ impl Key {
 /// `now` with the allocations and frees per second since `before`, `elapsed_ns` ago. A cache that was not there then has
 /// done all of its in that time, and so has one whose counters were set back meanwhile.
 pub fn per_second(before: &[Sample], now: &[Sample], elapsed_ns: u64) -> Vec<Sample> {
-    let rate = |now: u64, before: u64| {
-        let events = now.checked_sub(before).unwrap_or(now);
-        (u128::from(events) * 1_000_000_000 / u128::from(elapsed_ns.max(1))) as u64
-    };
+    let rate = |now: u64, before: u64| per_second_of(before, now, elapsed_ns);
     let rates = now.iter().map(|sample| {
         let old = before.iter().find(|old| old.name == sample.name);
         let (allocs, frees) = old.map_or((0, 0), |old| (old.allocs, old.frees));
         Sample { allocs: rate(sample.allocs, allocs), frees: rate(sample.frees, frees), ..*sample }
     });
     rates.collect()
+}
+
+/// What a counter has counted a second, if it stood at `before` `elapsed_ns` ago; one that was set back meanwhile has
+/// counted all of it since.
+pub fn per_second_of(before: u64, now: u64, elapsed_ns: u64) -> u64 {
+    let events = now.checked_sub(before).unwrap_or(now);
+    (u128::from(events) * 1_000_000_000 / u128::from(elapsed_ns.max(1))) as u64
 }
 
 /// How many of a hundred; all of nothing.

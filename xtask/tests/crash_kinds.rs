@@ -219,6 +219,7 @@ const ROWS: &[Row] = &[
         "cpu 0 was in an interrupt over task ",
         "hardlockup at kernel/src/crash/hangs.rs",
     ),
+    dies(2, Shell("rcu_stall", 1), "PANIC cpu 0: RCU stall: grace period ", "report at kernel/rcu/src/stall/report.rs"),
     hangs(2, Shell("hung_task", 1), "INFO: task crash:", "hung_task at kernel/src/crash/hangs.rs"),
     hangs(2, Shell("halt", 1), "cpu 0 was in an interrupt over task ", "at kernel/src/crash/hangs.rs"),
     // Among four.
@@ -303,6 +304,9 @@ impl Bench {
             if matches!(row.way, Shell("hung_task", _)) {
                 // All CPUs idle; the watchdog knows who should not, and is told not to wait for two minutes.
                 words.extend(["--append", "hung_task_timeout_secs=1"]);
+            }
+            if matches!(row.way, Shell("rcu_stall", _)) {
+                words.extend(["--append", "grange.panic_on_rcu_stall rcupdate.rcu_exp_cpu_stall_timeout=100"]);
             }
             match row.way {
                 Shell(..) => words.extend(["--exec", &line]),

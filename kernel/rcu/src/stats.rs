@@ -2,10 +2,11 @@
 
 use core::sync::atomic::Ordering;
 
-use arch::{CpuId, cpu};
-use sync::ATOMIC;
+use arch::{CpuId, clock, cpu};
+use sync::{ATOMIC, IrqGuard, smp};
 
-use crate::cpu::shared;
+use crate::cpu::{own, shared};
+use crate::hist::Snapshot;
 use crate::seq::Seq;
 use crate::tree::tree;
 use crate::{barrier, call, exp, fqs, gp, overload, stall};
@@ -75,6 +76,29 @@ pub fn stats() -> Stats {
         most_locked: tree().nodes().iter().map(locked).max().unwrap_or(0),
         phase: gp::Phase::now(),
     }
+}
+
+/// How long the running grace period has lasted, in nanoseconds; `None` if none runs. Context: any.
+pub fn age_ns() -> Option<u64> {
+    let since = gp::STARTED_NS.load(Ordering::Relaxed);
+    gp::SEQ.current().is_running().then(|| clock::now_ns().saturating_sub(since))
+}
+
+/// The histograms of RCU: what was measured, in which unit, what came of it. Context: any.
+pub fn histograms() -> impl Iterator<Item = (&'static str, &'static str, Snapshot)> {
+    let all = [("grace periods", "ns", &gp::LENGTH_NS)];
+    all.into_iter().map(|(what, unit, histogram)| (what, unit, histogram.snapshot()))
+}
+
+/// How many callbacks of `cpu` are over, wait for the running grace period, for the next one, and for nobody knows what yet
+/// . `None` if it is offline.
+///
+/// Context: task, interrupts on; interrupts that CPU.
+pub fn segments(cpu: CpuId) -> Option<[usize; 4]> {
+    smp::run_on(cpu, || {
+        let irqs = IrqGuard::new(ATOMIC);
+        own(&irqs).cbs.borrow().lengths()
+    })
 }
 
 /// One node of the tree, all of it at one moment.

@@ -56,6 +56,15 @@ pub(super) fn smp_call_lockup(_: &mut MaySleep) {
     smp::call_mask(&others, |_| hardlockup(), 0, true);
 }
 
+/// With one CPU there is nobody to wait for it.
+#[inline(never)]
+pub(super) fn rcu_stall(cx: &mut MaySleep) {
+    let other = cpu::online().iter().find(|&id| id != cpu::current());
+    let waiter = sched::spawn(cx, "waiter", Prio::NORMAL, other, |cx| rcu::synchronize_rcu_expedited(cx));
+    waiter.expect("memory for a thread").detach();
+    softlockup(cx);
+}
+
 #[inline(never)]
 pub(super) fn hung_task(cx: &mut MaySleep) {
     static NEVER: Completion = Completion::new();

@@ -88,6 +88,12 @@ pub(crate) const KINDS: &[Kind] = &[
     kind("spinlockup", Hang, InThread(spinlockup), "a wait for a spin lock that is never released"),
     kind("deadlock", DEADLOCK_ENDS, InThread(deadlock), "a spin lock taken twice; where locks are checked, a panic"),
     kind("smp_call_lockup", Hang, InThread(smp_call_lockup), "a call to a CPU that has its interrupts off"),
+    kind(
+        "rcu_stall",
+        Panic,
+        InThread(rcu_stall),
+        "a grace period without an end; a panic with grange.panic_on_rcu_stall",
+    ),
     kind("hung_task", Hang, InThread(hung_task), "a thread that is never woken"),
     kind("halt", Hang, InThread(halt), "all CPUs halted with interrupts off"),
 ];

@@ -18,6 +18,7 @@ mod rcu_nocb;
 mod rcu_stall;
 mod rcu_torture;
 mod rcu_tree;
+mod rcu_view;
 mod sched;
 mod sched_idle;
 mod sched_mutex;

@@ -1,9 +1,9 @@
 //! The stall clock: nanoseconds in which somebody was there to look.
 //!
 //! Everybody who looks at grace periods regularly, the ticks of all busy CPUs and the grace-period thread, moves it on by the
-//! time since anybody did so last, but by no more than one and a half of his own periods: if nobody came for longer, the
-//! machine stood still, and what it has not done in that time says nothing (so it is with [`sched::watchdog::Pace`], which
-//! has one looker). It also stands still while no grace period is wanted.
+//! time since anybody did so last, but by no more than one and a half of his own periods or of an eighth of the limit: if
+//! nobody came for longer, the machine stood still, and what it has not done in that time says nothing (so it is with
+//! [`sched::watchdog::Pace`], which has one looker). It also stands still while no grace period is wanted.
 //!
 //! Context: any but NMI. Answers to Linux kernel/rcu/tree_stall.h, where `rcu_cpu_stall_reset` does it from outside.
 
@@ -16,7 +16,7 @@ static LOOKED_AT: AtomicU64 = AtomicU64::new(0);
 /// Nanoseconds that were not counted, since [`restart`].
 static LOST: AtomicU64 = AtomicU64::new(0);
 
-/// The time now, after the caller, who looks every `period_ns`, has moved it on.
+/// The time now, after the caller, who is to look every `period_ns`, has moved it on.
 pub(super) fn advance(period_ns: u64) -> u64 {
     let (now, last) = (arch::clock::now_ns(), LOOKED_AT.load(Ordering::Relaxed));
     if now > last && LOOKED_AT.compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed).is_ok() {

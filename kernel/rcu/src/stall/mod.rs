@@ -44,7 +44,7 @@ pub use report::{Notifier, Stall, register, reports};
 /// More patience where locks are checked, which makes everything slower.
 const CHECKING_NS: u64 = if cfg!(debug_assertions) { 5_000_000_000 } else { 0 };
 
-/// Looks at the clock in a limit, of who waits for an expedited grace period.
+/// Looks in a limit: none counts for more than one and a half times its share.
 const LOOKS: u64 = 8;
 /// The time between two of them at least and, where there is no limit, at most.
 const LOOK_NS: (u64, u64) = (1_000_000, 1_000_000_000);
@@ -160,7 +160,7 @@ pub(crate) fn thread_lives() {
 /// The grace-period thread has looked at the CPUs that grace period `gp` waits for, as it does every `period_ns`. Reports,
 /// if it is due. Context: task.
 pub(crate) fn check(gp: Seq, period_ns: u64) {
-    let now = clock::advance(period_ns);
+    let now = clock::advance(period_ns.max(look_ns()));
     SIGN_NS.store(now, Ordering::Relaxed);
     if is_due(now) {
         report::normal(gp, now - SINCE_NS.load(Ordering::Relaxed), None);
@@ -174,13 +174,18 @@ pub(crate) fn tick() {
     if !gp::has_work() {
         return;
     }
-    let now = clock::advance(sched::config::tick_ns());
+    let now = clock::advance(look_ns().max(sched::config::tick_ns()));
     let limit = NORMAL_NS.load(Ordering::Relaxed);
     let silent = now.saturating_sub(SIGN_NS.load(Ordering::Relaxed));
     // A thread that is only late will report itself, in better style.
     if silent >= limit / 2 && is_due(now) {
         report::normal(gp, now.saturating_sub(SINCE_NS.load(Ordering::Relaxed)), Some(silent));
     }
+}
+
+/// What a look counts for at least: more than a tick, since a host gives its time in larger pieces.
+fn look_ns() -> u64 {
+    NORMAL_NS.load(Ordering::Relaxed) / LOOKS
 }
 
 /// Whether the caller is to report now (STALL-1).

@@ -8,6 +8,7 @@ mod kmalloc;
 mod misuse;
 mod mm;
 mod rcu;
+mod rcu_try;
 mod sched;
 mod slab;
 mod slab_tune;
