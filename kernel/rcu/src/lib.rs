@@ -15,8 +15,9 @@
 //! | call | for | context |
 //! |---|---|---|
 //! | [`read_lock`] | a read-side section | any, NMI included |
-//! | [`Rcu`], [`RcuBox`] | pointers whose reads borrow from a section | reading any, replacing any |
 //! | [`call_rcu`], [`call_rcu_hurry`] | a function after a grace period | any but NMI; interrupts off: only enqueues |
+//! | [`Rcu`], [`RcuCell`], [`RcuList`], [`RcuHashMap`] | pointers, lists and maps whose reads borrow from a section | reading any, updating any but NMI |
+//! | [`RcuBox`], [`Retired`], [`Polled`] | values before they are published, and after | any but NMI |
 //! | [`synchronize_rcu`], [`synchronize_rcu_expedited`] | waiting for one | task, sleeps |
 //! | [`get_state`], [`start_poll`], [`poll`](poll()), [`poll_any`], [`cond_synchronize`] | asking later | any; `start_poll` not NMI; the last sleeps |
 //! | [`rcu_barrier`] | waiting for all callbacks queued before | task, sleeps |
@@ -34,6 +35,7 @@
 //! | `call`, `sync_gp`, `poll`, `barrier` | the ways to wait for one |
 //! | `invoke`, `overload`, `misuse` | calling callbacks, too many of them, wrong ones |
 //! | [`nocb`], `nocb_threads` | callbacks that wait and run on other CPUs, and lazy ones |
+//! | `boxed`, `link`, `ptr`, [`list`], [`hash`] | what readers follow |
 //! | [`config`], [`stats`](stats()), [`hist`], `stall` | parameters, counters, histograms, reports |
 //!
 //! Why a grace period is long enough (ORD-1 to ORD-6) is argued in one place: docs/rcu-ordering.md.
@@ -56,6 +58,8 @@ extern crate std;
 mod barrier;
 mod blkd;
 #[cfg(not(loom))]
+mod boxed;
+#[cfg(not(loom))]
 mod call;
 pub mod cblist;
 pub mod config;
@@ -65,11 +69,17 @@ mod exp;
 mod fqs;
 pub mod geometry;
 mod gp;
+#[cfg(not(loom))]
+pub mod hash;
 pub mod hist;
 #[cfg(not(loom))]
 mod hotplug;
 #[cfg(not(loom))]
 mod invoke;
+#[cfg(not(loom))]
+mod link;
+#[cfg(not(loom))]
+pub mod list;
 #[cfg(not(loom))]
 mod misuse;
 mod mode;
@@ -111,11 +121,17 @@ use model::{call, stall};
 #[cfg(not(loom))]
 pub use barrier::rcu_barrier;
 #[cfg(not(loom))]
+pub use boxed::{Polled, RcuBox, Retired};
+#[cfg(not(loom))]
 pub use call::{call_rcu, call_rcu_hurry};
 pub use exp::synchronize_rcu_expedited;
 pub use gp::Phase;
 #[cfg(not(loom))]
+pub use hash::{HashNode, NoMemory, RcuHashMap};
+#[cfg(not(loom))]
 pub use invoke::{callback_batches, callbacks_run_on};
+#[cfg(not(loom))]
+pub use list::{ListNode, RcuList};
 pub use mode::{Held, Kind, boot_ended, expedite, only_normal};
 #[cfg(not(loom))]
 pub use overload::{CallbackStats, callback_stats};
@@ -124,7 +140,7 @@ pub use poll::{
     start_poll_full,
 };
 #[cfg(not(loom))]
-pub use ptr::{Rcu, RcuBox, Retired};
+pub use ptr::{Rcu, RcuCell};
 pub use reader::{RcuReadGuard, read_depth, read_lock};
 #[cfg(not(loom))]
 pub use stats::{CpuStats, NodeStats, Stats, age_ns, cpu_stats, histograms, node_stats, segments, stats};

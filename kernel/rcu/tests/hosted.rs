@@ -294,7 +294,7 @@ fn pipe_updater(cx: &mut MaySleep, pipe: &Pipe, ns: u64, wait: fn(&mut MaySleep)
         old.push((retired, std::mem::replace(&mut current, next)));
         wait(cx);
         turns += 1;
-        let older = |(retired, age): (rcu::Retired<_>, Arc<AtomicUsize>)| {
+        let older = |(retired, age): (rcu::Retired<Arc<AtomicUsize>>, Arc<AtomicUsize>)| {
             if age.fetch_add(1, Ordering::Relaxed) + 1 < STAGES {
                 return Some((retired, age));
             }

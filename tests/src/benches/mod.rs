@@ -2,6 +2,7 @@
 
 mod kfree_rcu;
 mod rcu;
+mod rcu_list;
 mod sched;
 mod slab;
 mod slab_harden;

@@ -14,6 +14,7 @@ mod nmi;
 mod percpu;
 mod rcu;
 mod rcu_callbacks;
+mod rcu_list;
 mod rcu_nocb;
 mod rcu_stall;
 mod rcu_torture;

@@ -78,7 +78,7 @@ impl Pipe {
         let until = clock::now_ns() + EACH_NS;
         let mut current = fresh();
         swap(&current).retire();
-        let mut replaced: Vec<(Retired<_>, Arc<AtomicUsize>)> = Vec::new();
+        let mut replaced: Vec<(Retired<Arc<AtomicUsize>>, Arc<AtomicUsize>)> = Vec::new();
         let mut turns = 0;
         while clock::now_ns() < until || turns < MIN_TURNS || !self.may_end.load(Ordering::Relaxed) {
             let next = fresh();

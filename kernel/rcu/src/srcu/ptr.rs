@@ -43,7 +43,7 @@ use super::domain::SrcuDomain;
 use super::flavour::Flavour;
 use super::reader::InSection;
 use super::wait::synchronize_srcu;
-use crate::ptr::{Inner, RcuBox};
+use crate::boxed::{Inner, RcuBox};
 
 /// A pointer to a value that readers of a domain may be using while updaters replace it.
 pub struct Srcu<'d, T: Send + Sync + 'static, F: Flavour> {
@@ -60,7 +60,7 @@ impl<'d, T: Send + Sync + 'static, F: Flavour> Srcu<'d, T, F> {
 
     /// Points to `value`.
     pub fn new(domain: &'d SrcuDomain<F>, value: RcuBox<T>) -> Self {
-        Srcu { domain, ptr: AtomicPtr::new(value.into_raw().as_ptr()) }
+        Srcu { domain, ptr: AtomicPtr::new(value.into_raw()) }
     }
 
     /// The value now, for as long as the section lasts. Context: that of the section. One load and a comparison.
@@ -73,13 +73,13 @@ impl<'d, T: Send + Sync + 'static, F: Flavour> Srcu<'d, T, F> {
         // Acquire: pairs with the Release in `replace`: the value is seen as it was when it was put here.
         let inner = self.ptr.load(Ordering::Acquire);
         // SAFETY: null or a box that was put here (PTR-1); if it has been replaced since, it is not freed before this
-        // section has ended (PTR-2), and 'g ends before that.
-        unsafe { inner.as_ref() }.map(Inner::value)
+        // section has ended (PTR-2), and 'g ends before that. Of the box only the value (BOX-3).
+        (!inner.is_null()).then(|| unsafe { &(*inner).value })
     }
 
     /// Puts `new` in the place of the old value, for sections that begin from now on. Context: any. Wait-free.
     pub fn replace(&self, new: Option<RcuBox<T>>) -> Option<SrcuRetired<'d, T, F>> {
-        let new = new.map_or(ptr::null_mut(), |new| new.into_raw().as_ptr());
+        let new = new.map_or(ptr::null_mut(), RcuBox::into_raw);
         // Release: pairs with the Acquire in `read`. Acquire: the old value as whoever put it here left it.
         let old = self.ptr.swap(new, Ordering::AcqRel);
         // Null or a box that was put here; the swap gave it to us alone (PTR-1).
@@ -113,7 +113,7 @@ impl<T: Send + Sync + 'static, F: Flavour> SrcuRetired<'_, T, F> {
         /// `head` is that of an `Inner<T>` from `RcuBox::into_raw` that nobody else uses any more.
         unsafe fn free<T>(head: *mut CallbackHead) {
             // SAFETY: by the caller; the head is the first field.
-            drop(unsafe { RcuBox::from_raw(NonNull::new_unchecked(head.cast::<Inner<T>>())) });
+            drop(unsafe { RcuBox::from_raw(head.cast::<Inner<T>>()) });
         }
         // SAFETY: the box is ours alone until the callback has it (PTR-2), and `T` is `Send`.
         unsafe { call_srcu(self.domain, self.inner.as_ptr().cast(), free::<T>) };
@@ -123,6 +123,6 @@ impl<T: Send + Sync + 'static, F: Flavour> SrcuRetired<'_, T, F> {
     pub fn synchronize(self, cx: &mut MaySleep) -> RcuBox<T> {
         synchronize_srcu(self.domain, cx);
         // SAFETY: ours alone since the swap, and all readers that could have seen it have ended.
-        unsafe { RcuBox::from_raw(self.inner) }
+        unsafe { RcuBox::from_raw(self.inner.as_ptr()) }
     }
 }
