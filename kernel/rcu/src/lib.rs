@@ -36,6 +36,7 @@
 //! | `invoke`, `overload`, `misuse` | calling callbacks, too many of them, wrong ones |
 //! | [`nocb`], `nocb_threads` | callbacks that wait and run on other CPUs, and lazy ones |
 //! | `boxed`, `link`, `ptr`, [`list`], [`hash`] | what readers follow |
+//! | `tasks` | Tasks RCU: grace periods of voluntary switches |
 //! | [`config`], [`stats`](stats()), [`hist`], `stall` | parameters, counters, histograms, reports |
 //!
 //! Why a grace period is long enough (ORD-1 to ORD-6) is argued in one place: docs/rcu-ordering.md.
@@ -104,11 +105,14 @@ pub mod stall;
 #[cfg(not(loom))]
 mod stats;
 mod sync_gp;
+#[cfg(not(loom))]
+mod tasks;
 mod tree;
 
 #[cfg(not(loom))]
 use {
     sched::Prio,
+    sched::Thread,
     sched::hooks::Hooks,
     sched::softirq::{self, Softirq},
     sync::hooks::HOOKS,
@@ -146,6 +150,10 @@ pub use reader::{RcuReadGuard, read_depth, read_lock};
 pub use stats::{CpuStats, NodeStats, Stats, age_ns, cpu_stats, histograms, node_stats, segments, stats};
 pub use sync::callback::{CallbackFn, CallbackHead};
 pub use sync_gp::synchronize_rcu;
+#[cfg(not(loom))]
+pub use tasks::{
+    call_rcu_tasks, cond_resched_tasks, rcu_barrier_tasks, synchronize_rcu_tasks, synchronize_rcu_tasks_rude,
+};
 
 /// For macros.
 #[doc(hidden)]
@@ -158,7 +166,7 @@ pub mod private {
 /// What the scheduler calls.
 #[cfg(not(loom))]
 static SCHED_HOOKS: Hooks = Hooks {
-    context_switch: reader::context_switch,
+    context_switch,
     idle_enter: qs::idle_enter,
     idle_exit: eqs::idle_exit,
     tick: qs::tick,
@@ -167,6 +175,13 @@ static SCHED_HOOKS: Hooks = Hooks {
     cpu_up: hotplug::cpu_up,
     cpu_down: hotplug::cpu_down,
 };
+
+/// Hook: the CPU passes through the scheduler. See [`Hooks::context_switch`].
+#[cfg(not(loom))]
+fn context_switch(prev: &'static Thread, next: &'static Thread, preempted: bool) {
+    tasks::switched(prev, next, preempted);
+    reader::context_switch(prev, next, preempted);
+}
 
 /// Builds the tree, plugs into scheduler and interrupts, and starts the grace-period thread.
 ///
@@ -202,4 +217,5 @@ pub fn init(cx: &mut MaySleep) {
     srcu::init(cx);
     invoke::init(cx);
     nocb::init(cx);
+    tasks::init(cx);
 }

@@ -17,6 +17,7 @@ mod rcu_callbacks;
 mod rcu_list;
 mod rcu_nocb;
 mod rcu_stall;
+mod rcu_tasks;
 mod rcu_torture;
 mod rcu_tree;
 mod rcu_view;
