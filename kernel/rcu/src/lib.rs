@@ -21,6 +21,7 @@
 //! | [`synchronize_rcu`], [`synchronize_rcu_expedited`] | waiting for one | task, sleeps |
 //! | [`get_state`], [`start_poll`], [`poll`](poll()), [`poll_any`], [`cond_synchronize`] | asking later | any; `start_poll` not NMI; the last sleeps |
 //! | [`rcu_barrier`] | waiting for all callbacks queued before | task, sleeps |
+//! | [`srcu`] | the same in domains, whose readers may sleep | see there |
 //!
 //! # The modules
 //!
@@ -44,7 +45,8 @@
 //! # Locks
 //!
 //! `rcu.node` (one at a time, nothing inside), `rcu.exp_asked` (nothing inside), `rcu.nocb` with `rcu.nocb_bypass` and
-//! `rcu.orphans` inside (nothing inside those); all with interrupts off, all below whatever the caller holds. No thread is woken under any of them.
+//! `rcu.orphans` inside (nothing inside those); all with interrupts off, all below whatever the caller holds. No thread is
+//! woken under any of them. Those of [`srcu`] are listed there.
 //!
 //! Answers to Linux kernel/rcu/ as of 7.x; rows, S3-18, S3-24 to S3-30.
 #![no_std]

@@ -114,7 +114,8 @@ impl Timer {
     ///
     /// # Safety
     ///
-    /// The timer stays where it is until its function has returned or [`Timer::cancel_sync`] has.
+    /// The timer stays where it is until its function has been called or [`Timer::cancel_sync`] has returned. The function
+    /// itself may free it: afterwards its address is only compared.
     pub unsafe fn arm_at_raw(&self, at_ns: u64) -> bool {
         debug_assert!(!context::in_nmi(), "timers cannot be armed in NMI context");
         let _irqs = IrqGuard::new(ATOMIC);
@@ -256,8 +257,8 @@ pub(crate) fn interrupt(tick_ns: u64) -> bool {
         let timer: *const Timer = node.cast();
         base.running = timer;
         drop(base);
-        // SAFETY: a timer on the heap stays in place until its function has returned, by the contract of arming; the
-        // node is its first field.
+        // SAFETY: a timer on the heap stays in place until its function is called, by the contract of arming; the node is
+        // its first field.
         let timer: &Timer = unsafe { &*timer };
         (timer.func)(timer);
         base = lock.lock_irqsave(ATOMIC);

@@ -10,4 +10,5 @@ mod slab_memory;
 mod slab_peers;
 mod slab_remote;
 mod slab_tune;
+mod srcu;
 mod sync;

@@ -17,7 +17,7 @@ use rcu::srcu::{
 use sync::{ATOMIC, IrqGuard, MaySleep, Rng};
 
 use crate::toggle::{Load, MS, off, on, others, spawn, threads, toggle};
-use crate::{Failure, Test, ensure, ensure_eq, ktest};
+use crate::{Failure, Test, ensure, ensure_eq, ktest, skip};
 
 rcu::srcu_domain! {
     static NORMAL: Normal;
@@ -189,20 +189,34 @@ ktest! {
     /// queues another or waits.
     #[tags(race)]
     fn callbacks_are_not_stranded_while_grace_periods_pass(t: &mut Test) {
+        if cpu::online_count() < 2 {
+            skip!("needs two CPUs");
+        }
         let mut load = Load::new();
-        load.add(t.cx, Rng::new(t.seed), |_, cx| {
-            synchronize_srcu_expedited(&NORMAL, cx);
+        // Several, so that the next grace period is wanted when one ends.
+        for _ in 0..3 {
+            load.add(t.cx, Rng::new(t.rng.next_u64()), |_, cx| {
+                synchronize_srcu_expedited(&NORMAL, cx);
+                Ok(())
+            })?;
+        }
+        // And each lasts long enough for some callbacks to come.
+        load.add(t.cx, Rng::new(t.rng.next_u64()), |rng, cx| {
+            let guard = srcu_read_lock(&NORMAL);
+            sched::sleep_ns(cx, rng.below(MS / 2));
+            drop(guard);
             Ok(())
         })?;
         let tally = Arc::<Tally>::default();
         for round in 0..20 {
             let mut queuers = Vec::new();
-            for cpu in cpu::online().iter() {
+            // On every second CPU, so that the others can get on with grace periods.
+            for cpu in cpu::online().iter().skip(1).step_by(2) {
                 let (tally, mut rng) = (tally.clone(), Rng::new(t.rng.next_u64()));
                 queuers.push(spawn(t.cx, Some(cpu), move |_| {
-                    for _ in 0..4 {
+                    for _ in 0..8 {
                         tally.queue(&NORMAL);
-                        clock::udelay(rng.below(200));
+                        clock::udelay(rng.below(100));
                     }
                 })?);
             }
@@ -211,12 +225,14 @@ ktest! {
                 ensure!(soon(t.cx, || tally.waiting() == 0), "{} callbacks are left behind", tally.waiting());
             }
         }
-        load.end(t.cx)?;
+        let turns = load.end(t.cx)?;
+        t.note(format_args!("{} callbacks; grace periods, and sections of the reader: {turns:?}", tally.queued.load(Relaxed)));
         ensure!(soon(t.cx, || tally.waiting() == 0), "{} callbacks are left behind", tally.waiting());
         Ok(())
     }
 
-    /// S3-18 for SRCU: with interrupts off a cookie can be made and a callback queued; both are served.
+    /// S3-18 for SRCU: with interrupts off a cookie can be made and a callback queued. Nobody is woken for them before interrupts
+    /// are on again, else the grace period would begin on another CPU; then both are served.
     fn callbacks_and_cookies_work_with_interrupts_off(t: &mut Test) {
         let tally = Arc::<Tally>::default();
         for _ in 0..20 {
@@ -226,7 +242,10 @@ ktest! {
             let irqs = IrqGuard::new(ATOMIC);
             tally.queue(&NORMAL);
             let cookie = srcu_start_poll(&NORMAL);
+            clock::udelay(1_000);
+            let seq = NORMAL.stats().seq;
             drop(irqs);
+            ensure!(!seq.is_running(), "a thread was woken with interrupts off");
             ensure!(soon(t.cx, || cookie.is_over() && tally.waiting() == 0));
             ensure!(srcu_get_state(&NORMAL) != cookie);
         }

@@ -8,8 +8,10 @@
 //!
 //! Invariants
 //! - SCB-1: no callback is without a tag outside of the list's lock. The tag is snapped *before* the list is advanced, so that two
-//!   segments always have room for it; the other way round a grace period that ends in between makes it one too many, and
-//!   the callbacks stay behind until somebody queues another (S5-11).
+//!   segments always have room for it; the other way round grace periods that end and begin in between make it one too
+//!   many, and the callbacks stay behind until somebody queues another (S5-11). (Here the end of a grace period takes the
+//!   lock of each list that is not empty before the next one begins, so only one can end in between, and there would
+//!   be room either way. The order does not rely on it.)
 //! - SCB-2: what is done is run: whatever makes a list's done segment not empty has the work item queued, or is it.
 //!
 //! Contexts: queueing any but NMI; functions run in a thread with softirqs off, so they may not sleep. Rows,
@@ -28,8 +30,8 @@ use super::cpu::CpuData;
 use super::domain::{Core, Hold, SrcuDomain};
 use super::flavour::Flavour;
 use super::gp;
-use crate::cblist::Tag;
-use crate::seq::Seq;
+use crate::cblist::{CbList, Tag};
+use crate::seq::{Seq, SeqCounter};
 
 /// Items that may be under way at once on each CPU: one a domain. They do not sleep.
 const MAX_ACTIVE: u32 = 256;
@@ -75,15 +77,7 @@ unsafe fn enqueue(core: &Core, head: *mut CallbackHead) -> (Seq, bool, bool) {
     unsafe { list.cbs.enqueue(head) };
     // Before the snapshot: a grace period that begins after it sees that there are callbacks here when it ends.
     here.publish_len(&list);
-    // Snap, advance, accelerate: SCB-1.
-    let mut target = core.gp.seq.snap();
-    list.cbs.advance(|tag| is_over(core, tag));
-    if bug!("srcu.snap_late", "the snapshot is taken after advancing", "srcu.callbacks_*") {
-        clock::udelay(100);
-        target = core.gp.seq.snap();
-    }
-    let tagged = list.cbs.accelerate(Tag::without_exp(target));
-    debug_assert!(tagged, "S5-11: no segment has room for callbacks that wait for {target:?}");
+    let target = tag(&mut list.cbs, &core.gp.seq);
     let waiting = list.cbs.len();
     let expedited = list.flood.queued(waiting, clock::now_ns());
     if expedited {
@@ -94,8 +88,24 @@ unsafe fn enqueue(core: &Core, head: *mut CallbackHead) -> (Seq, bool, bool) {
     (target, expedited, is_news)
 }
 
-fn is_over(core: &Core, tag: Tag) -> bool {
-    tag.is_over(|end| core.gp.seq.done(end), |_| false)
+/// Tags what has just been queued, by its grace period's counter, and advances the rest; where the grace period ends (SCB-1).
+fn tag(cbs: &mut CbList, seq: &SeqCounter) -> Seq {
+    // In this order: snap, advance, accelerate.
+    let target = seq.snap();
+    advance(cbs, seq);
+    if bug!("srcu.stranded", "what comes while others wait gets no tag", "srcu.callbacks_are_*")
+        && cbs.first_tag().is_some()
+    {
+        return target;
+    }
+    let tagged = cbs.accelerate(Tag::without_exp(target));
+    debug_assert!(tagged, "S5-11: no segment has room for callbacks that wait for {target:?}");
+    target
+}
+
+/// Moves what is over to where it can be run.
+fn advance(cbs: &mut CbList, seq: &SeqCounter) {
+    cbs.advance(|tag| tag.is_over(|end| seq.done(end), |_| false));
 }
 
 /// A grace period has ended: has callbacks run, on all CPUs that have any that are done. Context: the machine.
@@ -103,10 +113,14 @@ pub(super) fn release(core: &Core) {
     for (cpu, data) in core.cpus().filter(|(_, data)| data.len() != 0) {
         let is_done = {
             let mut list = data.lock();
-            list.cbs.advance(|tag| is_over(core, tag));
-            if bug!("srcu.lost_callback", "what is done is forgotten", "srcu.callbacks_*") {
-                let lost = list.cbs.take_done().len();
-                list.cbs.ran(lost);
+            advance(&mut list.cbs, &core.gp.seq);
+            if bug!("srcu.lost_callback", "the first of several is forgotten", "srcu.callbacks_of_all_cpus_*") {
+                let mut done = list.cbs.take_done();
+                if done.len() > 1 {
+                    done.pop();
+                    list.cbs.ran(1);
+                }
+                list.cbs.put_back(done);
             }
             list.cbs.has_done()
         };
@@ -167,4 +181,60 @@ pub(super) fn run(item: &WorkItem, cx: &mut MaySleep) {
 pub(super) fn init(cx: &mut MaySleep) {
     let queue = WorkQueue::create(cx, "srcu", work::Kind::PerCpu { max_active: MAX_ACTIVE });
     QUEUE.call_once(|| queue.expect("SRCU: no memory for a work queue"));
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::*;
+    use proptest::prelude::*;
+    use std::vec::Vec;
+
+    #[derive(Copy, Clone, Debug)]
+    enum Op {
+        /// So many callbacks are queued, one at a time.
+        Queue(usize),
+        /// The machine takes its next step.
+        Step,
+        /// The machine has what is done run, as at the end of a grace period.
+        Release,
+    }
+
+    proptest! {
+        /// S5-11: whatever the machine does in between, each callback is tagged at once, and done when its grace period is.
+        #[test]
+        fn every_callback_is_tagged_when_it_is_queued(
+            ops in prop::collection::vec(
+                prop_oneof![(1..4_usize).prop_map(Op::Queue), Just(Op::Step), Just(Op::Release)], 0..200))
+        {
+            let (mut cbs, seq) = (CbList::new(), SeqCounter::new());
+            let mut heads: Vec<_> = (0..800).map(|_| CallbackHead::new()).collect();
+            let mut unused = heads.iter_mut();
+            let (mut targets, mut ran) = (Vec::new(), 0);
+            for op in ops {
+                match op {
+                    Op::Queue(n) => for _ in 0..n {
+                        // SAFETY: it stays until the list is gone, and is queued once.
+                        unsafe { cbs.enqueue(unused.next().expect("enough for all")) };
+                        targets.push(tag(&mut cbs, &seq));
+                        prop_assert!(!cbs.has_untagged());
+                    },
+                    Op::Step if seq.current().is_running() => _ = seq.end(),
+                    Op::Step => _ = seq.start(),
+                    Op::Release => {
+                        advance(&mut cbs, &seq);
+                        let mut taken = cbs.take_done();
+                        while taken.pop().is_some() {
+                            prop_assert!(seq.done(targets[ran]), "callback {ran} is run before its grace period is over");
+                            ran += 1;
+                            cbs.ran(1);
+                        }
+                        // Two targets at most are to come, and each segment takes one.
+                        let over = targets[ran..].iter().filter(|&&target| seq.done(target)).count();
+                        prop_assert_eq!(over, 0, "done, and left behind");
+                    }
+                }
+            }
+        }
+    }
 }

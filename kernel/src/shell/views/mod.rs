@@ -12,6 +12,7 @@ mod rcu_try;
 mod sched;
 mod slab;
 mod slab_tune;
+mod srcu;
 mod sync;
 #[cfg(feature = "suites")]
 mod tests;
