@@ -45,6 +45,7 @@ pub mod run;
 mod stepping;
 mod storm;
 mod suites;
+mod together;
 mod toggle;
 
 pub use bench::BENCHES;

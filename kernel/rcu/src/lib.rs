@@ -19,7 +19,7 @@
 //! | [`Rcu`], [`RcuCell`], [`RcuList`], [`RcuHashMap`] | pointers, lists and maps whose reads borrow from a section | reading any, updating any but NMI |
 //! | [`RcuBox`], [`Retired`], [`Polled`] | values before they are published, and after | any but NMI |
 //! | [`synchronize_rcu`], [`synchronize_rcu_expedited`] | waiting for one | task, sleeps |
-//! | [`get_state`], [`start_poll`], [`poll`](poll()), [`poll_any`], [`cond_synchronize`] | asking later | any; `start_poll` not NMI; the last sleeps |
+//! | [`get_state`], [`start_poll`], [`start_poll_expedited`], [`poll`](poll()), [`poll_any`], [`cond_synchronize`] | asking later | any; `start_poll…` not NMI; the last sleeps |
 //! | [`rcu_barrier`] | waiting for all callbacks queued before | task, sleeps |
 //! | [`srcu`] | the same in domains, whose readers may sleep | see there |
 //!
@@ -27,7 +27,7 @@
 //!
 //! | module | what it is |
 //! |---|---|
-//! | [`seq`], [`geometry`], [`cblist`], `blkd` | pure: sequence numbers, the tree's shape, callback lists, blocked readers' list |
+//! | [`seq`], [`geometry`], [`cblist`], [`pending`], `blkd` | pure: sequence numbers, the tree's shape, callback lists, what waits by cookie, blocked readers' list |
 //! | `tree`, `report` | nodes; quiescent states on their way up |
 //! | `eqs`, `qs`, `reader` | where quiescent states come from: idle, tick and switch, the reader's end |
 //! | `gp`, `exp` | the normal and the expedited grace period |
@@ -94,6 +94,7 @@ pub mod nocb;
 mod nocb_threads;
 #[cfg(not(loom))]
 mod overload;
+pub mod pending;
 mod poll;
 #[cfg(not(loom))]
 mod ptr;
@@ -142,8 +143,8 @@ pub use mode::{Held, Kind, boot_ended, expedite, only_normal};
 #[cfg(not(loom))]
 pub use overload::{CallbackStats, callback_stats};
 pub use poll::{
-    Cookie, FullCookie, Pollable, cond_synchronize, get_state, get_state_full, poll, poll_any, start_poll,
-    start_poll_full,
+    Cookie, FullCookie, Pollable, cond_synchronize, cond_synchronize_expedited, get_state, get_state_full, poll,
+    poll_any, start_poll, start_poll_expedited, start_poll_expedited_full, start_poll_full,
 };
 #[cfg(not(loom))]
 pub use ptr::{Rcu, RcuCell};
@@ -220,4 +221,5 @@ pub fn init(cx: &mut MaySleep) {
     invoke::init(cx);
     nocb::init(cx);
     tasks::init(cx);
+    poll::init();
 }

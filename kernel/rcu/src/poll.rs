@@ -8,7 +8,10 @@
 //! The short cookie reads a third counter, the *polled* twin. A grace period of either kind that starts while the twin is
 //! idle starts it; whichever that started by then ends first ends it. So the end of an overlapping one may go by
 //! unnoticed: the cookie is then over a grace period later than need be, never earlier. [`start_poll`] leaves a note, so
-//! that this later grace period is started without being asked for again.
+//! that this later grace period is started without being asked for again; [`start_poll_expedited`] likewise.
+//!
+//! A user who takes a cookie for each thing that he wants to free need not start a grace period each time: only if the
+//! cookie differs from that of the call before (S3-28). [`crate::pending`] keeps any number of things by their cookies.
 //!
 //! Interrupts off does **not** freeze anything here: with interrupts off on this CPU the running grace period can end and
 //! the next one begin, two steps of the counter; only that one's end needs this CPU (S3-27). Code that compares
@@ -16,16 +19,17 @@
 //!
 //! The raw numbers are never handed out by address (S3-26). Rows R-10, S3-18, S3-25 to S3-28.
 
+use sched::work::{self, WorkItem};
 use sync::atomic::{AtomicU64, Ordering};
-use sync::{ATOMIC, IrqGuard, MaySleep, SpinIrqGuard, static_or_lazy};
+use sync::{ATOMIC, IrqGuard, IrqWork, MaySleep, SpinIrqGuard, bug, static_or_lazy};
 
-use crate::exp;
+use crate::exp::{self, synchronize_rcu_expedited};
 use crate::gp;
 #[cfg(loom)]
 use crate::model::sync;
 use crate::seq::{Seq, SeqCounter};
 use crate::sync_gp::synchronize_rcu;
-use crate::tree::{NodeState, tree};
+use crate::tree::{NodeState, tree, tree_if_built};
 
 /// The root's lock, under which the twin is written (SEQ-1 for [`POLLED`]).
 type Root<'a> = SpinIrqGuard<'a, NodeState>;
@@ -41,7 +45,20 @@ static_or_lazy! {
     static WANTED: AtomicU64 = AtomicU64::new(Seq::INITIAL.raw());
 }
 
+static_or_lazy! {
+    /// The furthest cookie for which `start_poll_expedited` owes an expedited grace period; raw. Under the root's lock.
+    static WANTED_EXPEDITED: AtomicU64 = AtomicU64::new(Seq::INITIAL.raw());
+}
+/// Runs those, since whoever asks for one may not be able to wait.
+static EXPEDITE: WorkItem = WorkItem::new(expedite);
+/// Queues that, where a run queue may be held (GP-3).
+static QUEUE_EXPEDITE: IrqWork = IrqWork::new(|_| {
+    work::queue_work_unbound(&EXPEDITE);
+});
+
 /// A point in time, to be asked later whether a grace period has passed since. See the module documentation.
+///
+/// Equal cookies are over at the same time; of different ones each needs to be asked.
 #[derive(Copy, Clone, Debug, Eq, PartialEq)]
 pub struct Cookie(Seq);
 
@@ -52,23 +69,53 @@ pub struct FullCookie {
     exp: Seq,
 }
 
+impl Cookie {
+    /// The most different cookies that have been handed out and are not over, at any moment.
+    ///
+    /// That a counter that stands at `4k + 1` leaves open: `4k + 4`, handed out before the grace period began, and `4k + 8`.
+    pub const MAX_LIVE: usize = 2;
+
+    /// A cookie that is over from the start: for what need not wait.
+    #[must_use]
+    pub const fn completed() -> Cookie {
+        Cookie(Seq::COMPLETED)
+    }
+}
+
+impl FullCookie {
+    /// As [`Cookie::MAX_LIVE`]: two of each kind, in each combination, because the two counters are read one after the other.
+    pub const MAX_LIVE: usize = 4;
+
+    /// As [`Cookie::completed`].
+    #[must_use]
+    pub const fn completed() -> FullCookie {
+        FullCookie { norm: Seq::COMPLETED, exp: Seq::COMPLETED }
+    }
+}
+
 /// What can be asked whether its grace period is over.
-pub trait Pollable: Copy {
+pub trait Pollable {
     /// Whether a grace period has passed since the cookie was made. If true, that is ordered before what follows.
     ///
     /// Context: any, NMI included. Wait-free.
-    fn is_over(self) -> bool;
+    fn is_over(&self) -> bool;
 }
 
 impl Pollable for Cookie {
-    fn is_over(self) -> bool {
-        POLLED.done(self.0)
+    fn is_over(&self) -> bool {
+        self.0 == Seq::COMPLETED || POLLED.done(self.0)
     }
 }
 
 impl Pollable for FullCookie {
-    fn is_over(self) -> bool {
-        gp::SEQ.done(self.norm) || exp::SEQ.done(self.exp)
+    fn is_over(&self) -> bool {
+        *self == FullCookie::completed() || gp::SEQ.done(self.norm) || exp::SEQ.done(self.exp)
+    }
+}
+
+impl<C: Pollable + ?Sized> Pollable for &C {
+    fn is_over(&self) -> bool {
+        (**self).is_over()
     }
 }
 
@@ -88,16 +135,15 @@ pub fn get_state_full() -> FullCookie {
 
 /// A cookie for now, and a wish for the grace period that it names.
 ///
-/// Context: any but NMI, interrupts on or off (S3-18); wakes no thread if interrupts are off.
+/// Context: any but NMI, interrupts on or off (S3-18), also with a run queue locked; wakes no thread if interrupts are off.
+/// Before [`crate::init`] the wish is for the first grace period of all.
 #[must_use = "a cookie that is dropped cannot be asked"]
 pub fn start_poll() -> Cookie {
     let cookie = get_state();
-    {
-        let _root = tree().root().lock(ATOMIC);
-        let furthest = Seq::from_raw(WANTED.load(Ordering::Relaxed)).later(cookie.0);
-        WANTED.store(furthest.raw(), Ordering::Relaxed);
+    if let Some(tree) = tree_if_built() {
+        want(&WANTED, cookie, &tree.root().lock(ATOMIC));
+        gp::request(gp::SEQ.snap());
     }
-    gp::request(gp::SEQ.snap());
     cookie
 }
 
@@ -109,14 +155,55 @@ pub fn start_poll_full() -> FullCookie {
     cookie
 }
 
+/// A cookie for now, and a wish for an expedited grace period. A worker thread runs it, and one serves all who ask meanwhile.
+///
+/// Context: as [`start_poll`].
+#[must_use = "a cookie that is dropped cannot be asked"]
+pub fn start_poll_expedited() -> Cookie {
+    let cookie = get_state();
+    if let Some(tree) = tree_if_built() {
+        want(&WANTED_EXPEDITED, cookie, &tree.root().lock(ATOMIC));
+        if arch::irq::enabled() {
+            work::queue_work_unbound(&EXPEDITE);
+        } else {
+            QUEUE_EXPEDITE.queue();
+        }
+    }
+    cookie
+}
+
+/// As [`start_poll_expedited`], exact.
+#[must_use = "a cookie that is dropped cannot be asked"]
+pub fn start_poll_expedited_full() -> FullCookie {
+    let cookie = get_state_full();
+    // Later than the exact one, so that one is over when this one is.
+    let _later = start_poll_expedited();
+    cookie
+}
+
 /// Whether a grace period has passed since `cookie`. Context: any.
 pub fn poll(cookie: impl Pollable) -> bool {
     cookie.is_over()
 }
 
-/// The first of `cookies` that is over, for one price of ordering (S3-25). Context: any.
+/// The index of the first of `cookies` that is over (S3-25).
+///
+/// A look at one that is not over is a load of its counters; the full barrier is paid once, for the one that is. Cookies of
+/// several kinds go through references:
+///
+/// ```no_run
+/// use grange_rcu::{self as rcu, Pollable};
+///
+/// let (short, full) = (rcu::start_poll(), rcu::start_poll_full());
+/// match rcu::poll_any::<&dyn Pollable>(&[&short, &full]) {
+///     Some(first) => log::info!("number {first} is over; of those behind it nothing is known"),
+///     None => log::info!("none is over"),
+/// }
+/// ```
+///
+/// Context: any.
 pub fn poll_any<C: Pollable>(cookies: &[C]) -> Option<usize> {
-    cookies.iter().position(|cookie| cookie.is_over())
+    cookies.iter().position(C::is_over)
 }
 
 /// Waits for a grace period unless one has passed since `cookie`. Context: task, sleeps.
@@ -124,6 +211,35 @@ pub fn cond_synchronize(cookie: impl Pollable, cx: &mut MaySleep) {
     cx.assert_may_sleep();
     if !cookie.is_over() {
         synchronize_rcu(cx);
+    }
+}
+
+/// As [`cond_synchronize`], for an expedited one.
+pub fn cond_synchronize_expedited(cookie: impl Pollable, cx: &mut MaySleep) {
+    cx.assert_may_sleep();
+    if !cookie.is_over() {
+        synchronize_rcu_expedited(cx);
+    }
+}
+
+/// Asks for the grace period that serves what was asked for before [`crate::init`]: nothing ran then, so it is the first.
+pub(crate) fn init() {
+    gp::request(gp::SEQ.snap());
+}
+
+fn want(wanted: &AtomicU64, cookie: Cookie, _: &Root<'_>) {
+    let furthest = Seq::from_raw(wanted.load(Ordering::Relaxed)).later(cookie.0);
+    wanted.store(furthest.raw(), Ordering::Relaxed);
+}
+
+fn is_wanted(wanted: &AtomicU64, _: &Root<'_>) -> bool {
+    !POLLED.current().done(Seq::from_raw(wanted.load(Ordering::Relaxed)))
+}
+
+/// The work of [`start_poll_expedited`]. A wish that comes after the last look queues the item again.
+fn expedite(_: &WorkItem, cx: &mut MaySleep) {
+    while is_wanted(&WANTED_EXPEDITED, &tree().root().lock(&*cx)) {
+        synchronize_rcu_expedited(cx);
     }
 }
 
@@ -135,7 +251,11 @@ fn started(snap: &AtomicU64) {
 }
 
 fn ended(snap: &AtomicU64) {
-    if POLLED.current().raw() == snap.load(Ordering::Relaxed) {
+    let is_its_own = POLLED.current().raw() == snap.load(Ordering::Relaxed);
+    if is_its_own
+        || (POLLED.current().is_running()
+            && bug!("rcu.poll_twin", "a grace period that began before the polled twin's ends it", "rcu_poll.*twin*"))
+    {
         POLLED.end();
     }
 }
@@ -167,6 +287,6 @@ pub(crate) fn passed_at_once(_: &IrqGuard<'_>) {
 }
 
 /// Whether a cookie of `start_poll` needs yet another grace period.
-pub(crate) fn still_wanted(_: &Root<'_>) -> bool {
-    !POLLED.current().done(Seq::from_raw(WANTED.load(Ordering::Relaxed)))
+pub(crate) fn still_wanted(root: &Root<'_>) -> bool {
+    is_wanted(&WANTED, root)
 }

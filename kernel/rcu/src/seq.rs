@@ -43,6 +43,8 @@ impl Seq {
     const STATE_MASK: u64 = (1 << Self::STATE_BITS) - 1;
     /// Where every counter starts: 300 grace periods before the wrap (SEQ-3).
     pub const INITIAL: Seq = Seq((-300_i64 << Self::STATE_BITS) as u64);
+    /// No number: over from the start (a cookie for what need not wait). No snapshot has this value.
+    pub const COMPLETED: Seq = Seq(1);
     /// No number: a flavour without this kind of grace period. No snapshot has this value, because a snapshot's
     /// state is 0.
     pub const NOT_TRACKED: Seq = Seq(2);

@@ -16,6 +16,7 @@ mod rcu;
 mod rcu_callbacks;
 mod rcu_list;
 mod rcu_nocb;
+mod rcu_poll;
 mod rcu_stall;
 mod rcu_tasks;
 mod rcu_torture;

@@ -1,0 +1,87 @@
+//! Threads of a test that go through something together: begun in one line, steps that they wait for, waits that end.
+
+use alloc::sync::Arc;
+use core::sync::atomic::{AtomicUsize, Ordering};
+
+use arch::{CpuId, clock, cpu, irq};
+use rcu::{synchronize_rcu, synchronize_rcu_expedited};
+use sched::Prio;
+use sync::MaySleep;
+
+use crate::{Failure, skip};
+
+/// A millisecond in nanoseconds.
+pub(crate) const MS: u64 = 1_000_000;
+
+/// Starts a thread of normal priority, or fails the test.
+pub(crate) fn spawn<T: Send + 'static>(
+    cx: &mut MaySleep,
+    on: Option<CpuId>,
+    f: impl FnOnce(&mut MaySleep) -> T + Send + 'static,
+) -> Result<sched::JoinHandle<T>, Failure> {
+    sched::spawn(cx, "test", Prio::NORMAL, on, f).map_err(|error| crate::__failed!("{error}"))
+}
+
+/// Sleeps until `cond`, at most 20 s; true if it came.
+pub(crate) fn soon(cx: &mut MaySleep, cond: impl Fn() -> bool) -> bool {
+    let until = clock::now_ns() + 20_000 * MS;
+    while !cond() && clock::now_ns() < until {
+        sched::sleep_ns(cx, MS);
+    }
+    cond()
+}
+
+/// Spins until `cond`, at most 20 s; true if it came. For places that cannot sleep.
+pub(crate) fn spin_until(cond: impl Fn() -> bool) -> bool {
+    let until = clock::now_ns() + 20_000 * MS;
+    while !cond() && clock::now_ns() < until {
+        irq::relax();
+    }
+    cond()
+}
+
+/// Two CPUs; skips the test on a machine with one.
+pub(crate) fn two_cpus() -> Result<(CpuId, CpuId), Failure> {
+    let mut cpus = cpu::online().iter();
+    match (cpus.next(), cpus.next()) {
+        (Some(a), Some(b)) => Ok((a, b)),
+        _ => skip!("needs two CPUs"),
+    }
+}
+
+/// Steps that two threads go through together.
+#[derive(Clone)]
+pub(crate) struct Steps(Arc<AtomicUsize>);
+
+impl Steps {
+    pub(crate) fn new() -> Steps {
+        Steps(Arc::new(AtomicUsize::new(0)))
+    }
+    pub(crate) fn reach(&self, step: usize) {
+        // Release: pairs with the Acquire below; a step is seen with what was done before it.
+        self.0.store(step, Ordering::Release);
+    }
+    pub(crate) fn is_at(&self, step: usize) -> bool {
+        self.0.load(Ordering::Acquire) >= step
+    }
+}
+
+/// Both ways to wait for a grace period.
+pub(crate) const WAITS: [fn(&mut MaySleep); 2] = [synchronize_rcu, synchronize_rcu_expedited];
+
+/// The running thread above all that a test starts, boosted readers included, until this goes.
+pub(crate) struct Urgent(Prio);
+
+impl Urgent {
+    pub(crate) fn new() -> Urgent {
+        let before = sched::prio_of(sched::current());
+        sched::set_prio(sched::current(), Prio::CRITICAL);
+        Urgent(before)
+    }
+}
+
+impl Drop for Urgent {
+    fn drop(&mut self) {
+        sched::set_prio(sched::current(), self.0);
+    }
+}
