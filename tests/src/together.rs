@@ -85,3 +85,21 @@ impl Drop for Urgent {
         sched::set_prio(sched::current(), self.0);
     }
 }
+
+/// Boosting as a test wants it, until this goes. A test whose reader waits for what less urgent threads do wants none.
+pub(crate) struct BoostDelay(u64);
+
+impl BoostDelay {
+    /// In milliseconds; 0 is never.
+    pub(crate) fn new(ms: u64) -> BoostDelay {
+        let before = rcu::boost_delay();
+        rcu::set_boost_delay(ms);
+        BoostDelay(before)
+    }
+}
+
+impl Drop for BoostDelay {
+    fn drop(&mut self) {
+        rcu::set_boost_delay(self.0);
+    }
+}

@@ -1,18 +1,20 @@
 //! The list of readers that were switched out inside a read-side section, one for each leaf.
 //!
 //! ```text
-//!   head ─► t4 ─► t3 ─► t2 ─► t1      newest that block nothing in front, blockers behind
-//!                  ▲     ▲
-//!             gp_tasks  exp_tasks     each: this one and everything behind it blocks that grace period
+//!   head ─► t5 ─► t4 ─► t3 ─► t2 ─► t1      newest that block nothing in front, blockers behind
+//!                  ▲     ▲     ▲
+//!            gp_tasks    │     boost_tasks    a walk that boosts blockers has come this far
+//!                     exp_tasks               each: this one and everything behind it blocks that grace period
 //! ```
 //!
 //! So starting a grace period marks all present blockers in constant time (`gp_tasks = head`), and one that leaves
-//! moves the pointer on by one.
+//! moves the pointers to it on by one.
 //!
 //! Invariants
 //! - BLK-1: every reader that blocks a grace period is at or behind that grace period's pointer. One that does not block
 //!   it may be there too: harmless, the grace period waits a little longer.
-//! - BLK-2: a null pointer means that no reader here blocks; a pointer is to a member of the list.
+//! - BLK-2: a null pointer means that no reader here blocks (`boost_tasks`: that no walk is under way); a pointer is to a
+//!   member of the list.
 //!
 //! Pure: the caller holds the leaf's lock for every call. Answers to Linux kernel/rcu/tree_plugin.h
 //! (`rcu_preempt_ctxt_queue`); row R-13.
@@ -20,6 +22,7 @@
 use core::ptr;
 use core::sync::atomic::{AtomicPtr, Ordering};
 
+use crate::mode::Kind;
 #[cfg(loom)]
 use crate::model::sched;
 
@@ -55,6 +58,7 @@ pub(crate) struct BlockedList<T: Linked + 'static> {
     tail: *mut T,
     gp_tasks: *mut T,
     exp_tasks: *mut T,
+    boost_tasks: *mut T,
 }
 
 // SAFETY: the pointers are to `'static` members that may be used from any CPU; the owner's lock excludes others.
@@ -68,6 +72,7 @@ impl<T: Linked + 'static> BlockedList<T> {
             tail: ptr::null_mut(),
             gp_tasks: ptr::null_mut(),
             exp_tasks: ptr::null_mut(),
+            boost_tasks: ptr::null_mut(),
         }
     }
 
@@ -123,7 +128,7 @@ impl<T: Linked + 'static> BlockedList<T> {
         let this = ptr::from_ref(t).cast_mut();
         let (next, prev) = (t.next().load(Ordering::Relaxed), t.prev().load(Ordering::Relaxed));
         let was = Blocks { norm: self.blocks_gp(), exp: self.blocks_exp() };
-        for first in [&mut self.gp_tasks, &mut self.exp_tasks] {
+        for first in [&mut self.gp_tasks, &mut self.exp_tasks, &mut self.boost_tasks] {
             if *first == this {
                 *first = next;
             }
@@ -133,6 +138,23 @@ impl<T: Linked + 'static> BlockedList<T> {
         t.next().store(ptr::null_mut(), Ordering::Relaxed);
         t.prev().store(ptr::null_mut(), Ordering::Relaxed);
         Blocks { norm: was.norm && !self.blocks_gp(), exp: was.exp && !self.blocks_exp() }
+    }
+
+    /// Begins a walk over the blockers of `kind`. Another one that is under way goes on from here too: it may miss some,
+    /// which the next one finds.
+    pub(crate) fn start_boost(&mut self, kind: Kind) {
+        self.boost_tasks = match kind {
+            Kind::Normal => self.gp_tasks,
+            Kind::Expedited => self.exp_tasks,
+        };
+    }
+
+    /// The next member of the walk. The lock may be dropped between two.
+    pub(crate) fn next_to_boost(&mut self) -> Option<&'static T> {
+        // SAFETY: null, or a member, which is 'static (BLK-2).
+        let t = unsafe { self.boost_tasks.as_ref::<'static>() }?;
+        self.boost_tasks = t.next().load(Ordering::Relaxed);
+        Some(t)
     }
 
     /// Calls `f` for each member that blocks the normal grace period.
@@ -239,12 +261,34 @@ mod tests {
         assert!(l.remove(a).norm);
     }
 
+    #[test]
+    fn a_walk_meets_every_blocker_once_though_some_leave_meanwhile() {
+        let mut l = BlockedList::<Reader>::new();
+        let readers: Vec<_> = (0..6).map(|_| reader()).collect();
+        readers.iter().for_each(|r| l.queue(r, Blocks::default()));
+        l.start_exp();
+        l.queue(reader(), Blocks::default());
+        l.start_boost(Kind::Normal);
+        assert!(l.next_to_boost().is_none(), "no normal grace period waits");
+        l.start_boost(Kind::Expedited);
+        let mut met = Vec::new();
+        // The newest is first: 5, then 4 leaves, which is next, and 5, which is behind; the rest.
+        met.extend(l.next_to_boost().map(ptr::from_ref));
+        l.remove(readers[4]);
+        l.remove(readers[5]);
+        met.extend(core::iter::from_fn(|| l.next_to_boost()).map(ptr::from_ref));
+        let expected: Vec<_> = [5, 3, 2, 1, 0].map(|i| ptr::from_ref(readers[i])).into();
+        assert_eq!(met, expected);
+    }
+
     #[derive(Clone, Debug)]
     enum Op {
         Queue(bool, bool),
         Remove(usize),
         StartGp,
         StartExp,
+        StartBoost(bool),
+        Boost,
     }
 
     fn ops() -> impl Strategy<Value = Vec<Op>> {
@@ -253,6 +297,8 @@ mod tests {
             4 => any::<usize>().prop_map(Op::Remove),
             1 => Just(Op::StartGp),
             1 => Just(Op::StartExp),
+            1 => any::<bool>().prop_map(Op::StartBoost),
+            2 => Just(Op::Boost),
         ];
         proptest::collection::vec(op, 1..100)
     }
@@ -285,6 +331,11 @@ mod tests {
                     Op::StartExp if !l.blocks_exp() => {
                         l.start_exp();
                         model.iter_mut().for_each(|m| m.1.exp = true);
+                    }
+                    Op::StartBoost(exp) => l.start_boost(if exp { Kind::Expedited } else { Kind::Normal }),
+                    Op::Boost => {
+                        let next = l.next_to_boost().map(ptr::from_ref);
+                        prop_assert!(next.is_none_or(|p| model.iter().any(|m| ptr::eq(m.0, p))), "BLK-2");
                     }
                     _ => {}
                 }

@@ -112,6 +112,23 @@ param! {
     pub static PANIC_ON_STALL: bool = "grange.panic_on_rcu_stall", default false;
 }
 
+param! {
+    /// Milliseconds for which a preempted reader may hold a normal grace period up before it is boosted, and ten times those
+    /// for which it may hold up an expedited one; 0: none is boosted.
+    pub static BOOST_DELAY: u32 = "grange.rcu_boost_delay", default 500, in 0..=100000, unit "ms";
+}
+
+param! {
+    /// Priority level of the grace-period thread and of boosted readers.
+    pub static KTHREAD_PRIO: u32 = "rcutree.kthread_prio", default 6, in 1..=7, unit "level";
+}
+
+/// [`KTHREAD_PRIO`] as the scheduler has it.
+#[cfg(not(loom))]
+pub(crate) fn kthread_prio() -> sched::Prio {
+    sched::Prio::from_level(KTHREAD_PRIO.get() as usize)
+}
+
 /// Callbacks that one softirq run invokes while the CPU hurries. Bounds the time away from other softirqs together with
 /// [`BATCH_MAX_NS`].
 pub(crate) const BLIMIT_HURRY: usize = 10_000;

@@ -20,7 +20,7 @@
 // Figures, which decide nothing and are no part of what models check.
 use core::sync::atomic::AtomicU64 as Count;
 
-use arch::{CpuMask, cpu};
+use arch::{CpuMask, clock, cpu};
 use sched::WaitQueue;
 use sync::atomic::{AtomicBool, Ordering};
 use sync::{
@@ -28,9 +28,11 @@ use sync::{
     static_or_lazy,
 };
 
+use crate::boost;
 use crate::call;
 use crate::cpu::{own, shared};
 use crate::eqs::{Look, before_looks, look_at};
+use crate::hist::Histogram;
 use crate::mode::{self, Kind};
 #[cfg(loom)]
 use crate::model::{arch, sched, sync};
@@ -61,6 +63,8 @@ static_or_lazy! {
 pub(crate) static COUNT: Count = Count::new(0);
 /// Interrupts sent for them.
 pub(crate) static IPIS: Count = Count::new(0);
+/// How long they took, in nanoseconds, from the set-up on.
+pub(crate) static LENGTH_NS: Histogram = Histogram::new();
 
 /// Requests with neighbouring numbers wait in different queues, so that the end of one does not wake the other's.
 const QUEUES: usize = 4;
@@ -110,9 +114,14 @@ pub(crate) fn wait(cx: &mut MaySleep) {
         SEQ.start();
         poll::exp_started(&root);
     }
+    let begin = clock::now_ns();
     select(cx);
     let mut stall = stall::Watch::new();
-    while !ANSWERS.wait_timeout(cx, stall.patience_ns(), is_clear) {
+    loop {
+        if ANSWERS.wait_timeout(cx, sched::config::tick_ns().min(stall.patience_ns()), is_clear) {
+            break;
+        }
+        boost::look(Kind::Expedited, begin);
         stall.check_expedited(SEQ.current());
     }
     {
@@ -122,6 +131,7 @@ pub(crate) fn wait(cx: &mut MaySleep) {
     }
     call::gp_ended();
     COUNT.fetch_add(1, Ordering::Relaxed);
+    LENGTH_NS.record(clock::now_ns() - begin);
     // Release: pairs with the Acquire in `climb`; the next one finds this one's counter and masks.
     TURN.store(false, Ordering::Release);
     TURNS.wake_all();

@@ -20,10 +20,12 @@ use sched::tick;
 use sync::MaySleep;
 use sync::atomic::Ordering;
 
+use crate::boost;
 use crate::config::Pace;
 use crate::cpu::shared;
 use crate::eqs::{Look, before_looks, look_at};
 use crate::gp;
+use crate::mode::Kind;
 #[cfg(loom)]
 use crate::model::{arch, sched, sync};
 use crate::report::report;
@@ -51,6 +53,7 @@ pub(crate) fn wait(cx: &mut MaySleep, gp: Seq) {
             help(&missing, &mut with_tick);
             help_at = clock::now_ns() + pace.help * tick_ns;
         }
+        boost::look(Kind::Normal, gp::STARTED_NS.load(Ordering::Relaxed));
         stall::check(gp, ticks * tick_ns);
         ticks = pace.next;
     }

@@ -31,6 +31,7 @@
 //! | `tree`, `report` | nodes; quiescent states on their way up |
 //! | `eqs`, `qs`, `reader` | where quiescent states come from: idle, tick and switch, the reader's end |
 //! | `gp`, `exp` | the normal and the expedited grace period |
+//! | `boost` | urgency for readers that hold one up |
 //! | `mode` | which of the two a thread waits for |
 //! | `hotplug` | CPUs that come and go |
 //! | `call`, `sync_gp`, `poll`, `barrier` | the ways to wait for one |
@@ -60,6 +61,8 @@ extern crate std;
 #[cfg(not(loom))]
 mod barrier;
 mod blkd;
+#[cfg(not(loom))]
+mod boost;
 #[cfg(not(loom))]
 mod boxed;
 #[cfg(not(loom))]
@@ -94,6 +97,7 @@ pub mod nocb;
 mod nocb_threads;
 #[cfg(not(loom))]
 mod overload;
+#[cfg(not(loom))]
 pub mod pending;
 mod poll;
 #[cfg(not(loom))]
@@ -114,7 +118,6 @@ mod tree;
 
 #[cfg(not(loom))]
 use {
-    sched::Prio,
     sched::Thread,
     sched::hooks::Hooks,
     sched::softirq::{self, Softirq},
@@ -123,10 +126,12 @@ use {
 };
 
 #[cfg(loom)]
-use model::{call, stall};
+use model::{boost, call, stall};
 
 #[cfg(not(loom))]
 pub use barrier::rcu_barrier;
+#[cfg(not(loom))]
+pub use boost::{boost_delay, set_boost_delay};
 #[cfg(not(loom))]
 pub use boxed::{Polled, RcuBox, Retired};
 #[cfg(not(loom))]
@@ -199,6 +204,7 @@ fn context_switch(prev: &'static Thread, next: &'static Thread, preempted: bool)
 pub fn init(cx: &mut MaySleep) {
     mode::init();
     stall::init();
+    boost::init();
     let last = arch::cpu::present().iter().last().expect("the boot CPU is present");
     let shape = config::shape(last.index() + 1).unwrap_or_else(|e| panic!("{e}"));
     log::debug!("rcu: {shape}");
@@ -215,7 +221,7 @@ pub fn init(cx: &mut MaySleep) {
         sched::hooks::set_hooks(&SCHED_HOOKS);
     }
     sched::hotplug::register(&hotplug::NOTIFIER);
-    let spawned = sched::spawn(cx, "rcu_preempt", Prio::RCU, None, gp::thread);
+    let spawned = sched::spawn(cx, "rcu_preempt", config::kthread_prio(), None, gp::thread);
     spawned.expect("RCU: no memory for the grace-period thread").detach();
     srcu::init(cx);
     invoke::init(cx);

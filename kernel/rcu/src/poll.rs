@@ -26,7 +26,7 @@ use sync::{ATOMIC, IrqGuard, IrqWork, MaySleep, SpinIrqGuard, bug, static_or_laz
 use crate::exp::{self, synchronize_rcu_expedited};
 use crate::gp;
 #[cfg(loom)]
-use crate::model::sync;
+use crate::model::{arch, sched, sync};
 use crate::seq::{Seq, SeqCounter};
 use crate::sync_gp::synchronize_rcu;
 use crate::tree::{NodeState, tree, tree_if_built};
@@ -43,18 +43,15 @@ static_or_lazy! {
     static EXP_SNAP: AtomicU64 = AtomicU64::new(0);
     /// The furthest cookie that `start_poll` gave out; raw. Under the root's lock.
     static WANTED: AtomicU64 = AtomicU64::new(Seq::INITIAL.raw());
-}
-
-static_or_lazy! {
     /// The furthest cookie for which `start_poll_expedited` owes an expedited grace period; raw. Under the root's lock.
     static WANTED_EXPEDITED: AtomicU64 = AtomicU64::new(Seq::INITIAL.raw());
+    /// Runs those, since whoever asks for one may not be able to wait.
+    static EXPEDITE: WorkItem = WorkItem::new(expedite);
+    /// Queues that, where a run queue may be held (GP-3).
+    static QUEUE_EXPEDITE: IrqWork = IrqWork::new(|_| {
+        work::queue_work_unbound(&EXPEDITE);
+    });
 }
-/// Runs those, since whoever asks for one may not be able to wait.
-static EXPEDITE: WorkItem = WorkItem::new(expedite);
-/// Queues that, where a run queue may be held (GP-3).
-static QUEUE_EXPEDITE: IrqWork = IrqWork::new(|_| {
-    work::queue_work_unbound(&EXPEDITE);
-});
 
 /// A point in time, to be asked later whether a grace period has passed since. See the module documentation.
 ///

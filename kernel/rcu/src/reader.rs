@@ -15,7 +15,7 @@
 //! tick and by the expedited interrupt when they find a reader in the way. An interrupt's own readers nest on the
 //! interrupted thread's word.
 //!
-//! Special work: leave the leaf's list of blocked readers, and report for the CPU. It needs node locks and may end a grace
+//! Special work: leave the leaf's list of blocked readers, give up a boost ([`crate::boost`]), and report for the CPU. It needs node locks and may end a grace
 //! period, and by the consolidated flavour the reader goes on anyway while preemption, soft interrupts or
 //! interrupts are off. So when one of those is off at unlock it is put off, with the word left at zero, until:
 //!
@@ -38,12 +38,13 @@
 
 use core::marker::PhantomData;
 use core::ptr;
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use sched::Thread;
 use sync::{ATOMIC, Cx, IrqGuard, IrqWork, bug, context};
 
 use crate::blkd::Blocks;
+use crate::boost;
 use crate::cpu::{ByContract, own};
 use crate::eqs;
 use crate::exp;
@@ -136,11 +137,31 @@ fn unlock_special() {
     {
         READER.set(NOTHING_SPECIAL);
     } else if context::preempt_count() != 0 {
+        note_deferred();
         context::set_need_resched();
     } else if !irqs_were_on {
+        note_deferred();
         crate::cpu::deferred_here(&irqs).queue();
     } else {
         finish_special(&irqs);
+    }
+}
+
+/// Readers whose special work was put off, and those of them for which it has been done since.
+pub(crate) static DEFERRED: AtomicU64 = AtomicU64::new(0);
+pub(crate) static DEFERRED_DONE: AtomicU64 = AtomicU64::new(0);
+
+/// The running thread's special work is put off. Once for several readers if each ends before it is done.
+fn note_deferred() {
+    if !sched::current().rcu.deferred.swap(true, Ordering::Relaxed) {
+        DEFERRED.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// The special work of `thread` is done now.
+fn note_done(thread: &Thread) {
+    if thread.rcu.deferred.swap(false, Ordering::Relaxed) {
+        DEFERRED_DONE.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -172,9 +193,12 @@ pub(crate) fn interrupted_sections() -> u32 {
 /// The special work of a reader that is over: the word is zero and no section keeps it open. Interrupts are off.
 fn finish_special(irqs: &IrqGuard<'_>) {
     READER.set(NOTHING_SPECIAL);
-    unlink_if_blocked(sched::current());
+    let thread = sched::current();
+    note_done(thread);
+    unlink_if_blocked(thread);
     let me = own(irqs);
-    if me.owes_exp.take() {
+    if me.owes_exp.take() && !bug!("rcu.exp_answer", "an expedited answer that a reader owes is lost", "rcu_readers.*")
+    {
         exp::report_this_cpu(irqs);
     }
     if me.report_at_unlock.take() {
@@ -227,6 +251,7 @@ fn context_switch_slow(prev: &'static Thread, next: &'static Thread, preempted: 
     } else if word == 0 {
         // Put off, or between the `dec` and the special path: over in any case, since a pass through the scheduler
         // happens only where preemption, softirqs and interrupts are on (the caller's own aside).
+        note_done(prev);
         unlink_if_blocked(prev);
         word = NOTHING_SPECIAL;
         READER.set(word);
@@ -275,7 +300,8 @@ fn queue_blocked(thread: &'static Thread) {
     thread.rcu.blocked_node.store(ptr::from_ref(node).cast_mut().cast(), Ordering::Relaxed);
 }
 
-/// Takes a thread whose reader is over off its leaf's list, and reports what that frees.
+/// Takes a thread whose reader is over off its leaf's list, reports what that frees, and ends its boost. Takes a node's lock,
+/// then the thread's run queue's: nobody who comes here holds either, since interrupts were on, or the scheduler says so.
 fn unlink_if_blocked(thread: &'static Thread) {
     let node = thread.rcu.blocked_node.load(Ordering::Relaxed).cast::<Node>();
     // SAFETY: null, or a `&'static Node` from `queue_blocked`.
@@ -284,6 +310,7 @@ fn unlink_if_blocked(thread: &'static Thread) {
     };
     let mut state = node.lock(ATOMIC);
     let last = state.blkd.remove(thread);
+    let boosted = boost::end(thread);
     thread.rcu.blocked_node.store(ptr::null_mut(), Ordering::Relaxed);
     if last.norm {
         report_unblocked(node, state);
@@ -292,6 +319,9 @@ fn unlink_if_blocked(thread: &'static Thread) {
     }
     if last.exp {
         exp::report_unblocked(node);
+    }
+    if boosted {
+        sched::follow_boost(thread);
     }
 }
 

@@ -9,7 +9,7 @@ use crate::cpu::{own, shared};
 use crate::hist::Snapshot;
 use crate::seq::Seq;
 use crate::tree::tree;
-use crate::{barrier, call, exp, fqs, gp, overload, stall};
+use crate::{barrier, boost, call, exp, fqs, gp, overload, reader, stall};
 
 /// What has been counted since boot.
 #[derive(Copy, Clone, Debug)]
@@ -42,6 +42,12 @@ pub struct Stats {
     pub callbacks_run: u64,
     /// `rcu_barrier`s that scanned.
     pub barriers: u64,
+    /// Readers that ended where they could not report, so that it was put off.
+    pub deferred: u64,
+    /// Those of them that have been reported since.
+    pub deferred_done: u64,
+    /// Readers boosted.
+    pub boosts: u64,
     /// Stall reports.
     pub stalls: u64,
     /// Times the root's lock was taken.
@@ -71,6 +77,9 @@ pub fn stats() -> Stats {
         callbacks_waiting: cpu::present().iter().map(call::waiting_on).sum::<usize>() + call::moves().1,
         callbacks_run: per_cpu().map(|s| s.cb_ran.load(Ordering::Relaxed)).sum(),
         barriers: barrier::COUNT.load(Ordering::Relaxed),
+        deferred: reader::DEFERRED.load(Ordering::Relaxed),
+        deferred_done: reader::DEFERRED_DONE.load(Ordering::Relaxed),
+        boosts: boost::COUNT.load(Ordering::Relaxed),
         stalls: stall::reports().0,
         root_locked: locked(tree().root()),
         most_locked: tree().nodes().iter().map(locked).max().unwrap_or(0),

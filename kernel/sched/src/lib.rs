@@ -121,7 +121,7 @@ pub use self::{
     hotplug::{CpusGuard, HotplugError, cpu_off, cpu_on, keep_cpus},
     init::{init, start_secondary},
     mutex::{Mutex, MutexGuard},
-    rq::{prio_of, resched_cpu, set_prio},
+    rq::{follow_boost, prio_of, resched_cpu, set_prio},
     semaphore::Semaphore,
     softirq::Softirq,
     spawn::{JoinHandle, SpawnError, spawn},

@@ -16,7 +16,7 @@
 //! Linux: the real-time class, `kernel/sched/rt.c`, without its bandwidth limits: strict levels, turns within one.
 
 use core::ptr;
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicUsize, Ordering, fence};
 
 use arch::{AtomicCpuMask, CpuId, CpuMask, cpu, ipi, irq, vector};
 use sync::{ATOMIC, IrqGuard, LockClass, PreemptGuard, SpinGuard, SpinLock, context};
@@ -52,8 +52,10 @@ pub(crate) struct RqEntry {
     prev: *const Thread,
     /// See [`Place`].
     pub(crate) place: Place,
-    /// The level that counts now.
+    /// The level that counts now: `base`, or the thread's boost where that is higher.
     pub(crate) prio: Prio,
+    /// The level that the thread has of its own.
+    base: Prio,
     /// Ticks left until an equal gets its turn; 0 asks for a new slice and the back of the queue.
     pub(crate) slice: u32,
     /// Where the thread may run.
@@ -67,6 +69,7 @@ impl RqEntry {
             prev: ptr::null(),
             place: Place::Off,
             prio: Prio::NORMAL,
+            base: Prio::NORMAL,
             slice: 0,
             allowed: CpuMask::EMPTY,
         }
@@ -168,6 +171,8 @@ pub(crate) fn lock_of(thread: &Thread) -> (&'static RunQueue, SpinGuard<'static,
         let inner = rq.lock();
         // `cpu` changes only under this lock (SCHED-4), so once they agree they stay so.
         if thread.cpu() == cpu {
+            // Acquire: pairs with the Release in `send_to`; what was done to the thread under its last lock comes before.
+            fence(Ordering::Acquire);
             return (rq, inner);
         }
     }
@@ -228,7 +233,8 @@ impl Inner {
     /// it under this lock. The caller queues it there, or sends it on, under that queue's.
     pub(crate) fn send_to(&mut self, thread: &Thread, to: CpuId) {
         self.entry(thread).place = Place::Moving;
-        thread.cpu.store(cpu_number(to), Ordering::Relaxed);
+        // Release: pairs with the Acquire in `lock_of`.
+        thread.cpu.store(cpu_number(to), Ordering::Release);
     }
 
     /// Links an `Off` or `Moving` thread in, at the back of its level or at the front.
@@ -374,9 +380,16 @@ impl Inner {
         }
     }
 
-    /// Changes the level of a thread of this run queue, wherever it is; true if the CPU should think again.
-    pub(crate) fn set_prio(&mut self, rq: &RunQueue, thread: &'static Thread, prio: Prio) -> bool {
-        let old = self.prio(thread);
+    /// Brings the level of a thread of this run queue, wherever it is, up to date with its own level and its boost; true if
+    /// the CPU should think again.
+    pub(crate) fn update_prio(&mut self, rq: &RunQueue, thread: &'static Thread) -> bool {
+        let entry = self.entry(thread);
+        // Relaxed: see `follow_boost`.
+        let boost = Prio::from_level(usize::from(thread.rcu.boost.load(Ordering::Relaxed)));
+        let (old, prio) = (entry.prio, entry.base.max(boost));
+        if prio == old {
+            return false;
+        }
         match self.place(thread) {
             Place::Off | Place::Moving => {
                 self.entry(thread).prio = prio;
@@ -462,15 +475,32 @@ pub fn resched_cpu(cpu: CpuId) {
     kick(&RunQueue::of(cpu).lock(), cpu);
 }
 
-/// Sets a thread's priority; `RCU` uses it to boost readers and to let them go again.
+/// Sets a thread's own priority. While RCU boosts the thread it runs at the higher one of the two.
 ///
 /// Context: task, softirq, hardirq; takes the run-queue lock. Not NMI. Does not sleep, does not allocate.
 pub fn set_prio(thread: &'static Thread, prio: Prio) {
+    change_prio(thread, Some(prio));
+}
+
+/// Has the scheduler act on a change of the thread's boost ([`ThreadRcu::boost`](crate::thread::ThreadRcu::boost)).
+///
+/// It takes no level, it looks at the boost under the run-queue lock. So it does not matter in which order those who
+/// have written the boost come here: the last one sees the last value, and a call too many changes nothing.
+///
+/// Context: as [`set_prio`].
+pub fn follow_boost(thread: &'static Thread) {
+    change_prio(thread, None);
+}
+
+fn change_prio(thread: &'static Thread, base: Option<Prio>) {
     // In this order: the reschedule that `kick` may ask for is looked at when interrupts are on again.
     let _pin = PreemptGuard::new(ATOMIC);
     let _irqs = IrqGuard::new(ATOMIC);
     let (rq, mut inner) = lock_of(thread);
-    if inner.set_prio(rq, thread, prio) {
+    if let Some(prio) = base {
+        inner.entry(thread).base = prio;
+    }
+    if inner.update_prio(rq, thread) {
         kick(&inner, thread.cpu());
     }
 }

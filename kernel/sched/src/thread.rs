@@ -88,23 +88,24 @@ impl Prio {
     }
 }
 
-/// What RCU keeps in each thread. The scheduler never looks at it; it only guarantees that a new tenant of the
-/// `Thread` finds it as [`ThreadRcu::new`] left it, because RCU's `thread_exit` hook must leave it so.
+/// What RCU keeps in each thread. The scheduler looks at `boost` only; a new tenant of the `Thread` finds it as
+/// [`ThreadRcu::new`] left it, because RCU's `thread_exit` hook must leave it so.
 #[derive(Debug)]
 pub struct ThreadRcu {
     /// Where the per-CPU reader nesting word is kept while the thread is off its CPU. Written by the context switch
     /// hook on the CPU that the thread leaves or enters; read there and by reports.
     pub nesting: AtomicU32,
-    /// Why the outermost unlock must take the slow path (blocked, needs a quiescent state, boosted). Bits are RCU's.
-    pub special: AtomicU32,
+    /// The special work of its last reader has been put off. Used by the CPU that runs it.
+    pub deferred: AtomicBool,
     /// The `rcu_node` on whose list of blocked readers this thread is, or null. Written under that node's lock.
     pub blocked_node: AtomicPtr<()>,
     /// Link of that list. Guarded by the node's lock.
     pub blocked_next: AtomicPtr<Thread>,
     /// Link of that list. Guarded by the node's lock.
     pub blocked_prev: AtomicPtr<Thread>,
-    /// The priority to go back to when RCU has boosted the thread, as a level; `u32::MAX` when it has not.
-    pub unboosted: AtomicU32,
+    /// The level below which the thread is not to run, because a grace period waits for it; 0 if none does. Written under
+    /// that node's lock; [`crate::follow_boost`] has the scheduler act on it.
+    pub boost: AtomicU8,
     /// Snapshot for the voluntary-switch flavour.
     pub holdout: AtomicU64,
 }
@@ -114,11 +115,11 @@ impl ThreadRcu {
     pub const fn new() -> ThreadRcu {
         ThreadRcu {
             nesting: AtomicU32::new(0),
-            special: AtomicU32::new(0),
+            deferred: AtomicBool::new(false),
             blocked_node: AtomicPtr::new(ptr::null_mut()),
             blocked_next: AtomicPtr::new(ptr::null_mut()),
             blocked_prev: AtomicPtr::new(ptr::null_mut()),
-            unboosted: AtomicU32::new(u32::MAX),
+            boost: AtomicU8::new(0),
             holdout: AtomicU64::new(0),
         }
     }

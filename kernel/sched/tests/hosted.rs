@@ -163,6 +163,33 @@ fn a_raised_priority_lets_a_waiting_thread_run() {
 }
 
 #[test]
+fn a_boosted_thread_runs_at_the_higher_of_two_levels_and_keeps_its_own() {
+    in_own_process(|| {
+        machine(1, |cx| {
+            let boost = |thread: &'static sched::Thread, to: Prio| {
+                thread.rcu.boost.store(to.level() as u8, Ordering::Relaxed);
+                sched::follow_boost(thread);
+                sched::prio_of(thread)
+            };
+            let none = Prio::from_level(0);
+            // Queued, asleep and running: wherever a thread is.
+            let queued = spawn(cx, None, |cx| sched::sleep_ns(cx, 50 * MS));
+            for thread in [queued.thread(), sched::current()] {
+                sched::set_prio(thread, Prio::BACKGROUND);
+                assert_eq!(boost(thread, Prio::RCU), Prio::RCU);
+                sched::set_prio(thread, Prio::HIGH);
+                assert_eq!(sched::prio_of(thread), Prio::RCU, "set_prio takes a boost away");
+                assert_eq!(boost(thread, none), Prio::HIGH, "set_prio during a boost is lost");
+                assert_eq!(boost(thread, Prio::NORMAL), Prio::HIGH, "a boost lowers a thread");
+                assert_eq!(boost(thread, none), Prio::HIGH);
+                sched::set_prio(thread, Prio::NORMAL);
+            }
+            queued.join(cx);
+        });
+    });
+}
+
+#[test]
 fn sleeping_is_never_shorter_than_asked() {
     in_own_process(|| {
         machine(2, |cx| {

@@ -10,6 +10,7 @@ use arch::{CpuId, cpu};
 use rcu::{CallbackHead, call_rcu, rcu_barrier, read_lock, synchronize_rcu, synchronize_rcu_expedited};
 use sync::{ATOMIC, IrqGuard, MaySleep, PreemptGuard, Rng};
 
+use crate::together::BoostDelay;
 use crate::toggle::{Load, MS, off, on, others, spawn, threads, toggle_all};
 use crate::{Failure, ensure, ensure_eq, ktest};
 
@@ -132,6 +133,7 @@ ktest! {
 
     /// A reader that a CPU's leaving takes its CPU from goes on elsewhere, and both kinds of grace period wait for it.
     fn a_reader_from_a_cpu_that_went_holds_grace_periods_up(t: &mut Test) {
+        let _unboosted = BoostDelay::new(0);
         for cpu in others(t.cx)? {
             let state = Arc::new((AtomicBool::new(false), AtomicBool::new(false), AtomicBool::new(false)));
             let theirs = state.clone();

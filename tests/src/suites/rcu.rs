@@ -7,68 +7,12 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
-use arch::{CpuId, clock, cpu, irq};
+use arch::{clock, cpu};
 use rcu::{CallbackHead, call_rcu, rcu_barrier, read_lock, synchronize_rcu, synchronize_rcu_expedited};
-use sched::Prio;
-use sync::{ATOMIC, IrqGuard, MaySleep, PreemptGuard, SoftirqGuard};
+use sync::{ATOMIC, IrqGuard, PreemptGuard};
 
-use crate::{Failure, ensure, ensure_eq, ktest, skip};
-
-/// A millisecond in nanoseconds.
-const MS: u64 = 1_000_000;
-
-/// Starts a thread of normal priority, or fails the test.
-fn spawn<T: Send + 'static>(
-    cx: &mut MaySleep,
-    on: Option<CpuId>,
-    f: impl FnOnce(&mut MaySleep) -> T + Send + 'static,
-) -> Result<sched::JoinHandle<T>, Failure> {
-    sched::spawn(cx, "rcu test", Prio::NORMAL, on, f).map_err(|error| crate::__failed!("{error}"))
-}
-
-/// Sleeps until `cond`, at most 20 s; true if it came.
-fn soon(cx: &mut MaySleep, cond: impl Fn() -> bool) -> bool {
-    let until = clock::now_ns() + 20_000 * MS;
-    while !cond() && clock::now_ns() < until {
-        sched::sleep_ns(cx, MS);
-    }
-    cond()
-}
-
-/// Spins until `cond`, at most 20 s; true if it came. For places that cannot sleep.
-fn spin_until(cond: impl Fn() -> bool) -> bool {
-    let until = clock::now_ns() + 20_000 * MS;
-    while !cond() && clock::now_ns() < until {
-        irq::relax();
-    }
-    cond()
-}
-
-/// Two CPUs; skips the test on a machine with one.
-fn two_cpus() -> Result<(CpuId, CpuId), Failure> {
-    let mut cpus = cpu::online().iter();
-    match (cpus.next(), cpus.next()) {
-        (Some(a), Some(b)) => Ok((a, b)),
-        _ => skip!("needs two CPUs"),
-    }
-}
-
-/// Steps that two threads go through together.
-#[derive(Clone)]
-struct Steps(Arc<AtomicUsize>);
-
-impl Steps {
-    fn new() -> Steps {
-        Steps(Arc::new(AtomicUsize::new(0)))
-    }
-    fn reach(&self, step: usize) {
-        // Release: pairs with the Acquire below; a step is seen with what was done before it.
-        self.0.store(step, Ordering::Release);
-    }
-    fn is_at(&self, step: usize) -> bool {
-        self.0.load(Ordering::Acquire) >= step
-    }
-}
+use crate::together::{MS, Steps, WAITS, soon, spawn, spin_until, two_cpus};
+use crate::{ensure, ensure_eq, ktest, skip};
 
 /// A callback that counts itself and frees its box.
 #[repr(C)]
@@ -103,9 +47,6 @@ fn queue(count: &Arc<AtomicUsize>) {
     unsafe { call_rcu(counted(count, 0), count_it) };
 }
 
-/// Both ways to wait.
-const WAITS: [fn(&mut MaySleep); 2] = [synchronize_rcu, synchronize_rcu_expedited];
-
 ktest! {
     /// The promise itself, for a callback, a cookie and both ways to wait.
     #[tags(race)]
@@ -139,134 +80,6 @@ ktest! {
         ensure!(soon(t.cx, || count.load(Ordering::Relaxed) == 3 && rcu::poll(cookie) && rcu::poll(full)));
         waiters.into_iter().for_each(|waiter| waiter.join(t.cx));
         ensure!(reader.join(t.cx));
-        Ok(())
-    }
-
-    /// A reader that lost its CPU inside its section holds grace periods up as a blocked thread, nested ones until the
-    /// outermost ends.
-    #[tags(race)]
-    fn a_preempted_reader_30_deep_holds_the_grace_period_until_the_outermost_unlock(t: &mut Test) {
-        let on = cpu::online().iter().last();
-        for wait in WAITS {
-            let steps = Steps::new();
-            let theirs = steps.clone();
-            let reader = spawn(t.cx, on, move |_| {
-                let outer = read_lock(ATOMIC);
-                let mut inner: Vec<_> = (0..29).map(|_| read_lock(ATOMIC)).collect();
-                theirs.reach(1);
-                let first = spin_until(|| theirs.is_at(2));
-                while inner.pop().is_some() {}
-                theirs.reach(3);
-                let last = spin_until(|| theirs.is_at(4));
-                drop(outer);
-                first && last
-            })?;
-            ensure!(soon(t.cx, || steps.is_at(1)));
-            // More urgent, so that it takes the CPU while the reader reads.
-            let rival = sched::spawn(t.cx, "rival", Prio::HIGH, on, |cx| sched::sleep_ns(cx, MS));
-            rival.map_err(|error| crate::__failed!("{error}"))?.join(t.cx);
-            ensure!(reader.thread().involuntary_switches() > 0, "the reader kept its CPU");
-            let done = Steps::new();
-            let theirs = done.clone();
-            let waiter = spawn(t.cx, None, move |cx| {
-                wait(cx);
-                theirs.reach(1);
-            })?;
-            steps.reach(2);
-            ensure!(soon(t.cx, || steps.is_at(3)));
-            sched::sleep_ns(t.cx, 100 * MS);
-            ensure!(!done.is_at(1), "over while the outermost section lasts");
-            steps.reach(4);
-            waiter.join(t.cx);
-            ensure!(reader.join(t.cx));
-        }
-        Ok(())
-    }
-
-    /// Sections with preemption, softirqs or interrupts off are readers too.
-    #[tags(race)]
-    fn a_section_with_preemption_softirqs_or_interrupts_off_is_a_reader(t: &mut Test) {
-        let (_, there) = two_cpus()?;
-        for kind in 0..3 {
-            for wait in WAITS {
-                let steps = Steps::new();
-                let theirs = steps.clone();
-                let section = spawn(t.cx, Some(there), move |_| {
-                    let hold = || {
-                        theirs.reach(1);
-                        spin_until(|| theirs.is_at(2))
-                    };
-                    match kind {
-                        0 => {
-                            let _off = PreemptGuard::new(ATOMIC);
-                            hold()
-                        }
-                        1 => {
-                            let _off = SoftirqGuard::new(ATOMIC);
-                            hold()
-                        }
-                        _ => {
-                            let _off = IrqGuard::new(ATOMIC);
-                            hold()
-                        }
-                    }
-                })?;
-                ensure!(soon(t.cx, || steps.is_at(1)));
-                let done = Steps::new();
-                let theirs = done.clone();
-                let waiter = spawn(t.cx, None, move |cx| {
-                    wait(cx);
-                    theirs.reach(1);
-                })?;
-                sched::sleep_ns(t.cx, 50 * MS);
-                ensure!(!done.is_at(1), "kind {kind} did not hold the grace period");
-                steps.reach(2);
-                ensure!(section.join(t.cx));
-                waiter.join(t.cx);
-            }
-        }
-        Ok(())
-    }
-
-    /// a blocked reader that ends with interrupts, softirqs or preemption off is reported although it cannot do so
-    /// itself; while the thread goes on without ever giving up the CPU.
-    #[tags(race)]
-    #[budget_ms(60_000)]
-    fn a_reader_that_ends_where_it_cannot_report_is_reported(t: &mut Test) {
-        let (_, there) = two_cpus()?;
-        for round in 0..24 {
-            let steps = Steps::new();
-            let theirs = steps.clone();
-            let reader = spawn(t.cx, Some(there), move |_| {
-                let guard = read_lock(ATOMIC);
-                theirs.reach(1);
-                let first = spin_until(|| theirs.is_at(2));
-                match round % 3 {
-                    0 => {
-                        let _off = IrqGuard::new(ATOMIC);
-                        drop(guard);
-                    }
-                    1 => {
-                        let _off = SoftirqGuard::new(ATOMIC);
-                        drop(guard);
-                    }
-                    _ => {
-                        let _off = PreemptGuard::new(ATOMIC);
-                        drop(guard);
-                    }
-                }
-                first && spin_until(|| theirs.is_at(3))
-            })?;
-            ensure!(soon(t.cx, || steps.is_at(1)));
-            let rival = sched::spawn(t.cx, "rival", Prio::HIGH, Some(there), |cx| sched::sleep_ns(cx, MS));
-            rival.map_err(|error| crate::__failed!("{error}"))?.join(t.cx);
-            let cookie = rcu::start_poll();
-            steps.reach(2);
-            WAITS[round % 2](t.cx);
-            ensure!(soon(t.cx, || rcu::poll(cookie)), "round {round}");
-            steps.reach(3);
-            ensure!(reader.join(t.cx));
-        }
         Ok(())
     }
 
@@ -331,80 +144,6 @@ ktest! {
         rcu_barrier(t.cx);
         ensure_eq!(count.load(Ordering::Relaxed), FLOOD);
         ensure!(rcu::stats().floods > before.floods, "the flood went by unnoticed");
-        Ok(())
-    }
-
-    /// S3-18 and S3-25: cookies with interrupts off, and several in one question.
-    fn cookies_work_with_interrupts_off(t: &mut Test) {
-        let off = IrqGuard::new(&*t.cx);
-        let cookie = rcu::start_poll();
-        ensure!(!rcu::poll(cookie), "over although interrupts were off all the time");
-        drop(off);
-        let never = rcu::get_state_full();
-        ensure!(soon(t.cx, || rcu::poll(cookie)));
-        ensure_eq!(rcu::poll_any(&[rcu::get_state(), cookie]), Some(1));
-        rcu::cond_synchronize(never, t.cx);
-        ensure!(rcu::poll(never));
-        Ok(())
-    }
-
-    /// S3-27: with interrupts off on a CPU the running grace period may end and the next begin; only that one's end
-    /// waits for this CPU.
-    #[tags(race)]
-    fn interrupts_off_does_not_freeze_the_counter(t: &mut Test) {
-        let (here, there) = two_cpus()?;
-        let steps = Steps::new();
-        let theirs = steps.clone();
-        // Holds the first grace period.
-        let reader = spawn(t.cx, Some(here), move |cx| {
-            let guard = read_lock(cx);
-            theirs.reach(1);
-            let released = spin_until(|| theirs.is_at(3));
-            drop(guard);
-            released
-        })?;
-        ensure!(soon(t.cx, || steps.is_at(1)));
-        // Asks for the first and, as soon as that is over, for the second.
-        let waiter = sched::spawn(t.cx, "waiter", Prio::HIGH, Some(here), |cx| {
-            synchronize_rcu(cx);
-            synchronize_rcu(cx);
-        });
-        let waiter = waiter.map_err(|error| crate::__failed!("{error}"))?;
-        let theirs = steps.clone();
-        let observer = spawn(t.cx, Some(there), move |cx| {
-            // Long enough for this CPU to report to the first one.
-            sched::sleep_ns(cx, 100 * MS);
-            let off = IrqGuard::new(&*cx);
-            let first = rcu::stats().gp_seq;
-            let cookie = rcu::get_state_full();
-            theirs.reach(3);
-            let second = first.ended().raw().wrapping_add(1);
-            let moved = spin_until(|| rcu::stats().gp_seq.raw() == second);
-            arch::clock::udelay(50_000);
-            let frozen = rcu::stats().gp_seq.raw() == second && !rcu::poll(cookie);
-            drop(off);
-            (first.is_running(), moved, frozen)
-        })?;
-        ensure_eq!(observer.join(t.cx), (true, true, true));
-        ensure!(reader.join(t.cx));
-        waiter.join(t.cx);
-        Ok(())
-    }
-
-    /// Reading works in hard interrupts and NMIs, also on top of a reader that was asked to report.
-    fn readers_nest_in_interrupts_and_nmis(t: &mut Test) {
-        for cpu in cpu::online().iter() {
-            let depth = sync::smp::run_on(cpu, || {
-                let _irq = read_lock(ATOMIC);
-                sync::nmi::as_nmi(|| {
-                    let _nmi = read_lock(ATOMIC);
-                    rcu::read_depth()
-                })
-            });
-            ensure!(depth.is_some_and(|depth| depth >= 2), "CPU {cpu}: {depth:?}");
-        }
-        synchronize_rcu(t.cx);
-        ensure_eq!(rcu::read_depth(), 0);
         Ok(())
     }
 

@@ -51,6 +51,18 @@ pub(crate) mod call {
     }
 }
 
+/// Boosting: there are no priorities.
+pub(crate) mod boost {
+    use super::sched::Thread;
+    use crate::mode::Kind;
+
+    pub(crate) fn look(_: Kind, _begin_ns: u64) {}
+
+    pub(crate) fn end(_: &Thread) -> bool {
+        false
+    }
+}
+
 /// Reports of stalls: there is no time.
 pub(crate) mod stall {
     use crate::seq::Seq;

@@ -2,7 +2,7 @@
 
 use core::cell::Cell;
 use core::ptr;
-use core::sync::atomic::{AtomicPtr, AtomicU32 as Word};
+use core::sync::atomic::{AtomicBool as Flag, AtomicPtr, AtomicU32 as Word};
 
 use super::arch::CpuId;
 use super::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -17,6 +17,7 @@ pub(crate) struct Thread {
 #[derive(Debug, Default)]
 pub(crate) struct ThreadRcu {
     pub(crate) nesting: Word,
+    pub(crate) deferred: Flag,
     pub(crate) blocked_node: AtomicPtr<()>,
     pub(crate) blocked_next: AtomicPtr<Thread>,
     pub(crate) blocked_prev: AtomicPtr<Thread>,
@@ -118,6 +119,26 @@ impl Completion {
         let shared = self.0.clone();
         *shared.0.lock().unwrap() = true;
         shared.1.notify_all();
+    }
+}
+
+/// There are no priorities.
+pub(crate) fn follow_boost(_: &'static Thread) {}
+
+/// No model has workers.
+pub(crate) mod work {
+    use super::MaySleep;
+
+    pub(crate) struct WorkItem;
+
+    impl WorkItem {
+        pub(crate) const fn new(_: fn(&WorkItem, &mut MaySleep)) -> WorkItem {
+            WorkItem
+        }
+    }
+
+    pub(crate) fn queue_work_unbound(_: &'static WorkItem) -> bool {
+        false
     }
 }
 
