@@ -5,7 +5,7 @@ use super::*;
 /// It goes on on a CPU of the other leaf, which was idle till then.
 #[test]
 fn loom_a_reader_that_is_switched_out_holds_the_grace_period_up_and_takes_its_section_along() {
-    model(2, || {
+    model(3, || {
         machine(&[1, 2]);
         run_as(2);
         eqs::idle_enter();
@@ -34,7 +34,7 @@ fn loom_a_reader_that_is_switched_out_holds_the_grace_period_up_and_takes_its_se
 /// The section ends with preemption off, after the tick has asked for a report: it goes on until preemption is on.
 #[test]
 fn loom_a_reader_that_ends_with_preemption_off_goes_on_till_it_is_on() {
-    model(2, || {
+    model(3, || {
         machine(&[1]);
         let element = Element::new();
         let theirs = element.clone();
@@ -61,7 +61,7 @@ fn loom_a_reader_that_ends_with_preemption_off_goes_on_till_it_is_on() {
 /// The same with interrupts off, and a reader that had been switched out: the self-interrupt takes it off its list.
 #[test]
 fn loom_a_reader_that_ends_with_interrupts_off_goes_on_till_they_are_on() {
-    model(2, || {
+    model(3, || {
         machine(&[1]);
         let element = Element::new();
         let theirs = element.clone();

@@ -2,10 +2,30 @@
 
 use super::*;
 
+/// A busy CPU: the tick learns and reports without a lock but the leaf's.
+#[test]
+fn loom_a_cpu_reports_what_came_after_it_learned_of_the_grace_period() {
+    model(3, || {
+        machine(&[1]);
+        let element = Element::new();
+        let theirs = element.clone();
+        let cpu = on_cpu(1, move |_| {
+            section(&theirs);
+            tick();
+            section(&theirs);
+            tick();
+            section(&theirs);
+            retire();
+        });
+        update(&element);
+        cpu.join().unwrap();
+    });
+}
+
 /// One CPU in each leaf. One reads before and after it learns of the grace period, the other before; both idle in the end.
 #[test]
 fn loom_reports_of_two_leaves_end_a_grace_period_after_their_readers() {
-    model(2, || {
+    model(1, || {
         machine(&[1, 2]);
         let element = Element::new();
         let cpus = [1, 2].map(|cpu| {
@@ -27,7 +47,7 @@ fn loom_reports_of_two_leaves_end_a_grace_period_after_their_readers() {
 /// Two CPUs of one leaf, one of which idles meanwhile and reads in an interrupt; the thread may look too early.
 #[test]
 fn loom_looks_at_a_cpu_that_idles_count_as_its_report() {
-    model(2, || {
+    model(4, || {
         machine(&[0, 1]);
         sched::allow_time_outs(1);
         let element = Element::new();
