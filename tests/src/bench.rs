@@ -131,7 +131,7 @@ impl Bencher<'_> {
     pub fn each(&mut self, operations: u64, mut op: impl FnMut(&mut MaySleep)) {
         let empty = median((0..SAMPLES).map(|_| looped(|| ())).collect());
         let samples = (0..self.samples).map(|_| looped(|| op(self.cx)).saturating_sub(empty)).collect();
-        self.take(Figure { samples, operations: CALLS * operations, waits: false });
+        self.take(Figure { samples, operations: CALLS * operations, kind: Kind::Runs });
     }
 
     /// Measures what needs something done before: each sample is one call of `op`, which performs `operations`, after an
@@ -148,13 +148,18 @@ impl Bencher<'_> {
             once(|| op(self.cx, prepared)).saturating_sub(empty)
         };
         let samples = (0..self.samples).map(sample).collect();
-        self.take(Figure { samples, operations, waits: false });
+        self.take(Figure { samples, operations, kind: Kind::Runs });
     }
 
     /// Measures an operation that waits for others: its time is given as time in every kind of run.
     pub fn waits(&mut self, mut op: impl FnMut(&mut MaySleep)) {
         let samples = (0..self.samples).map(|_| once(|| op(self.cx))).collect();
-        self.take(Figure { samples, operations: 1, waits: true });
+        self.take(Figure { samples, operations: 1, kind: Kind::Waits });
+    }
+
+    /// Gives a count that the bench has made itself, of whatever its name says; no clock comes in.
+    pub fn counts(&mut self, samples: Vec<u64>) {
+        self.take(Figure { samples, operations: 1, kind: Kind::Counted });
     }
 
     fn take(&mut self, figure: Figure) {
@@ -191,12 +196,23 @@ fn median(mut samples: Vec<u64>) -> u64 {
     samples[samples.len() / 2]
 }
 
-/// What was measured: nanoseconds of each sample.
+/// What the numbers of a figure are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// Nanoseconds, or instructions in a run that counts them.
+    Runs,
+    /// Nanoseconds in every kind of run.
+    Waits,
+    /// A count.
+    Counted,
+}
+
+/// What was measured, of each sample.
 struct Figure {
     samples: Vec<u64>,
     /// Operations in one sample.
     operations: u64,
-    waits: bool,
+    kind: Kind,
 }
 
 impl Figure {
@@ -234,8 +250,9 @@ pub fn run_one(t: &mut Test<'_>, suite: &str, name: &str, body: Body) -> Result<
     let operations = figure.operations * figure.samples.len() as u64;
     let (min, p50, p99) = (figure.at(0), figure.at(50), figure.at(99));
     t.figure(format_args!(
-        r#"{{"bench":"{suite}.{name}","operations":{operations},"min":{min},"p50":{p50},"p99":{p99},"waits":{}}}"#,
-        figure.waits
+        r#"{{"bench":"{suite}.{name}","operations":{operations},"min":{min},"p50":{p50},"p99":{p99},"waits":{},"counts":{}}}"#,
+        figure.kind == Kind::Waits,
+        figure.kind == Kind::Counted,
     ));
     Ok(())
 }
@@ -273,7 +290,7 @@ mod tests {
 
     #[test]
     fn figures_are_given_per_operation_and_rounded_to_thousandths() {
-        let figure = Figure { samples: (0..=100).map(|i| i * 1_000).collect(), operations: 3, waits: false };
+        let figure = Figure { samples: (0..=100).map(|i| i * 1_000).collect(), operations: 3, kind: Kind::Runs };
         assert_eq!(figure.at(0).to_string(), "0.000");
         assert_eq!(figure.at(50).to_string(), "16666.667");
         assert_eq!(figure.at(99).to_string(), "33000.000");

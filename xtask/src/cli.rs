@@ -378,6 +378,9 @@ pub struct BenchArgs {
     /// Boots; the median of their medians is the figure
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub runs: u32,
+    /// Machines of so many CPUs, one after another, and a table over them
+    #[arg(long, value_name = "N,N,…", value_delimiter = ',', conflicts_with_all = ["cpus", "node_cpus", "save", "baseline"])]
+    pub sizes: Vec<u32>,
     /// Keep the figures under this name, for --baseline
     #[arg(long, value_name = "NAME")]
     pub save: Option<String>,

@@ -3,6 +3,7 @@
 mod kfree_rcu;
 mod rcu;
 mod rcu_list;
+mod rcu_scale;
 mod sched;
 mod slab;
 mod slab_harden;

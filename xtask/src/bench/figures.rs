@@ -16,6 +16,8 @@ pub enum Unit {
     Instructions,
     /// Of the guest's clock.
     Nanoseconds,
+    /// Whatever the bench counts.
+    Count,
 }
 
 impl Unit {
@@ -25,6 +27,7 @@ impl Unit {
         match self {
             Unit::Instructions => "instructions",
             Unit::Nanoseconds => "ns",
+            Unit::Count => "times",
         }
     }
 }
@@ -138,10 +141,14 @@ impl Figures {
             }
             let object = said.iter().find(|object| object["bench"] == id.to_string());
             let figure = self.figures.iter_mut().find(|figure| figure.id == id);
-            let (Some(figure), Some((waits, sample))) = (figure, object.and_then(sample)) else {
+            let (Some(figure), Some((kind, sample))) = (figure, object.and_then(sample)) else {
                 return Err(stop(Exit::Incomplete, format!("{id} passed and gave no figure")));
             };
-            figure.unit = if self.counted && !waits { Unit::Instructions } else { Unit::Nanoseconds };
+            figure.unit = match kind {
+                BenchKind::Counts => Unit::Count,
+                BenchKind::Runs if self.counted => Unit::Instructions,
+                BenchKind::Runs | BenchKind::Waits => Unit::Nanoseconds,
+            };
             figure.samples.push(sample);
         }
         self.runs += 1;
@@ -183,8 +190,18 @@ impl Figures {
     }
 }
 
-/// Whether the operation waits, and the numbers.
-fn sample(object: &Value) -> Option<(bool, Sample)> {
+/// What the numbers are.
+enum BenchKind {
+    /// What an operation costs that runs.
+    Runs,
+    /// The time of one that waits.
+    Waits,
+    /// A count that the bench made.
+    Counts,
+}
+
+/// What the numbers are, and the numbers.
+fn sample(object: &Value) -> Option<(BenchKind, Sample)> {
     let number = |key: &str| object[key].as_f64();
     let sample = Sample {
         operations: object["operations"].as_u64()?,
@@ -192,7 +209,12 @@ fn sample(object: &Value) -> Option<(bool, Sample)> {
         p50: number("p50")?,
         p99: number("p99")?,
     };
-    Some((object["waits"].as_bool()?, sample))
+    let kind = match (object["waits"].as_bool()?, object["counts"].as_bool()?) {
+        (_, true) => BenchKind::Counts,
+        (true, _) => BenchKind::Waits,
+        _ => BenchKind::Runs,
+    };
+    Some((kind, sample))
 }
 
 #[cfg(test)]
@@ -221,10 +243,14 @@ pub(super) mod tests {
             (
                 Kind::Json,
                 format!(
-                    r#"{{"bench":"sched.switch","operations":1000,"min":100.5,"p50":{switch},"p99":200,"waits":false}}"#
+                    r#"{{"bench":"sched.switch","operations":1000,"min":100.5,"p50":{switch},"p99":200,"waits":false,"counts":false}}"#
                 ),
             ),
-            (Kind::Json, r#"{"bench":"sched.wait","operations":9,"min":1,"p50":3000,"p99":5000,"waits":true}"#.into()),
+            (
+                Kind::Json,
+                r#"{"bench":"sched.wait","operations":9,"min":1,"p50":3000,"p99":5000,"waits":true,"counts":false}"#
+                    .into(),
+            ),
         ];
         let frames = (0..).zip(payloads).map(|(seq, (kind, payload))| Frame { seq, kind, payload }).collect();
         let line = |name: &str, outcome, detail: &[&str]| TestLine {

@@ -18,7 +18,7 @@ use std::path::Path;
 use serde_json::json;
 
 use crate::artifact::{self, Artifacts};
-use crate::cli::{BenchArgs, Profile};
+use crate::cli::{BenchArgs, MachineArgs, Profile};
 use crate::console;
 use crate::exit::{Exit, stop, usage};
 use crate::guest::{Boot, Left};
@@ -60,10 +60,18 @@ pub fn bench(workspace: &Workspace, args: &BenchArgs) -> anyhow::Result<Exit> {
         report::check_name(name)?;
     }
     let filter = Filter::new(&args.filters)?;
-    let mut machine = Machine::from_args(workspace, &args.machine, &args.qemu_args, DEFAULTS)?;
-    if args.count {
-        machine.engine = Engine::Counted;
-    }
+    let machine_of = |cpus: Option<u32>| {
+        let asked = MachineArgs { cpus: cpus.or(args.machine.cpus), ..args.machine.clone() };
+        let mut machine = Machine::from_args(workspace, &asked, &args.qemu_args, DEFAULTS)?;
+        if args.count {
+            machine.engine = Engine::Counted;
+        }
+        anyhow::Ok(machine)
+    };
+    let machines: Vec<Machine> = match args.sizes.as_slice() {
+        [] => vec![machine_of(None)?],
+        sizes => sizes.iter().map(|&cpus| machine_of(Some(cpus))).collect::<Result<_, _>>()?,
+    };
     let baseline = args.baseline.as_deref().map(|name| Baseline::load(workspace, name, args.count)).transpose()?;
     let artifacts = artifact::make(workspace, &args.kernel, Profile::Release)?;
     let all = kernel_tests::list_benches(&artifacts.kernel)?;
@@ -78,38 +86,55 @@ pub fn bench(workspace: &Workspace, args: &BenchArgs) -> anyhow::Result<Exit> {
         list(workspace, &chosen);
         return Ok(Exit::Passed);
     }
-    let line = kernel_line(&machine, &all, &chosen)?;
     if args.machine.print_qemu {
-        let frames = workspace.target.join("grange/com2.log");
-        let wiring = Wiring { terminal: true, console: None, frames, qmp: None, reboots: false };
-        print!("{}", script(&machine.command(&artifacts, &line, 0, &wiring)));
+        for machine in &machines {
+            let frames = workspace.target.join("grange/com2.log");
+            let wiring = Wiring { terminal: true, console: None, frames, qmp: None, reboots: false };
+            let line = kernel_line(machine, &all, &chosen)?;
+            print!("{}", script(&machine.command(&artifacts, &line, 0, &wiring)));
+        }
         return Ok(Exit::Passed);
     }
     let dir = RunDir::create(workspace, "bench")?;
     dir.describe(workspace, "bench", &json!({ "profile": artifacts.profile, "counted": args.count }))?;
-    let session =
-        Session { workspace, machine: &machine, artifacts: &artifacts, line: &line, chosen: &chosen, dir: &dir };
-    let mut figures = Figures::new(args.count, &chosen);
-    for run in 0..args.runs {
-        if interrupted() {
-            return Ok(Exit::Interrupted);
+    let mut measured = Vec::new();
+    for machine in &machines {
+        let line = kernel_line(machine, &all, &chosen)?;
+        let session = Session { workspace, machine, artifacts: &artifacts, line: &line, chosen: &chosen, dir: &dir };
+        let mut figures = Figures::new(args.count, &chosen);
+        for run in 0..args.runs {
+            if interrupted() {
+                return Ok(Exit::Interrupted);
+            }
+            session.run(run, &mut figures)?;
         }
-        session.run(run, &mut figures)?;
+        measured.push(figures);
     }
-    let report =
-        Report { machine: &machine, profile: artifacts.profile, figures: &figures, baseline: baseline.as_ref() };
-    print!("{}", report.text());
-    dir.write("bench.json", &report.json())?;
-    dir.write("bench.csv", &report.csv())?;
-    dir.write("summary.txt", &report.text())?;
+    let reports: Vec<Report<'_>> = machines
+        .iter()
+        .zip(&measured)
+        .map(|(machine, figures)| Report { machine, profile: artifacts.profile, figures, baseline: baseline.as_ref() })
+        .collect();
+    let (text, json, csv) = match reports.as_slice() {
+        [report] => (report.text(), report.json(), report.csv()),
+        several => (report::text_of(several), report::json_of(several), report::csv_of(several)),
+    };
+    print!("{text}");
+    dir.write("bench.json", &json)?;
+    dir.write("bench.csv", &csv)?;
+    dir.write("summary.txt", &text)?;
     println!("JSON and CSV in {}", workspace.short(dir.path()).display());
     if let Some(name) = args.save.as_deref() {
         let path = report::saved(workspace, name);
         std::fs::create_dir_all(path.parent().unwrap_or(&path))?;
-        write(&path, &report.json())?;
+        write(&path, &json)?;
         println!("saved: --baseline {name} compares with it");
     }
-    let missed: Vec<String> = figures.missed().map(|figure| figure.id.to_string()).collect();
+    let missed = |report: &Report<'_>| {
+        let on = |figure: &figures::Figure| format!("{} on {}", figure.id, report.machine.shape);
+        report.figures.missed().map(on).collect::<Vec<_>>()
+    };
+    let missed: Vec<String> = reports.iter().flat_map(missed).collect();
     if args.check_goals && !missed.is_empty() {
         println!("goals missed: {}", missed.join(", "));
         return Ok(Exit::TestsFailed);

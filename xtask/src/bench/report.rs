@@ -147,6 +147,10 @@ impl Report<'_> {
     /// For programs.
     #[must_use]
     pub fn json(&self) -> String {
+        format!("{:#}\n", self.value())
+    }
+
+    fn value(&self) -> Value {
         let figure = |figure: &Figure| {
             json!({
                 "bench": figure.id.to_string(),
@@ -158,7 +162,7 @@ impl Report<'_> {
                 "baseline_p50": self.baseline.and_then(|baseline| baseline.median(figure)),
             })
         };
-        let run = json!({
+        json!({
             "v": 1,
             "counted": self.figures.counted(),
             "build": self.figures.build(), "profile": self.profile,
@@ -166,8 +170,7 @@ impl Report<'_> {
             "runs": self.figures.runs(),
             "baseline": self.baseline.map(|baseline| &baseline.name),
             "figures": self.figures.iter().map(figure).collect::<Vec<_>>(),
-        });
-        format!("{run:#}\n")
+        })
     }
 
     /// For spreadsheets.
@@ -190,6 +193,62 @@ impl Report<'_> {
         }
         text
     }
+}
+
+/// One table of several machines: the medians, a column for each number of CPUs.
+#[must_use]
+pub fn text_of(reports: &[Report<'_>]) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
+    let sizes = reports.iter().map(|report| format!("{} CPUs", report.machine.shape.cpus()));
+    table.set_header(["bench", "unit", "goal"].map(str::to_owned).into_iter().chain(sizes));
+    let mut ids: Vec<&Figure> = Vec::new();
+    for figure in reports.iter().flat_map(|report| report.figures.iter()) {
+        if ids.iter().all(|known| known.id != figure.id) {
+            ids.push(figure);
+        }
+    }
+    for first in ids {
+        let goal = first.goal.map_or("-".to_owned(), |goal| format!("<= {goal}"));
+        let mut row = vec![first.id.to_string(), first.unit.name().to_owned(), goal];
+        for report in reports {
+            let figure = report.figures.iter().find(|figure| figure.id == first.id);
+            let missed = |figure: &Figure| if figure.meets_goal() == Some(false) { " missed" } else { "" };
+            row.push(figure.map_or("-".to_owned(), |figure| number(figure.p50()) + missed(figure)));
+        }
+        table.add_row(row);
+    }
+    for column in 3..3 + reports.len() {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    let engine = reports.first().map_or("", |report| report.machine.engine.name());
+    format!("{table}\nmedians; {engine} on the smallest machine\n")
+}
+
+/// An array of what [`Report::json`] gives for each.
+#[must_use]
+pub fn json_of(reports: &[Report<'_>]) -> String {
+    format!("{:#}\n", Value::from(reports.iter().map(Report::value).collect::<Vec<_>>()))
+}
+
+/// What [`Report::csv`] gives, with the number of CPUs before each line.
+#[must_use]
+pub fn csv_of(reports: &[Report<'_>]) -> String {
+    let mut text = String::new();
+    for report in reports {
+        let csv = report.csv();
+        let mut lines = csv.lines();
+        let header = lines.next().unwrap_or_default();
+        if text.is_empty() {
+            let _ = writeln!(text, "cpus,{header}");
+        }
+        lines.for_each(|line| {
+            let _ = writeln!(text, "{},{line}", report.machine.shape.cpus());
+        });
+    }
+    text
 }
 
 /// With a decimal where that says something.
@@ -241,6 +300,23 @@ mod tests {
         let (machine, figures) = (machine(), of_boots(true, &[120.0]));
         let csv = Report { machine: &machine, profile: "release", figures: &figures, baseline: None }.csv();
         assert!(csv.contains("sched.switch,instructions,1000,100.5,120,200,150,true\n"), "{csv}");
+    }
+
+    #[test]
+    fn several_machines_make_one_table_with_a_column_each() {
+        let machines = [machine(), Machine { shape: Shape::even(4, 1).unwrap(), ..machine() }];
+        let figures = [of_boots(true, &[120.0]), of_boots(true, &[180.0])];
+        let reports: Vec<Report<'_>> = machines
+            .iter()
+            .zip(&figures)
+            .map(|(machine, figures)| Report { machine, profile: "release", figures, baseline: None })
+            .collect();
+        let text = text_of(&reports);
+        let row = text.lines().find(|line| line.contains("sched.switch")).unwrap();
+        assert!(text.contains("2 CPUs") && text.contains("4 CPUs"), "{text}");
+        assert!(row.contains("120.0") && row.contains("180.0 missed"), "{row}");
+        assert!(csv_of(&reports).contains("\n4,sched.switch,instructions,"), "{}", csv_of(&reports));
+        assert_eq!(serde_json::from_str::<Value>(&json_of(&reports)).unwrap()[1]["cpus"], 4);
     }
 
     #[test]

@@ -50,7 +50,7 @@ fn loom_a_reader_that_ends_with_preemption_off_goes_on_till_it_is_on() {
             if context::take_need_resched() {
                 switch(sched::current(), sched::current());
             }
-            qs::softirq_run();
+            qs::core();
             retire();
         });
         update(&element);

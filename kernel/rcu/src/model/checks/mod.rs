@@ -130,7 +130,7 @@ fn section(element: &Element) {
 /// The tick of this CPU, in the code that calls it, and the softirq after it.
 fn tick() {
     context::in_interrupt(|| qs::tick(TickFrom::Busy));
-    qs::softirq_run();
+    qs::core();
 }
 
 /// Switches from `prev` to `next`.
