@@ -57,6 +57,7 @@ fn start(info: &'static mut BootInfo) -> ! {
     slab::init();
     // SAFETY: no token has been made on this flow.
     let mut cx = unsafe { sched::init() }.expect("memory for the first threads");
+    start_tracing();
     rcu::init(&mut cx);
     kfree_rcu::init();
 
@@ -141,6 +142,14 @@ fn start_areas() {
     // SAFETY: once, on the boot CPU, interrupts off, its area and stacks just made; no pointer to a
     // per-CPU variable is kept here.
     unsafe { boot::adopt() };
+}
+
+/// The trace points of the command line, from before the first grace period on.
+fn start_tracing() {
+    if sync::trace::ON.is_set() {
+        mm::trace::bring_memory().expect("memory for the trace rings of the CPUs");
+        sync::trace::switch(sync::trace::ON.get(), true);
+    }
 }
 
 /// Step 7.

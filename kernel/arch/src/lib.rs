@@ -53,6 +53,7 @@ pub mod atomic;
 mod contract;
 pub mod cpu;
 pub mod percpu;
+pub mod static_branch;
 pub mod task;
 pub mod trap;
 pub mod vector;

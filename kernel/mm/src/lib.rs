@@ -56,6 +56,7 @@ mod pcp;
 pub mod shrinker;
 pub mod stack;
 pub mod stats;
+pub mod trace;
 pub mod vmalloc;
 mod zone;
 

@@ -52,6 +52,7 @@ pub unsafe fn init() -> Result<MaySleep, SpawnError> {
     HOOKS.irq_exit_softirq.set(softirq::run_pending);
     HOOKS.softirq_pending.set(softirq::pending);
     HOOKS.tick_runs.set(tick::runs_here);
+    HOOKS.current_tid.set(|| thread::current().tid());
     sync::irq::register(vector::TIMER, tick::interrupt);
     below::register();
 

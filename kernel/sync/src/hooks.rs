@@ -103,6 +103,9 @@ pub struct Hooks {
     pub nmi_exit: Slot<fn()>,
     /// An NMI that no handler claimed. Called in NMI context. Set by the kernel (the report of a hang).
     pub nmi_unknown: Slot<fn(&mut TrapFrame)>,
+    /// The number of the thread that runs on this CPU, for trace records. Called in any context, NMI included, with
+    /// interrupts off. Set by sched.
+    pub current_tid: Slot<fn() -> u64>,
 }
 
 /// The one set of hooks.
@@ -117,4 +120,5 @@ pub static HOOKS: Hooks = Hooks {
     nmi_enter: Slot::new(),
     nmi_exit: Slot::new(),
     nmi_unknown: Slot::new(),
+    current_tid: Slot::new(),
 };

@@ -13,6 +13,7 @@
 //! | [`spinlock`], [`lock_order`], [`local_trylock`] | locks, and the checks behind them |
 //! | [`irq`], [`nmi`], [`irq_work`], [`smp`], [`tlb`] | interrupts, and calls from one CPU to others |
 //! | [`log`], [`log_ring`] | the log, callable up to NMI |
+//! | [`mod@trace`], [`trace_ring`] | trace points, and a ring of records for each CPU |
 //! | [`explore`], [`events`] | places where another CPU may come in between; what happened, hashed: for test builds |
 //! | [`fault`] | which allocations fail on purpose |
 //! | [`mod@glob`] | names by pattern |
@@ -39,6 +40,7 @@ pub mod llist;
 pub mod log_ring;
 pub mod rng;
 pub mod seqcount;
+pub mod trace_ring;
 
 // What follows uses per-CPU variables and statics with atomics in them, which loom does not have.
 #[cfg(not(loom))]
@@ -78,6 +80,8 @@ pub mod smp;
 pub mod spinlock;
 #[cfg(not(loom))]
 pub mod tlb;
+#[cfg(not(loom))]
+pub mod trace;
 
 pub use callback::CallbackHead;
 pub use cx::{ATOMIC, Atomic, Cx, MaySleep};
@@ -102,9 +106,22 @@ pub use arch::per_cpu;
 /// What the exported macros of this crate name in their expansions; not for direct use.
 #[doc(hidden)]
 pub mod private {
+    pub use arch::static_branch;
+    pub use arch::static_branch::StaticKey;
     pub use linkme;
     #[cfg(loom)]
     pub use loom;
+}
+
+/// Under loom there are no trace points.
+#[cfg(loom)]
+#[macro_export]
+macro_rules! trace {
+    ($name:literal $(, $field:ident = $value:expr)* $(,)?) => {
+        if false {
+            let _: &[u64] = &[$(($value) as u64),*];
+        }
+    };
 }
 
 /// Installs the interrupt, NMI and exception handlers of this storey with the machine.

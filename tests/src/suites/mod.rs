@@ -53,5 +53,6 @@ mod sync;
 mod threads;
 mod timer;
 mod trace;
+mod tracing;
 mod watchdog;
 mod work;

@@ -10,7 +10,7 @@
 //! | `reason`, `report`, `backtrace`, `frames`, `probe` | telling what went wrong, safely |
 //! | `apic`, `apic_regs`, `ipi`, `pic` | local APIC, inter-processor interrupts |
 //! | `clock`, `timescale`, `reference`, `timer` | time and its calibration, timer interrupts |
-//! | `paging` | page tables |
+//! | `paging`, `static_branch` | page tables; a byte of text that changes |
 //! | `irq`, `step`, `console`, `exit` | interrupt flag, single-stepping, serial ports, the end |
 //! | `wreck` | faults on purpose |
 //!
@@ -42,6 +42,7 @@ pub mod report;
 pub mod smp;
 pub mod stacks;
 mod start_state;
+pub(crate) mod static_branch;
 pub(crate) mod step;
 pub mod timer;
 mod timescale;

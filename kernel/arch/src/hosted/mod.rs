@@ -64,6 +64,7 @@ pub(crate) mod probe;
 mod process;
 mod signal;
 pub(crate) mod smp;
+pub(crate) mod static_branch;
 pub(crate) mod step;
 mod template;
 #[cfg(all(test, not(miri)))]

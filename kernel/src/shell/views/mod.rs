@@ -17,4 +17,5 @@ mod sync;
 #[cfg(feature = "suites")]
 mod tests;
 mod timers;
+mod trace;
 mod work;
