@@ -217,6 +217,7 @@ pub(crate) fn enqueue(object: NonNull<u8>, head: Option<NonNull<RcuPtr>>) -> boo
         is_first || load.objects().is_multiple_of(RECORDS)
     };
     krc.enqueued.fetch_add(1, Relaxed);
+    sync::trace!("kfree_rcu.enqueue", object = object.as_ptr().addr(), by_page = head.is_none());
     if kick {
         krc.arm.queue_lazy();
     }
@@ -266,6 +267,7 @@ impl Krc {
         for batch in &self.batches {
             let mut stage = batch.stage.lock_irqsave(ATOMIC);
             if let Stage::Free = *stage {
+                sync::trace!("kfree_rcu.batch_submit", batch = ptr::from_ref(batch).addr(), objects = load.objects());
                 *stage = Stage::Waiting(core::mem::replace(&mut *load, Load::new()));
                 batch.home.store(ptr::from_ref(self).cast_mut(), Relaxed);
                 drop(stage);
@@ -297,6 +299,7 @@ fn free_batch(work: &WorkItem, _: &mut MaySleep) {
     let batch: &'static Batch = unsafe { &*core::ptr::from_ref(work).byte_sub(offset_of!(Batch, work)).cast() };
     let stage = core::mem::replace(&mut *batch.stage.lock_irqsave(ATOMIC), Stage::Freeing);
     let Stage::Waiting(load) = stage else { unreachable!("BULK: a batch without a load came back") };
+    sync::trace!("kfree_rcu.batch_free", batch = ptr::from_ref(batch).addr(), objects = load.objects());
     load.free_all();
     *batch.stage.lock_irqsave(ATOMIC) = Stage::Free;
     // SAFETY: set before the batch was submitted, to a Krc, which lives for ever.

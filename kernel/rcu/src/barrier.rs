@@ -67,6 +67,7 @@ pub fn rcu_barrier(cx: &mut MaySleep) {
         return;
     }
     SEQ.start();
+    sync::trace!("rcu.barrier_start", number = target.raw());
     loop {
         let (before, _) = call::moves();
         let asked_all = scan_and_wait(cx);
@@ -78,6 +79,7 @@ pub fn rcu_barrier(cx: &mut MaySleep) {
         sched::yield_now(cx);
     }
     SEQ.end();
+    sync::trace!("rcu.barrier_end", number = target.raw());
     COUNT.fetch_add(1, Ordering::Relaxed);
     // Release: pairs with the Acquire above.
     TURN.store(false, Ordering::Release);
@@ -131,6 +133,7 @@ fn entrain() {
     unsafe { (*head).func = Some(ran) };
     // SAFETY: as above.
     let entrained = unsafe { own(&irqs).cbs.borrow_mut().entrain(head) };
+    sync::trace!("rcu.barrier_cpu", entrained = entrained);
     if !entrained {
         // All callbacks have run since `cb_len` was read. The scan's own count keeps this from being the last.
         MISSING.fetch_sub(1, Ordering::Relaxed);

@@ -95,6 +95,8 @@ unsafe fn queue(head: *mut CallbackHead, func: CallbackFn, may_be_lazy: bool) {
         // SAFETY: `head` is valid and ours by the caller.
         unsafe { (*head).func = Some(func) };
         let me = own(&irqs);
+        let before = || shared_here().cb_len.load(Ordering::Relaxed);
+        sync::trace!("rcu.callback", head = head.addr(), func = func as usize, waiting = before() + 1);
         if me.offloaded.get() {
             // SAFETY: passed on from the caller.
             return unsafe { nocb::enqueue(&irqs, head, may_be_lazy, irqs_were_on) };

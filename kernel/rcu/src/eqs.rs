@@ -61,12 +61,14 @@ fn step(watching: &AtomicU64) -> u64 {
 pub(crate) fn idle_enter() {
     let new = step(&shared_here().watching);
     debug_assert!(!watches(new), "EQS-1: idle entered twice");
+    sync::trace!("rcu.idle_enter", watching = new);
 }
 
 /// The idle loop goes on. Context: idle thread, interrupts off.
 pub(crate) fn idle_exit() {
     let new = step(&shared_here().watching);
     debug_assert!(watches(new), "EQS-1: idle left twice");
+    sync::trace!("rcu.idle_exit", watching = new);
 }
 
 /// This CPU parks: RCU does not watch it until [`cpu_up`]. An NMI meanwhile steps up and down as in idle.

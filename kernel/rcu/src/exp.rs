@@ -111,7 +111,8 @@ pub(crate) fn wait(cx: &mut MaySleep) {
     }
     {
         let root = tree().root().lock(cx);
-        SEQ.start();
+        let gp = SEQ.start();
+        sync::trace!("rcu.exp_start", gp = gp.raw());
         poll::exp_started(&root);
     }
     let begin = clock::now_ns();
@@ -126,6 +127,7 @@ pub(crate) fn wait(cx: &mut MaySleep) {
     }
     {
         let root = tree().root().lock(cx);
+        sync::trace!("rcu.exp_end", gp = SEQ.current().raw());
         SEQ.end();
         poll::exp_ended(&root);
     }
@@ -207,6 +209,7 @@ fn select(cx: &mut MaySleep) {
     }
     if !busy.is_empty() {
         IPIS.fetch_add(busy.count() as u64, Ordering::Relaxed);
+        sync::trace!("rcu.exp_select", gp = SEQ.current().raw(), ipis = busy.count());
         // The thread may have moved, so this CPU may be among them: then it is asked like the others.
         smp::call_mask(&busy, asked, 0, false);
     }
@@ -238,6 +241,7 @@ pub(crate) fn report_cpu(leaf: &'static Node, mask: u64) {
     let mut state = leaf.lock(ATOMIC);
     if state.expmask & mask != 0 {
         state.expmask &= !mask;
+        sync::trace!("rcu.exp_answer", node = leaf.trace_id(), mask = mask, left = state.expmask);
         go_up_if_clear(leaf, state);
     }
 }

@@ -63,6 +63,7 @@ pub(crate) fn wait(cx: &mut MaySleep, gp: Seq) {
 /// Looks at the CPUs that have not reported, and reports for those that idle or have idled since set-up. Returns the others.
 fn scan(cx: &mut MaySleep, gp: Seq) -> CpuMask {
     SCANS.fetch_add(1, Ordering::Relaxed);
+    sync::trace!("rcu.fqs", gp = gp.raw());
     let mut missing = CpuMask::EMPTY;
     for leaf in tree().leaves() {
         let state = leaf.lock(cx);
@@ -87,6 +88,7 @@ fn scan(cx: &mut MaySleep, gp: Seq) -> CpuMask {
 fn help(missing: &CpuMask, with_tick: &mut CpuMask) {
     for cpu in missing.iter() {
         HELPED.fetch_add(1, Ordering::Relaxed);
+        sync::trace!("rcu.fqs_help", cpu = cpu.index());
         if tick::runs_on(cpu) {
             sched::resched_cpu(cpu);
         } else {

@@ -160,6 +160,7 @@ fn climb(leaf: &'static Node, target: Seq) -> bool {
             return false;
         }
         node.gp_seq_needed.store(target);
+        sync::trace!("rcu.wish", target = target.raw(), node = node.trace_id(), running = now.is_running());
         if now.is_running() {
             return false; // clean-up has yet to come here (GP-2)
         }
@@ -182,6 +183,7 @@ pub(crate) fn hurry() {
 pub(crate) fn root_is_clear(gp: Seq) {
     // Release: pairs with the Acquire in `is_clear`; what the root's lock carried here goes on to the thread (ORD-3).
     CLEAR.store(gp.raw(), Ordering::Release);
+    sync::trace!("rcu.gp_clear", gp = gp.raw());
     wake();
 }
 
@@ -237,9 +239,11 @@ pub(crate) fn serve_a_wish(cx: &mut MaySleep) {
     Phase::SetUp.enter();
     let (gp, waiters) = start();
     set_up(cx, gp);
+    sync::trace!("rcu.gp_wait", gp = gp.raw());
     Phase::Wait.enter();
     fqs::wait(cx, gp);
     Phase::CleanUp.enter();
+    sync::trace!("rcu.gp_cleanup", gp = gp.raw());
     clean_up(cx, gp);
     call::gp_ended();
     sync_gp::wake(waiters);
@@ -256,6 +260,7 @@ fn start() -> (Seq, LlistChain) {
     let state = root.lock(ATOMIC);
     WANTED.store(false, Ordering::Relaxed);
     let gp = SEQ.start();
+    sync::trace!("rcu.gp_start", gp = gp.raw());
     poll::norm_started(&state);
     set_up_node(root, state, gp);
     (gp, waiters)
@@ -274,6 +279,7 @@ fn set_up_node(node: &'static Node, mut state: NodeGuard<'_>, gp: Seq) {
     if tree().is_leaf(node) {
         state.qsmaskinit = state.online;
         state.qsmask = busy_cpus(node, state.online, gp);
+        sync::trace!("rcu.gp_leaf", gp = gp.raw(), node = node.trace_id(), busy = state.qsmask, online = state.online);
         state.blkd.start_gp();
         node.gp_seq.store(gp);
         report_unblocked(node, state);
@@ -332,6 +338,7 @@ fn clean_up(cx: &mut MaySleep, gp: Seq) {
     let state = root.lock(cx);
     clean(root, &state);
     SEQ.end();
+    sync::trace!("rcu.gp_end", gp = gp.raw(), wanted = wanted);
     poll::norm_ended(&state);
     // Waiters that queued after `start` took the others and read the counter before it stepped; cookies that an
     // overlapping expedited grace period has kept from their end.

@@ -51,6 +51,7 @@ pub(crate) fn call(head: *mut CallbackHead) {
         return misuse::report_no_function(head);
     };
     let before = misuse::Before::now();
+    sync::trace!("rcu.invoke", head = head.addr(), func = func as usize);
     if cfg!(debug_assertions) {
         // SAFETY: as above. What is left there must not pass for a callback that is queued.
         unsafe { (*head).func = None };
@@ -100,6 +101,7 @@ fn run(limit: impl FnOnce(&Own, usize) -> usize) -> Run {
     if taken.is_empty() {
         return Run { ran, more: false };
     }
+    sync::trace!("rcu.batch_start", waiting = taken.len(), limit = limit);
     let until = clock::now_ns() + config::BATCH_MAX_NS;
     while let Some(head) = taken.pop() {
         call(head);
@@ -117,6 +119,7 @@ fn run(limit: impl FnOnce(&Own, usize) -> usize) -> Run {
         cbs.ran(ran);
         (cbs.len(), cbs.has_done())
     };
+    sync::trace!("rcu.batch_end", ran = ran, waiting = len);
     call::publish_len(len);
     shared_here().cb_ran.fetch_add(ran as u64, Ordering::Relaxed);
     overload::relax(me, len);

@@ -137,6 +137,7 @@ pub fn get_state_full() -> FullCookie {
 #[must_use = "a cookie that is dropped cannot be asked"]
 pub fn start_poll() -> Cookie {
     let cookie = get_state();
+    sync::trace!("rcu.poll_start", cookie = cookie.0.raw());
     if let Some(tree) = tree_if_built() {
         want(&WANTED, cookie, &tree.root().lock(ATOMIC));
         gp::request(gp::SEQ.snap());
@@ -148,6 +149,7 @@ pub fn start_poll() -> Cookie {
 #[must_use = "a cookie that is dropped cannot be asked"]
 pub fn start_poll_full() -> FullCookie {
     let cookie = get_state_full();
+    sync::trace!("rcu.poll_start_full", norm = cookie.norm.raw(), exp = cookie.exp.raw());
     gp::request(cookie.norm);
     cookie
 }

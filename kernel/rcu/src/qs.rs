@@ -42,6 +42,7 @@ pub(crate) fn note_gp(irqs: &IrqGuard<'_>) -> &'static Node {
     if gp != me.gp_seq.get() {
         let asked = Seq::from_raw(shared_here().gp_asked.load(Ordering::Relaxed));
         me.gp_seq.set(gp);
+        sync::trace!("rcu.gp_noted", gp = gp.raw(), owes = gp == asked);
         me.owes_qs.set(gp == asked);
         me.ticks_owing.set(0);
         me.qs_passed.set(bug!(

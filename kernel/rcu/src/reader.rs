@@ -297,6 +297,13 @@ fn queue_blocked(thread: &'static Thread) {
         blocks = Blocks::default();
     }
     state.blkd.queue(thread, blocks);
+    sync::trace!(
+        "rcu.blocked",
+        gp = node.gp_seq.current().raw(),
+        tid = thread.tid(),
+        norm = blocks.norm,
+        exp = blocks.exp
+    );
     thread.rcu.blocked_node.store(ptr::from_ref(node).cast_mut().cast(), Ordering::Relaxed);
 }
 
@@ -311,6 +318,13 @@ fn unlink_if_blocked(thread: &'static Thread) {
     let mut state = node.lock(ATOMIC);
     let last = state.blkd.remove(thread);
     let boosted = boost::end(thread);
+    sync::trace!(
+        "rcu.unblocked",
+        gp = node.gp_seq.current().raw(),
+        tid = thread.tid(),
+        last_norm = last.norm,
+        last_exp = last.exp
+    );
     thread.rcu.blocked_node.store(ptr::null_mut(), Ordering::Relaxed);
     if last.norm {
         report_unblocked(node, state);

@@ -30,6 +30,7 @@ pub(crate) fn report(node: &'static Node, state: SpinIrqGuard<'_, NodeState>, ma
             return;
         }
         state.qsmask &= !mask;
+        sync::trace!("rcu.qs_report", gp = gp.raw(), node = node.trace_id(), mask = mask, left = state.qsmask);
         if state.qsmask != 0 || state.blkd.blocks_gp() {
             return;
         }

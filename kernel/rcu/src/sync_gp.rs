@@ -62,7 +62,9 @@ pub(crate) fn wait(cx: &mut MaySleep) {
     // one list, once.
     unsafe { WAITERS.add((&raw const waiter.node).cast_mut()) };
     gp::request(gp::SEQ.snap());
+    sync::trace!("rcu.sync_wait", gp = waiter.since.raw());
     waiter.done.wait(cx);
+    sync::trace!("rcu.sync_done", gp = waiter.since.raw());
     debug_assert!(gp::SEQ.done(waiter.since), "S5-12: woken before the snapshot was due");
 }
 

@@ -89,6 +89,11 @@ impl Node {
         self.place.parent.map(|index| &tree().nodes[index])
     }
 
+    /// What trace records call this node: its level, its first and its last CPU, 16 bits each.
+    pub(crate) fn trace_id(&self) -> u64 {
+        (self.place.level << 32 | self.place.cpu_lo << 16 | self.place.cpu_hi) as u64
+    }
+
     /// The bit of CPU `cpu` in the masks of this leaf.
     pub(crate) fn bit_of(&self, cpu: CpuId) -> u64 {
         1 << (cpu.index() - self.place.cpu_lo)

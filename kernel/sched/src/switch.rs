@@ -100,6 +100,13 @@ fn steps(why: Pass) {
     let counter = if preempted { &prev.involuntary } else { &prev.voluntary };
     counter.store(counter.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
     events::event(events::Kind::Switch, ptr::from_ref(next).addr());
+    sync::trace!(
+        "sched.switch",
+        next = next.tid(),
+        state = prev.state() as u64,
+        name0 = next.name_word(0),
+        name1 = next.name_word(1)
+    );
     LEAVING.set(ptr::from_ref(prev).cast_mut());
     CURRENT.set(ptr::from_ref(next).cast_mut());
     lock_order::set_thread(&next.locks);

@@ -326,6 +326,12 @@ impl Thread {
         Name(bytes)
     }
 
+    /// Eight letters of the name, the first or the second, as a field of a trace record.
+    pub(crate) fn name_word(&self, which: usize) -> u64 {
+        let bytes: [u8; 8] = core::array::from_fn(|at| self.name().0.get(8 * which + at).copied().unwrap_or(0));
+        u64::from_le_bytes(bytes)
+    }
+
     /// Gives a thread that nobody runs its identity.
     pub(crate) fn set_identity(&'static self, name: &str, on: CpuMask, home: Option<CpuId>) {
         static NEXT_TID: AtomicU64 = AtomicU64::new(1);

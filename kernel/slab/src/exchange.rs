@@ -65,6 +65,13 @@ impl RawCache {
     #[inline(never)]
     fn alloc_from_slab(&self, flags: AllocFlags, spin: Spin) -> Option<NonNull<u8>> {
         let object = self.take_one(mm::home_node(), flags, spin);
+        sync::trace!(
+            "slab.alloc",
+            cache = sync::trace::text(self.name()),
+            object = object.map_or(0, |object| object.as_ptr().addr()),
+            bytes = self.size(),
+            flags = flags.bits()
+        );
         match object {
             Some(_) => self.count(Stat::AllocSlowpath),
             None if spin == Spin::May => mm::oom::warn_object(self.name(), self.size(), None, flags),
@@ -86,6 +93,12 @@ impl RawCache {
             return false;
         };
         self.count(Stat::BarnGet);
+        sync::trace!(
+            "slab.barn_get",
+            cache = sync::trace::text(self.name()),
+            sheaf = full.as_ptr().addr(),
+            objects = full.size()
+        );
         held.main = full;
         true
     }
@@ -176,6 +189,12 @@ impl RawCache {
             debug_assert!(fits);
         });
         self.count_many(Stat::SheafRefill, got as u64);
+        sync::trace!(
+            "slab.refill",
+            cache = sync::trace::text(self.name()),
+            sheaf = sheaf.as_ptr().addr(),
+            objects = got
+        );
         got
     }
 
@@ -207,6 +226,7 @@ impl RawCache {
     pub(crate) fn free_to_slab(&self, slab: SlabRef, object: NonNull<u8>) {
         if self.is_mine(slab, object) {
             self.count(Stat::FreeSlowpath);
+            sync::trace!("slab.free", cache = sync::trace::text(self.name()), object = object.as_ptr().addr());
             self.give_back(slab, object, object, 1);
         }
     }
@@ -236,8 +256,15 @@ impl RawCache {
         }
         let barn = self.barn().ok_or(NoSwap::NoEmpty)?;
         if held.spare.is_some() {
-            held.main = barn.replace_full(held.main, spin)?;
+            let full = held.main;
+            held.main = barn.replace_full(full, spin)?;
             self.count(Stat::BarnPut);
+            sync::trace!(
+                "slab.barn_put",
+                cache = sync::trace::text(self.name()),
+                sheaf = full.as_ptr().addr(),
+                objects = full.size()
+            );
         } else {
             held.make_main(barn.get_empty(spin).ok_or(NoSwap::NoEmpty)?);
         }
@@ -321,6 +348,7 @@ impl RawCache {
             let left = held.main.size();
             drop(held);
             self.count_many(Stat::SheafFlush, count as u64);
+            sync::trace!("slab.flush_main", cache = sync::trace::text(self.name()), objects = count);
             // SAFETY: so many places were filled in.
             self.give_back_many(unsafe { batch[..count].assume_init_mut() });
             if left == 0 {
@@ -334,6 +362,12 @@ impl RawCache {
     /// the page allocator.
     pub(crate) fn flush(&self, sheaf: SheafRef) -> usize {
         self.count_many(Stat::SheafFlush, sheaf.size() as u64);
+        sync::trace!(
+            "slab.flush",
+            cache = sync::trace::text(self.name()),
+            sheaf = sheaf.as_ptr().addr(),
+            objects = sheaf.size()
+        );
         sheaf.with_objects(|objects| self.give_back_many(objects))
     }
 

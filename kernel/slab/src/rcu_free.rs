@@ -141,6 +141,13 @@ fn push(cache: &RawCache, object: NonNull<u8>, spin: Spin) -> bool {
 
 /// Hands a detached sheaf to RCU. Only enqueues, so it is legal under the sheaf lock.
 pub(crate) fn submit(sheaf: SheafRef) {
+    let cache = sheaf.cache();
+    sync::trace!(
+        "slab.rcu_submit",
+        cache = sync::trace::text(cache.name()),
+        sheaf = sheaf.as_ptr().addr(),
+        objects = sheaf.size()
+    );
     if bug!("rcu_free.early", "a full sheaf goes to the barn without a grace period", "kfree_rcu.*content") {
         // SAFETY: none; that is the bug.
         return unsafe { to_barn(sheaf.rcu_head()) };
@@ -155,6 +162,12 @@ unsafe fn to_barn(head: *mut CallbackHead) {
     let sheaf = unsafe { SheafRef::from_rcu_head(head) };
     let cache = sheaf.cache();
     let barn = cache.node(sheaf.node()).map(|node| &node.barn);
+    sync::trace!(
+        "slab.rcu_done",
+        cache = sync::trace::text(cache.name()),
+        sheaf = sheaf.as_ptr().addr(),
+        objects = sheaf.size()
+    );
     if let Some(barn) = barn.filter(|barn| barn.has_room_for_full()) {
         exchange::put_full(barn, sheaf);
         return;

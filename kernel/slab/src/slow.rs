@@ -273,6 +273,12 @@ impl RawCache {
         let head = self.link_all(slab, total);
         self.node(slab.node()).expect("a node with memory has a CacheNode").slab_added(total as u32);
         self.count(Stat::AllocSlab);
+        sync::trace!(
+            "slab.new_slab",
+            cache = sync::trace::text(self.name()),
+            slab = slab.object(0).as_ptr().addr(),
+            objects = total
+        );
         Some(Taken { slab, head, count: total })
     }
 
@@ -366,6 +372,7 @@ impl RawCache {
         }
         self.node(slab.node()).expect("a node with memory has a CacheNode").slab_removed(slab.state().objects);
         self.count(Stat::FreeSlab);
+        sync::trace!("slab.drop_slab", cache = sync::trace::text(self.name()), slab = slab.object(0).as_ptr().addr());
         if spin == Spin::May && self.flags().contains(CacheFlags::TYPESAFE_BY_RCU) {
             // A reader may still look at an object of it (M-13).
             // SAFETY: the slab has no object in use and is on no list; it is RCU's from here on.

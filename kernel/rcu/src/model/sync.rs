@@ -2,6 +2,7 @@
 
 pub(crate) use ::sync::{
     ATOMIC, Cx, LlistChain, LlistHead, LlistNode, MaySleep, Once, array_of, atomic, const_unless_loom, static_or_lazy,
+    trace,
 };
 
 use core::marker::PhantomData;

@@ -110,6 +110,7 @@ fn report(stall: Stall) {
         return; // over, just now
     }
     COUNTS[usize::from(stall.drill)].fetch_add(1, Ordering::Relaxed);
+    sync::trace!("rcu.stall", gp = stall.gp.raw(), ms = stall.age_ns / 1_000_000, drill = stall.drill);
     let self_detected = stall.starved_ns.is_some() && stall.awaited.cpus.contains(cpu::current());
     let what = match stall.kind {
         Kind::Normal if self_detected => "self-detected stall on CPU",
