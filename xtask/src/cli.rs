@@ -83,6 +83,8 @@ pub enum Command {
     Bench(BenchArgs),
     /// Measure how fast machines of many shapes bring their CPUs online
     Smp(SmpArgs),
+    /// Record what happens while the kernel runs commands, as a timeline; or take it out of the core of a run that failed
+    Trace(TraceArgs),
     /// Look into the kernel with gdb: while it runs, or at the core of a run that failed
     Debug(DebugArgs),
     /// Check format, clippy, the order of the storeys, and the rows of the requirements
@@ -244,6 +246,9 @@ pub struct RunArgs {
     /// Run these shell commands, separated by `;`, and leave with their status
     #[arg(long, value_name = "CMD; CMD")]
     pub exec: Option<String>,
+    /// Switch on the trace points that fit, and leave what they recorded in the run's folder
+    #[arg(long, value_name = "GLOB,GLOB")]
+    pub trace: Option<String>,
     /// Seed of the kernel's random numbers: 24301, 0x5eed
     #[arg(long, value_name = "S", value_parser = number)]
     pub seed: Option<u64>,
@@ -253,6 +258,40 @@ pub struct RunArgs {
     /// More arguments for QEMU, as they are
     #[arg(last = true, value_name = "QEMU ARGS")]
     pub qemu_args: Vec<String>,
+}
+
+/// Arguments of `trace`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  cargo xtask trace --points 'rcu.*,sched.switch' -- 'test rcu.*'
+  cargo xtask trace latest
+
+With commands a machine is booted, as by `run --exec`, with these points on from before the first grace period. Without, RUN
+is a run that left a core and was traced: `latest`, its folder, or how its name or id begins. Both leave
+trace.perfetto.json, which ui.perfetto.dev opens, and trace.ftrace.txt in the run's folder.")]
+pub struct TraceArgs {
+    /// A run whose machine died
+    #[arg(value_name = "RUN")]
+    pub run: Option<String>,
+    /// The trace points, as globs; `trace list` in the kernel's shell names them
+    #[arg(long, value_name = "GLOB,GLOB", default_value = "*")]
+    pub points: String,
+    /// The machine.
+    #[command(flatten)]
+    pub machine: MachineArgs,
+    /// The kernel.
+    #[command(flatten)]
+    pub kernel: KernelArgs,
+    /// Seed of the kernel's random numbers: 24301, 0x5eed
+    #[arg(long, value_name = "S", value_parser = number)]
+    pub seed: Option<u64>,
+    /// Give up after this time: 30, 30s, 5m
+    #[arg(long, value_name = "TIME", value_parser = seconds)]
+    pub timeout: Option<Duration>,
+    /// Commands of the kernel's shell, separated by `;`
+    #[arg(last = true, value_name = "COMMANDS")]
+    pub commands: Vec<String>,
 }
 
 /// Arguments of `test`.
@@ -303,6 +342,9 @@ pub struct TestArgs {
     /// Keep so many busy loops running on the host meanwhile
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub load: u32,
+    /// Switch on the trace points that fit, and leave what they recorded in each boot's folder
+    #[arg(long, value_name = "GLOB,GLOB")]
+    pub trace: Option<String>,
     /// Add a row about this run to a ledger such as docs/soak.csv
     #[arg(long, value_name = "FILE")]
     pub ledger: Option<PathBuf>,

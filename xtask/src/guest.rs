@@ -20,6 +20,7 @@ use crate::pulse::{Limits, Pulse};
 use crate::qemu::{Machine, Wiring, script};
 use crate::qmp::Qmp;
 use crate::rundir::{write, write_script};
+use crate::trace::{self, memory::Memory};
 use crate::verdict::{Ending, Stream};
 use crate::watchdog::{self, Report};
 
@@ -79,15 +80,17 @@ impl Boot<'_> {
     pub fn watch(&self, on_frame: &mut dyn FnMut(&Frame)) -> anyhow::Result<Left> {
         // The path of a socket is short by nature; that of a run folder is not.
         let socket_dir = tempfile::tempdir().context("temporary folder")?;
+        let memory = self.machine.trace.as_ref().map(|_| trace::memory::folder()).transpose()?;
         let wiring = Wiring {
             terminal: false,
             console: Some(self.file("console.log")),
             frames: self.file("com2.log"),
             qmp: Some(socket_dir.path().join("qmp")),
             reboots: false,
+            memory: memory.as_ref().map(|folder| folder.path().to_owned()),
         };
         let mut command = tied_to_us(self.machine.command(self.artifacts, self.kernel_line, self.seed, &wiring));
-        let without_socket = Wiring { qmp: None, ..wiring.clone() };
+        let without_socket = Wiring { qmp: None, memory: None, ..wiring.clone() };
         let to_keep = self.machine.command(self.artifacts, self.kernel_line, self.seed, &without_socket);
         write_script(&self.file("qemu-cmd"), &script(&to_keep))?;
         keep_line(&to_keep, self.dir)?;
@@ -139,6 +142,9 @@ impl Boot<'_> {
         let console = std::fs::read(&console_log).unwrap_or_default();
         let reports = watchdog::reports(&console, &host);
         let why_no_core = attendant.why_none();
+        if let Some(folder) = memory {
+            trace::keep(&Memory::of_files(folder.path())?, &self.artifacts.kernel, self.dir)?;
+        }
         Ok(Left { stream: tail.finish(), ending, console, cpus, stderr, reports, why_no_core, took: started.elapsed() })
     }
 

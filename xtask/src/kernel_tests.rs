@@ -140,7 +140,7 @@ fn array<'data>(elf: &object::File<'data>, name: &str) -> &'data [u8] {
 }
 
 /// The file's bytes that are loaded at an address.
-fn at<'data>(elf: &object::File<'data>, address: u64, length: usize) -> Option<&'data [u8]> {
+pub(crate) fn at<'data>(elf: &object::File<'data>, address: u64, length: usize) -> Option<&'data [u8]> {
     elf.segments().find_map(|segment| segment.data_range(address, length as u64).ok().flatten())
 }
 

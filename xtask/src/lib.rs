@@ -9,6 +9,7 @@
 //! | [`kernel_tests`], [`mutants`], [`symbols`], [`console`] | what is read from the kernel's ELF, and its addresses made readable |
 //! | [`guest`], [`pulse`], [`rundir`], [`post_mortem`] | one boot under watch, and the folder that keeps what it left |
 //! | [`replay`], [`load`], [`ledger`] | whether two boots were one, also on a busy host; what is kept of long runs |
+//! | [`mod@trace`] | what trace points recorded, from a machine's memory or a core: a timeline, and ftrace's text |
 //! | [`run`] with [`typist`], [`test`], [`rerun`], [`mod@bench`], [`smp`], [`debug`] | the commands that boot |
 //! | [`lint`], [`models`], [`ci`], [`doctor`] | the others |
 //!
@@ -47,6 +48,7 @@ pub mod smp;
 pub mod symbols;
 pub mod test;
 pub mod toolchain;
+pub mod trace;
 pub mod typist;
 pub mod verdict;
 pub mod watchdog;
@@ -85,6 +87,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         Command::Rerun(args) => rerun::rerun(&workspace, &args),
         Command::Bench(args) => bench::bench(&workspace, &args),
         Command::Smp(args) => smp::smp(&workspace, &args),
+        Command::Trace(args) => trace::trace(&workspace, &args),
         Command::Debug(args) => debug::debug(&workspace, &args),
         Command::Lint(args) => lint::lint(&workspace, &args),
         Command::Models(args) => models::models(&workspace, &args),

@@ -8,9 +8,11 @@ use std::process::Command;
 use crate::artifact::Artifacts;
 use crate::cli::{Accel, Distance, MachineArgs, Thread};
 use crate::exit::usage;
+use crate::post_mortem::MAX_MEMORY;
 use crate::process::quoted;
 use crate::shape::{Defaults, Shape};
 use crate::toolchain::emulator;
+use crate::trace;
 use crate::workspace::Workspace;
 
 /// Nanoseconds of an instruction in a deterministic run, as a power of two: 16. Of 3 to 8 the one at which a guest's second
@@ -114,6 +116,8 @@ pub struct Machine {
     pub extra: Vec<String>,
     /// Whether it leaves a core when it dies under watch.
     pub cores: bool,
+    /// The trace points that are on from boot, as globs.
+    pub trace: Option<String>,
 }
 
 impl Machine {
@@ -135,7 +139,15 @@ impl Machine {
         }
         crate::kernel_args::KernelLine::new(&args.append).finish()?;
         let program = emulator::ensure(workspace, &args.qemu)?;
-        Ok(Machine { program, shape, engine, append: args.append.clone(), extra: extra.to_vec(), cores: !args.no_core })
+        Ok(Machine {
+            program,
+            shape,
+            engine,
+            append: args.append.clone(),
+            extra: extra.to_vec(),
+            cores: !args.no_core,
+            trace: None,
+        })
     }
 
     /// What a person has to add to a line for this machine: shape, engine, and the user's own words.
@@ -148,10 +160,21 @@ impl Machine {
         line
     }
 
-    /// The words the kernel needs because of the engine: in deterministic runs no CPU may halt.
-    #[must_use]
-    pub fn kernel_words(&self) -> Option<(&'static str, &'static str)> {
-        self.engine.is_deterministic().then_some(("idle", "poll"))
+    /// The words the kernel needs because of the engine, where no CPU may halt in deterministic runs, and for tracing.
+    pub fn kernel_words(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        let idle = self.engine.is_deterministic().then_some(("idle", "poll"));
+        idle.into_iter().chain(self.trace.iter().map(|globs| ("grange.trace", globs.as_str())))
+    }
+
+    /// Has the trace points that fit switched on.
+    ///
+    /// # Errors
+    /// `Usage` for a machine with more memory than can be looked through.
+    pub fn traced(self, globs: Option<&String>) -> anyhow::Result<Machine> {
+        if globs.is_some() && self.shape.memory() > MAX_MEMORY {
+            return Err(usage(format!("--trace and more than {} GiB of memory", MAX_MEMORY >> 30)));
+        }
+        Ok(Machine { trace: globs.cloned(), ..self })
     }
 
     /// The QEMU line.
@@ -176,28 +199,38 @@ impl Machine {
                 command.args(["-rtc", "base=2026-01-01,clock=vm", "-seed", &(seed as u32).to_string()])
             }
         };
-        self.add_shape(&mut command);
+        self.add_shape(&mut command, wiring.memory.as_deref());
         wiring.add_to(&mut command);
         command.arg("-kernel").arg(&artifacts.loader).arg("-initrd").arg(&artifacts.kernel);
         command.args(["-append", kernel_line]).args(&self.extra);
         command
     }
 
-    fn add_shape(&self, command: &mut Command) {
+    fn add_shape(&self, command: &mut Command, files: Option<&Path>) {
         let shape = &self.shape;
         let (sockets, cores) = shape.sockets_and_cores();
         command.arg("-m").arg(format!("{}M", shape.memory() >> 20));
         command.arg("-smp").arg(format!("{},sockets={sockets},cores={cores},threads=1", shape.cpus()));
         // Without -numa there is no SRAT: one node is what the kernel then makes of it.
+        let memory = |node: usize, size: u64| match files {
+            None => format!("memory-backend-ram,id=m{node},size={size}M"),
+            Some(folder) => {
+                let path = escaped(&folder.join(trace::memory::file_name(node)));
+                format!("memory-backend-file,id=m{node},size={size}M,share=on,mem-path={}", path.to_string_lossy())
+            }
+        };
         if shape.nodes() == 1 {
+            if files.is_some() {
+                command.arg("-object").arg(memory(0, shape.memory() >> 20)).args(["-machine", "memory-backend=m0"]);
+            }
             return;
         }
         let mut first_cpu = 0;
         for node in 0..shape.nodes() {
-            let (cpus, memory) = (shape.node_cpus[node as usize], shape.node_memory[node as usize] >> 20);
+            let (cpus, size) = (shape.node_cpus[node as usize], shape.node_memory[node as usize] >> 20);
             let mut numa = format!("node,nodeid={node}");
-            if memory > 0 {
-                command.arg("-object").arg(format!("memory-backend-ram,id=m{node},size={memory}M"));
+            if size > 0 {
+                command.arg("-object").arg(memory(node as usize, size));
                 let _ = write!(numa, ",memdev=m{node}");
             }
             match cpus {
@@ -244,6 +277,8 @@ pub struct Wiring {
     pub qmp: Option<PathBuf>,
     /// Whether a guest that resets is started again.
     pub reboots: bool,
+    /// Folder of files that hold the machine's memory, so that it can be read from outside.
+    pub memory: Option<PathBuf>,
 }
 
 impl Wiring {
@@ -308,6 +343,7 @@ mod tests {
             append: String::new(),
             extra: vec!["-d".into(), "int".into()],
             cores: true,
+            trace: None,
         }
     }
 
@@ -322,6 +358,7 @@ mod tests {
             frames: "/r/com2.log".into(),
             qmp: Some("/tmp/q".into()),
             reboots: false,
+            memory: None,
         }
     }
 
@@ -371,7 +408,7 @@ mod tests {
         let line = shell_line(&machine.command(&artifacts(), "", 7, &wiring(false)));
         let part = "-accel tcg,thread=single -icount shift=6,sleep=off -rtc base=2026-01-01,clock=vm -seed 7 ";
         assert!(line.contains(part), "{line}");
-        assert_eq!(machine.kernel_words(), Some(("idle", "poll")));
+        assert_eq!(machine.kernel_words().collect::<Vec<_>>(), [("idle", "poll")]);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
+use tempfile::TempDir;
 
 use crate::artifact::{self, Artifacts};
 use crate::cli::{Profile, RunArgs};
@@ -18,6 +19,7 @@ use crate::qmp::Qmp;
 use crate::rundir::{RunDir, write, write_script};
 use crate::shape::Defaults;
 use crate::symbols::{Symbols, addresses};
+use crate::trace::{self, memory::Memory};
 use crate::workspace::Workspace;
 use crate::{console, process, typist, watchdog};
 
@@ -50,7 +52,8 @@ pub fn run(workspace: &Workspace, args: &RunArgs) -> anyhow::Result<Exit> {
         }
         line.set("grange.exec", commands)?;
     }
-    let machine = Machine::from_args(workspace, &args.machine, &args.qemu_args, DEFAULTS)?;
+    let machine =
+        Machine::from_args(workspace, &args.machine, &args.qemu_args, DEFAULTS)?.traced(args.trace.as_ref())?;
     if machine.engine.is_deterministic() && args.exec.is_none() {
         return Err(usage(
             "--deterministic without --exec: what one types comes when it comes; give the commands to it",
@@ -60,7 +63,7 @@ pub fn run(workspace: &Workspace, args: &RunArgs) -> anyhow::Result<Exit> {
     if args.seed.is_some() {
         line.set("grange.seed", &seed.to_string())?;
     }
-    if let Some((key, value)) = machine.kernel_words() {
+    for (key, value) in machine.kernel_words() {
         line.set(key, value)?;
     }
     let line = line.finish()?.to_owned();
@@ -68,7 +71,7 @@ pub fn run(workspace: &Workspace, args: &RunArgs) -> anyhow::Result<Exit> {
     if args.machine.print_qemu {
         let frames = workspace.target.join("grange/com2.log");
         let terminal = !machine.engine.is_deterministic();
-        let wiring = Wiring { terminal, console: None, frames, qmp: None, reboots: false };
+        let wiring = Wiring { terminal, console: None, frames, qmp: None, reboots: false, memory: None };
         print!("{}", script(&machine.command(&artifacts, &line, seed, &wiring)));
         return Ok(Exit::Passed);
     }
@@ -98,6 +101,7 @@ pub fn run(workspace: &Workspace, args: &RunArgs) -> anyhow::Result<Exit> {
         dir: &dir,
         piped: !terminal && args.exec.is_none(),
         commands: args.exec.is_some(),
+        memory: machine.trace.as_ref().map(|_| trace::memory::folder()).transpose()?,
     };
     let end = args.timeout.map(|time| Instant::now() + time);
     let mut attendant = Attendant::new(&machine, dir.path());
@@ -117,6 +121,12 @@ pub fn run(workspace: &Workspace, args: &RunArgs) -> anyhow::Result<Exit> {
         eprintln!("\ngrange: {word}");
     }
     session.afterwards(workspace, &ended, exit)?;
+    if let Some(folder) = &session.memory
+        && console::refusal(&log).is_none()
+    {
+        let memory = Memory::of_files(folder.path())?;
+        eprintln!("grange: {}", trace::keep(&memory, &artifacts.kernel, dir.path())?);
+    }
     if matches!(exit, Exit::Panicked | Exit::Hung) && console::refusal(&log).is_none() {
         post_mortem::keep_build(workspace, &artifacts, dir.path())?;
         eprintln!("grange: {}", post_mortem::remark(workspace, dir.path(), &attendant.why_none()));
@@ -209,6 +219,8 @@ struct Session<'a> {
     piped: bool,
     /// The kernel was given commands to run.
     commands: bool,
+    /// Where the memory of a traced machine is.
+    memory: Option<TempDir>,
 }
 
 impl Session<'_> {
@@ -228,8 +240,9 @@ impl Session<'_> {
             frames: self.dir.path().join("com2.log"),
             qmp: Some(sockets.path().join("qmp")),
             reboots: false,
+            memory: self.memory.as_ref().map(|folder| folder.path().to_owned()),
         };
-        let to_keep = Wiring { qmp: None, ..wiring.clone() };
+        let to_keep = Wiring { qmp: None, memory: None, ..wiring.clone() };
         let kept = self.machine.command(self.artifacts, self.line, self.seed, &to_keep);
         write_script(&self.dir.path().join("qemu-cmd"), &script(&kept))?;
         keep_line(&kept, self.dir.path())?;

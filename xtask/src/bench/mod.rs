@@ -89,7 +89,7 @@ pub fn bench(workspace: &Workspace, args: &BenchArgs) -> anyhow::Result<Exit> {
     if args.machine.print_qemu {
         for machine in &machines {
             let frames = workspace.target.join("grange/com2.log");
-            let wiring = Wiring { terminal: true, console: None, frames, qmp: None, reboots: false };
+            let wiring = Wiring { terminal: true, console: None, frames, qmp: None, reboots: false, memory: None };
             let line = kernel_line(machine, &all, &chosen)?;
             print!("{}", script(&machine.command(&artifacts, &line, 0, &wiring)));
         }

@@ -265,7 +265,15 @@ mod tests {
 
     fn machine() -> Machine {
         let (shape, engine) = (Shape::even(2, 1).unwrap(), Engine::Counted);
-        Machine { program: "qemu".into(), shape, engine, append: String::new(), extra: Vec::new(), cores: false }
+        Machine {
+            program: "qemu".into(),
+            shape,
+            engine,
+            append: String::new(),
+            extra: Vec::new(),
+            cores: false,
+            trace: None,
+        }
     }
 
     #[test]

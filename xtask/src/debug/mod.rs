@@ -185,7 +185,7 @@ fn alive(workspace: &Workspace, args: &DebugArgs, gdb: &Gdb<'_>) -> anyhow::Resu
         line.set("grange.seed", &args.seed.to_string())?;
         chosen.iter().for_each(|test| places.stop_at_address(test.entry));
     }
-    if let Some((key, value)) = machine.kernel_words() {
+    for (key, value) in machine.kernel_words() {
         line.set(key, value)?;
     }
     args.breaks.iter().try_for_each(|place| places.stop_at(place))?;
@@ -196,6 +196,7 @@ fn alive(workspace: &Workspace, args: &DebugArgs, gdb: &Gdb<'_>) -> anyhow::Resu
         frames: dir.join("com2.log"),
         qmp: None,
         reboots: false,
+        memory: None,
     };
     if args.machine.print_qemu {
         print!("{}", script(&machine.command(&artifacts, &line, args.seed, &wiring(&workspace.target.join("grange")))));

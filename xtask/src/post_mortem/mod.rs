@@ -39,7 +39,7 @@ pub const KERNEL: &str = "grange";
 pub const LOADER: &str = "grange-boot";
 
 /// A machine with more memory leaves no core. Up to here physical memory is in one piece, which [`mend`] relies on.
-const MAX_MEMORY: u64 = 2 << 30;
+pub(crate) const MAX_MEMORY: u64 = 2 << 30;
 /// How long QEMU may take to write it all.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Cores that are kept; of the older ones only the logs are.

@@ -136,6 +136,7 @@ impl Boot<'_> {
             frames: self.dir.join("com2.log"),
             qmp: None,
             reboots: false,
+            memory: None,
         };
         let command = self.machine.command(self.artifacts, line.finish()?, 0, &wiring);
         write_script(&self.dir.join("qemu-cmd"), &script(&command))?;

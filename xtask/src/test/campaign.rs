@@ -81,7 +81,7 @@ pub fn kernel_line(
     if let Some(bug) = &leg.bug {
         line.set("grange.bug", bug)?;
     }
-    if let Some((key, value)) = leg.machine.kernel_words() {
+    for (key, value) in leg.machine.kernel_words() {
         line.set(key, value)?;
     }
     Ok(line.finish()?.to_owned())

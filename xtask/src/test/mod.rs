@@ -110,8 +110,11 @@ pub fn test(workspace: &Workspace, args: &TestArgs) -> anyhow::Result<Exit> {
     if let Some(kernel) = kernel.as_ref().filter(|_| args.list) {
         return list(workspace, &kernel.tests, &filter);
     }
-    let legs =
+    let mut legs =
         kernel.as_ref().map_or_else(Vec::new, |kernel| matrix::legs(machines, &kernel.tests, &filter, args.slow));
+    for leg in &mut legs {
+        leg.machine = leg.machine.clone().traced(args.trace.as_ref())?;
+    }
     if args.machine.print_qemu {
         return print_qemu(workspace, &legs, kernel.as_ref());
     }
@@ -210,7 +213,7 @@ fn list(workspace: &Workspace, tests: &[KernelTest], filter: &Filter) -> anyhow:
 fn print_qemu(workspace: &Workspace, legs: &[Leg], kernel: Option<&Kernel>) -> anyhow::Result<Exit> {
     for (leg, kernel) in legs.iter().zip(std::iter::repeat(kernel).flatten()) {
         let frames = workspace.target.join("grange/com2.log");
-        let wiring = Wiring { terminal: true, console: None, frames, qmp: None, reboots: false };
+        let wiring = Wiring { terminal: true, console: None, frames, qmp: None, reboots: false, memory: None };
         let line = campaign::kernel_line(leg, &kernel.tests, &leg.ids(), None, 0)?;
         println!("# {}", leg.place());
         print!("{}", script(&leg.machine.command(&kernel.artifacts, &line, 0, &wiring)));
