@@ -160,7 +160,8 @@ pub use sync::callback::{CallbackFn, CallbackHead};
 pub use sync_gp::synchronize_rcu;
 #[cfg(not(loom))]
 pub use tasks::{
-    call_rcu_tasks, cond_resched_tasks, rcu_barrier_tasks, synchronize_rcu_tasks, synchronize_rcu_tasks_rude,
+    call_rcu_tasks, call_rcu_tasks_trace, cond_resched_tasks, rcu_barrier_tasks, rcu_barrier_tasks_trace,
+    read_lock_tasks_trace, synchronize_rcu_tasks, synchronize_rcu_tasks_rude, synchronize_rcu_tasks_trace,
 };
 
 /// For macros.

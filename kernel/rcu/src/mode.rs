@@ -69,7 +69,11 @@ pub(crate) fn decide(asked: Kind) -> Option<Kind> {
 }
 
 /// The grace period that an instant before [`crate::init`] is. The boot thread gives its token.
+///
+/// # Panics
+/// If it is in a reader all the same, which it can be under [`sync::ATOMIC`]: nobody would wait for that one.
 fn at_once(cx: &MaySleep) {
+    assert!(crate::read_depth() == 0, "MODE-1: the boot thread waits for a grace period inside a reader");
     let irqs = IrqGuard::new(cx);
     gp::SEQ.start();
     gp::SEQ.end();
