@@ -267,7 +267,7 @@ impl RawCache {
         if self.is_checked() {
             self.lay_out(slab);
         }
-        if let Some(ctor) = self.ctor() {
+        if let Some(ctor) = self.ctor().filter(|_| !self.delays_frees()) {
             (0..total).for_each(|index| ctor(slab.object(index)));
         }
         let head = self.link_all(slab, total);

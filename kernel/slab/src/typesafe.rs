@@ -57,7 +57,8 @@
 //! # Invariants
 //! - **SAFE-1** Every object of the cache, free or not, is a valid `T` from when its slab is made until a grace period after
 //!   the slab is given up. All of CTOR-1 to CTOR-3 holds, so nothing of a free object is overwritten, and no other
-//!   cache has objects in these slabs.
+//!   cache has objects in these slabs. Of a debug cache an object is valid from its allocation until a grace period after
+//!   its free, and poisoned between the two: by SAFE-3 no reader sees it then, and one that does is found (M-13).
 //! - **SAFE-2** `T` is changed through `&T` only, by atomics and locks: there is no `&mut T` to an object that a reader may see,
 //!   and for that reason `T` is `Sync`.
 //! - **SAFE-3** A slot owns what it points to. So at the moment in which a reader follows it the object is not free, and the

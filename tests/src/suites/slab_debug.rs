@@ -11,7 +11,7 @@ use mm::AllocFlags;
 use sched::Prio;
 use slab::debug::{Cure, Kind, Report, Validation};
 use slab::{CacheFlags, DebugFlags, Layout, RawCache};
-use sync::Once;
+use sync::{ATOMIC, Once};
 
 use crate::outcome::needs_sheaves;
 use crate::stepping::{self, Visit};
@@ -523,6 +523,78 @@ ktest! {
         ensure_eq!(lines, [1, 1]);
         ensure_all_back(cache)
     }
+
+    /// M-13: who found an object of a type-safe cache before it was freed may look at it to the end of its section; nobody
+    /// gets it meanwhile, and a second free is one too many.
+    fn a_freed_object_of_a_type_safe_cache_is_left_alone_until_its_readers_have_ended(t: &mut Test) {
+        t.damages_slabs = true;
+        let cache = typesafe_cache("dbg_typesafe")?;
+        let object = alloc(cache)?;
+        ensure_eq!(content(object), [MADE; SIZE]);
+        let reader = rcu::read_lock(ATOMIC);
+        free(cache, object);
+        let held: Vec<_> = (0..100).filter_map(|_| cache.alloc(AllocFlags::NOWAIT)).collect();
+        ensure!(!held.contains(&object), "handed out while a reader may look at it");
+        ensure_eq!(content(object), [MADE; SIZE]);
+        let second = the_report(cache, || free(cache, object))?;
+        ensure_eq!((second.kind, second.cure), (Kind::DoubleFree, Cure::NotFreed));
+        drop(reader);
+        held.into_iter().for_each(|object| free(cache, object));
+        rcu::rcu_barrier(t.cx);
+        ensure_eq!(content(object)[..8], [0x6b; 8]);
+        let third = the_report(cache, || free(cache, object))?;
+        ensure_eq!(third.kind, Kind::DoubleFree);
+        ensure!(third.freed.is_some(), "nobody remembers the free");
+        // SAFETY: nobody else knows the cache.
+        ensure_eq!(unsafe { slab::flush::destroy(cache, t.cx) }, Ok(()));
+        Ok(())
+    }
+
+    /// M-13: who looks at an object in a later section than it was found in, and writes to it, is found.
+    fn a_write_by_a_later_reader_of_a_type_safe_cache_is_found(t: &mut Test) {
+        t.damages_slabs = true;
+        let cache = typesafe_cache("dbg_later")?;
+        let object = alloc(cache)?;
+        free(cache, object);
+        rcu::synchronize_rcu(t.cx);
+        rcu::rcu_barrier(t.cx);
+        poke(object, 5, 0x41);
+        let (report, _) = reported(cache, || {
+            let _next = cache.alloc(AllocFlags::NOWAIT);
+        });
+        let Some(report) = report else { return Err(crate::__failed!("the write was not found")) };
+        ensure_eq!(report.kind, Kind::Poison);
+        ensure_bytes(&report, object, 5, 1, (0x41, 0x6b))
+    }
+
+    /// M-13: objects that wait for a grace period are no leak.
+    fn destroying_a_type_safe_cache_waits_for_the_objects_that_wait(t: &mut Test) {
+        let cache = typesafe_cache("dbg_destroyed")?;
+        let held: Vec<_> = (0..100).filter_map(|_| cache.alloc(AllocFlags::NOWAIT)).collect();
+        ensure_eq!(held.len(), 100);
+        held.into_iter().for_each(|object| free(cache, object));
+        // SAFETY: nobody else knows the cache.
+        ensure_eq!(unsafe { slab::flush::destroy(cache, t.cx) }, Ok(()));
+        Ok(())
+    }
+}
+
+/// What the constructor of type-safe caches writes.
+const MADE: u8 = 0x3c;
+
+/// A type-safe cache that checks everything.
+fn typesafe_cache(name: &'static str) -> Result<&'static RawCache, Failure> {
+    fn ctor(object: NonNull<u8>) {
+        // SAFETY: an object of this cache, before anybody has it.
+        unsafe { object.write_bytes(MADE, SIZE) };
+    }
+    let layout = Layout::new(name, SIZE).debug(FZPU).flags(CacheFlags::NO_MERGE | CacheFlags::TYPESAFE_BY_RCU);
+    slab::create(layout.ctor(ctor)).map_err(|error| crate::__failed!("{name}: {error}"))
+}
+
+fn content(object: NonNull<u8>) -> [u8; SIZE] {
+    // SAFETY: inside the object's slab, which its cache keeps; free or not is what the tests are about.
+    unsafe { object.cast::<[u8; SIZE]>().read_volatile() }
 }
 
 static STEPPED: Once<&'static RawCache> = Once::new();

@@ -55,7 +55,8 @@ impl Cell {
 
     /// Whether free objects are filled: not where their content must survive.
     fn is_poisoned(self) -> bool {
-        self.cache().debug().contains(DebugFlags::POISON) && !self.cache().keeps_content()
+        let cache = self.cache();
+        cache.debug().contains(DebugFlags::POISON) && (!cache.keeps_content() || cache.delays_frees())
     }
 
     /// The bytes `from..to`, counted from the object.

@@ -71,6 +71,9 @@ impl RawCache {
             }
             let cell = Cell { slab, object };
             cell.lay_out(Is::Used);
+            if let Some(ctor) = self.ctor().filter(|_| self.delays_frees()) {
+                ctor(object);
+            }
             self.prepare(object);
             cell.set_track(Is::Used, Track::here);
             self.trace("allocated", cell);
@@ -127,11 +130,27 @@ impl RawCache {
         Ok(())
     }
 
-    /// Gives an object back to its slab, if it is one, is in use, and is undamaged. May spin on the list lock.
-    /// Returns how many pages went back.
+    /// Gives an object back to its slab, if it is one, is in use, and is undamaged; of a type-safe cache after a grace period.
+    /// May spin on the list lock. Returns how many pages went back.
     pub(crate) fn give_back_checked(&self, slab: SlabRef, object: NonNull<u8>) -> usize {
+        if self.delays_frees() && self.delay_free(slab, object) {
+            return 0;
+        }
+        self.give_back_now(slab, object, false)
+    }
+
+    /// Gives an object back for which a grace period has passed (DEBUG-4).
+    pub(super) fn finish_free(&self, slab: SlabRef, object: NonNull<u8>) {
+        self.give_back_now(slab, object, true);
+    }
+
+    fn give_back_now(&self, slab: SlabRef, object: NonNull<u8>, delayed: bool) -> usize {
         let node = self.node(slab.node()).expect("a node with memory has a CacheNode");
         let mut partial = node.lock(Spin::May).expect("waited for");
+        if delayed {
+            // Under the lock: a second free finds the object either waiting or on its freelist.
+            self.release_deferral(object);
+        }
         if slab.is_frozen() {
             return 0;
         }
@@ -150,7 +169,9 @@ impl RawCache {
         self.trace("freed", cell);
         cell.lay_out(Is::Free);
         self.wipe_freed(object);
-        cell.set_track(Is::Free, Track::here);
+        if !delayed {
+            cell.set_track(Is::Free, Track::here);
+        }
         self.set_link(object, old.freelist);
         let new = State { freelist: object.as_ptr(), inuse: old.inuse - 1, ..old };
         slab.swap(old, new).expect("DEBUG-1: a slab changed under the list lock");
@@ -165,7 +186,7 @@ impl RawCache {
     }
 
     /// What is wrong with the free of `object`.
-    fn inspect_freed(&self, slab: SlabRef, object: NonNull<u8>, state: State) -> Option<Fault> {
+    pub(super) fn inspect_freed(&self, slab: SlabRef, object: NonNull<u8>, state: State) -> Option<Fault> {
         if !slab.is_object(object) {
             return Some(Fault::of_address(slab, object));
         }

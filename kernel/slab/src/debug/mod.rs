@@ -21,6 +21,7 @@
 //! | `call` | frees that are wrong in themselves, also of ordinary caches |
 //! | `shadow` | which objects are in use, also of ordinary caches, in builds with assertions |
 //! | `cell` | one object with what surrounds it |
+//! | `delay` | objects of type-safe caches, which readers may be looking at when they are freed |
 //! | `check` | on the way out of a slab, and on the way in |
 //! | `validate`, `traces` | a look at all there is; who has it |
 //! | `report` | what is said, kept and counted of what was found |
@@ -51,6 +52,7 @@ use bitflags::bitflags;
 mod call;
 mod cell;
 mod check;
+mod delay;
 mod layout;
 mod param;
 mod poison;
@@ -122,8 +124,11 @@ impl DebugFlags {
 /// forbids. No parts for a cache that is no debug cache.
 pub(crate) fn choose(layout: &Layout, align: usize) -> (DebugFlags, Option<Parts>) {
     let asked = layout.debug | param::flags_of(layout.name);
-    let sized = layout.flags.contains(CacheFlags::KMALLOC);
-    let parts = |flags| layout::parts(layout.size, align, sized, flags);
+    let kind = layout::Kind {
+        sized: layout.flags.contains(CacheFlags::KMALLOC),
+        typesafe: layout.flags.contains(CacheFlags::TYPESAFE_BY_RCU),
+    };
+    let parts = |flags| layout::parts(layout.size, align, kind, flags);
     let grows = order_for(parts(asked).size) > order_for(layout.size);
     let flags = if asked.contains(DebugFlags::NO_HIGHER_ORDER) && grows { asked - DebugFlags::ROOM } else { asked };
     (flags, flags.intersects(DebugFlags::CHECKS).then(|| parts(flags)))
