@@ -50,7 +50,8 @@ arch::per_cpu! {
 fn step(watching: &AtomicU64) -> u64 {
     // Full barriers on both sides, pairing with the fence in `look_at`: what this CPU read or wrote as a reader comes
     // before a step into the quiescent state; what it reads after a step out of it comes after (ORD-2). On x86 the
-    // read-modify-write alone is one; the fences say it in terms of the language.
+    // read-modify-write alone is one; the fences say it in terms of the language. Model of the second:
+    // loom_a_cpu_reports_what_came_after_…; the first is kept for the language.
     fence(Ordering::SeqCst);
     let new = watching.fetch_add(1, Ordering::Relaxed) + 1;
     fence(Ordering::SeqCst);
@@ -137,6 +138,8 @@ pub(crate) fn look_at(of: &Shared) -> Look {
 /// Pairs with the fence after the step in `step`: if a look finds a CPU idle that then wakes and reads, the read comes
 /// after the update and cannot find the old version (ORD-2, second half). Without it the look could be done early,
 /// before the update is visible, and the reader that wakes in between would be missed.
+///
+/// Model: `loom_a_cpu_reports_what_came_after_it_learned_of_the_grace_period`.
 pub(crate) fn before_looks() {
     fence(Ordering::SeqCst);
 }

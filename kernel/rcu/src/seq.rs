@@ -186,6 +186,7 @@ impl SeqCounter {
         self.store(new);
         // Full: pairs with the fence in `snap`. The start before the look at the readers: whoever still saw the old
         // number has its update ordered before every quiescent state that this grace period will accept (ORD-1).
+        // Where `before_looks` comes next it does the same; without both loom_looks_at_a_cpu_… finds it.
         fence(Ordering::SeqCst);
         new
     }
@@ -198,7 +199,7 @@ impl SeqCounter {
         let old = self.current();
         assert!(old.is_running(), "SEQ-1: grace period {old:?} ended twice");
         // Full: pairs with the fence in `done`. All quiescent states before the new number: whoever sees it sees every
-        // reader's accesses done (ORD-3).
+        // reader's accesses done (ORD-3). Kept for the language: see "What the models find" in docs/rcu-ordering.md.
         fence(Ordering::SeqCst);
         let new = old.ended();
         self.store(new);
@@ -209,6 +210,7 @@ impl SeqCounter {
     pub(crate) fn snap(&self) -> Seq {
         // Full: pairs with the fence in `start`. The caller's update before the read of the counter: a number from
         // before the start means the grace period's scan comes after the update (ORD-1).
+        // Model: loom_a_reader_in_idle_is_seen_or_sees_the_update.
         fence(Ordering::SeqCst);
         // Acquire: pairs with `store`, so that a caller who sees a later grace period also sees what ended the last.
         self.current_acquire().snap()
@@ -219,6 +221,7 @@ impl SeqCounter {
         let done = self.current_acquire().done_exact(target);
         if done {
             // Full: pairs with the fence in `end`. The number before whatever the caller now frees (ORD-3).
+            // Model, with the Acquire above: loom_a_reader_in_idle_is_seen_or_sees_the_update.
             fence(Ordering::SeqCst);
         }
         done
