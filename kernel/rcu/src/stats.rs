@@ -95,7 +95,7 @@ pub fn age_ns() -> Option<u64> {
 
 /// The histograms of RCU: what was measured, in which unit, what came of it. Context: any.
 pub fn histograms() -> impl Iterator<Item = (&'static str, &'static str, Snapshot)> {
-    let all = [("grace periods", "ns", &gp::LENGTH_NS)];
+    let all = [("grace periods", "ns", &gp::LENGTH_NS), ("expedited grace periods", "ns", &exp::LENGTH_NS)];
     all.into_iter().map(|(what, unit, histogram)| (what, unit, histogram.snapshot()))
 }
 
