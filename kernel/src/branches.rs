@@ -32,7 +32,7 @@ pub fn draw(spans: &[Span]) -> Vec<(usize, String)> {
 
 fn draw_below(spans: &[Span], parent: usize, margin: &str, lines: &mut Vec<(usize, String)>) {
     let children = || spans.iter().enumerate().filter(|(_, span)| span.is_child_of(&spans[parent]));
-    let last = children().last().map(|(index, _)| index);
+    let last = children().next_back().map(|(index, _)| index);
     for (index, _) in children() {
         let (branch, below) = if Some(index) == last { ("└─ ", "   ") } else { ("├─ ", "│  ") };
         lines.push((index, [margin, branch].concat()));

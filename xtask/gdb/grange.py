@@ -1,4 +1,4 @@
-"""gdb commands for Grange: gr-cpus, gr-tasks, gr-bt-all, gr-percpu. `cargo xtask debug` loads them.
+"""gdb commands for Grange: gr-cpus, gr-tasks, gr-bt-all, gr-percpu, gr-rcu. `cargo xtask debug` loads them.
 
 They read the kernel through the types of its own debug information. What a kernel lacks (a static, a field) is an error
 that names it, and never a wrong figure. All of them work on a machine that is stopped and on a core file alike, and
@@ -432,6 +432,99 @@ def select_the_dying():
     gdb.execute("thread 1")
 
 
+# --- RCU ------------------------------------------------------------------------------------------------------------
+
+# kernel/rcu/src/gp.rs: what its thread does.
+PHASES = ("idle", "sets up", "waits for readers", "cleans up")
+
+
+def sequence(value):
+    """A grace period's number as the kernel prints it, and whether one runs."""
+    raw = number(value)
+    return (raw >> 2) - (1 << 62 if raw >> 63 else 0), bool(raw & 3)
+
+
+class Node:
+    """A node of the combining tree."""
+
+    def __init__(self, value):
+        place, state = field(value, "place"), field(field(value, "state"), "value")
+        self.level, self.first, self.last = (number(field(place, name)) for name in ("level", "cpu_lo", "cpu_hi"))
+        self.gp_seq, _ = sequence(field(value, "gp_seq"))
+        self.qsmask, self.expmask, self.online = (number(field(state, name)) for name in ("qsmask", "expmask", "online"))
+        readers = field(state, "blkd")
+        self.blockers = [list(self.chain(number(field(readers, first)))) for first in ("gp_tasks", "exp_tasks")]
+
+    @staticmethod
+    def chain(address):
+        """Readers that lost their CPU, from one on."""
+        while address:
+            thread = Thread(address)
+            yield thread
+            address = number(field(field(thread.value, "rcu"), "blocked_next"))
+
+    def cpus(self, bits):
+        return [self.first + bit for bit in range(64) if bits >> bit & 1]
+
+
+def rcu_nodes():
+    """All nodes, the root first; none before the tree is there."""
+    nodes = field(field(static("grange_rcu::tree::TREE"), "data"), "nodes")
+    first, count = nodes["data_ptr"], int(nodes["length"])
+    if not count or not int(first):
+        raise gdb.GdbError("the kernel has not built RCU's tree yet: let it run on, for example to a breakpoint")
+    return [Node(first[at]) for at in range(count)]
+
+
+class Rcu(gdb.Command):
+    """gr-rcu: RCU's grace periods, its tree, whom they wait for, callbacks by CPU, as `rcu` in the kernel's shell.
+
+    Of callbacks: all that have not run; then those that are over, wait for the running grace period, for the next, and have
+    not been looked at."""
+
+    def __init__(self):
+        super().__init__("gr-rcu", gdb.COMMAND_STATUS)
+
+    def invoke(self, argument, from_tty):
+        no_argument("gr-rcu", argument)
+        nodes = rcu_nodes()
+        leaves = [node for node in nodes if node.level == nodes[-1].level]
+        phase = PHASES[number(static("grange_rcu::gp::PHASE"))]
+        for what, path, bits, which, more in (
+            ("grace period", "grange_rcu::gp::SEQ", "qsmask", 0, f", its thread {phase}"),
+            ("expedited grace period", "grange_rcu::exp::SEQ", "expmask", 1, ""),
+        ):
+            count, runs = sequence(static(path))
+            gdb.write(f"{what} {count} {'runs' if runs else 'is over'}{more}\n")
+            awaited = [f"cpu {cpu}" for leaf in leaves for cpu in leaf.cpus(getattr(leaf, bits))]
+            awaited += [f"task {thread}" for leaf in leaves for thread in leaf.blockers[which]]
+            if runs:
+                gdb.write(f"waits for {', '.join(awaited) or 'nobody'}\n")
+        show(
+            ["level", "cpus", "gp_seq", "qsmask", "expmask", "online", "blocked"],
+            [
+                [
+                    node.level,
+                    "  " * node.level + f"{node.first}-{node.last}",
+                    node.gp_seq,
+                    f"{node.qsmask:#x}",
+                    f"{node.expmask:#x}",
+                    f"{node.online:#x}",
+                    len(node.blockers[0]),
+                ]
+                for node in nodes
+            ],
+        )
+        rows = []
+        for cpu in present():
+            shared, own = on_cpu("grange_rcu::cpu::SHARED", cpu), on_cpu("grange_rcu::cpu::OWN", cpu)
+            callbacks = field(field(own, "cbs"), "value")
+            segments = [number(field(field(callbacks, name), "len")) for name in ("done", "wait", "next_ready", "next")]
+            watched = "yes" if number(field(shared, "watching")) & 1 else "no"
+            rows.append([cpu, watched, number(field(shared, "cb_len")), *segments])
+        show(["cpu", "watched", "callbacks", "done", "wait", "next_ready", "next"], rows)
+
+
 def no_argument(command, argument):
     if argument.strip():
         raise gdb.GdbError(f"{command} takes no argument")
@@ -477,5 +570,5 @@ class TrapUnwinder(Unwinder):
 
 
 register_unwinder(None, TrapUnwinder(), replace=True)
-for command in (Cpus, Tasks, BtAll, PerCpu):
+for command in (Cpus, Tasks, BtAll, PerCpu, Rcu):
     command()

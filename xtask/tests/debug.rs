@@ -105,6 +105,25 @@ fn a_panic_leaves_a_core_that_names_the_cpu_and_has_all_threads_of_all_nodes() {
 }
 
 #[test]
+fn a_core_says_whom_a_grace_period_waits_for() {
+    let Some(bench) = Bench::new("a core of a stalled grace period") else { return };
+    let stall = "grange.panic_on_rcu_stall rcupdate.rcu_exp_cpu_stall_timeout=100";
+    let (status, ran) =
+        bench.xtask(&["run", "--cpus", "3", "--nodes", "1", "--append", stall, "--exec", "panic rcu_stall 2"]);
+    assert_eq!(status, Some(3), "{ran}");
+    let (status, seen) = bench.xtask(&["debug", "--core", "latest", "--exec", "gr-rcu"]);
+    assert_eq!(status, Some(0), "{seen}");
+    assert!(seen.contains("expedited grace period -300 runs\nwaits for cpu 2\n"), "{seen}");
+    let nodes = table(&seen, "level  cpus");
+    assert_eq!(nodes.len(), 1, "{seen}");
+    assert_eq!((nodes[0][1], nodes[0][4], nodes[0][5]), ("0-2", "0x4", "0x7"), "{seen}");
+    let cpus = table(&seen, "cpu  watched");
+    assert_eq!(cpus.len(), 3, "{seen}");
+    // The one that stalls and the one that reports it are not idle.
+    assert_eq!((cpus[0][1], cpus[2][1]), ("yes", "yes"), "{seen}");
+}
+
+#[test]
 fn a_live_machine_stops_where_it_is_told_to_and_a_command_that_fails_is_status_1() {
     let Some(bench) = Bench::new("a live machine stops") else { return };
     let live = |exec: &str| {
@@ -133,6 +152,7 @@ fn a_live_machine_stops_where_it_is_told_to_and_a_command_that_fails_is_status_1
     for (exec, said) in [
         ("gr-percpu NO_SUCH", "no per-CPU variable NO_SUCH"),
         ("gr-percpu CURRENT 7", "no CPU 7"),
+        ("gr-rcu 1", "gr-rcu takes no argument"),
         ("python static('grange_sched::no_such')", "no static grange_sched::no_such"),
         ("python field(current(0).value, 'no_such')", "has no field no_such"),
     ] {

@@ -9,7 +9,7 @@ use crate::cpu::{own, shared};
 use crate::hist::Snapshot;
 use crate::seq::Seq;
 use crate::tree::tree;
-use crate::{barrier, boost, call, exp, fqs, gp, overload, reader, stall};
+use crate::{barrier, boost, call, exp, fqs, gp, invoke, overload, reader, stall};
 
 /// What has been counted since boot.
 #[derive(Copy, Clone, Debug)]
@@ -95,7 +95,11 @@ pub fn age_ns() -> Option<u64> {
 
 /// The histograms of RCU: what was measured, in which unit, what came of it. Context: any.
 pub fn histograms() -> impl Iterator<Item = (&'static str, &'static str, Snapshot)> {
-    let all = [("grace periods", "ns", &gp::LENGTH_NS), ("expedited grace periods", "ns", &exp::LENGTH_NS)];
+    let all = [
+        ("grace periods", "ns", &gp::LENGTH_NS),
+        ("expedited grace periods", "ns", &exp::LENGTH_NS),
+        ("callbacks per batch", "", &invoke::BATCHES),
+    ];
     all.into_iter().map(|(what, unit, histogram)| (what, unit, histogram.snapshot()))
 }
 

@@ -79,16 +79,13 @@ static REPORT_AT: AtomicU64 = AtomicU64::new(u64::MAX);
 static THREAD: AtomicPtr<Thread> = AtomicPtr::new(ptr::null_mut());
 
 impl Limits {
-    /// Those of the command line.
-    fn from_command_line() -> Limits {
-        if STALL_SUPPRESS.get() {
+    /// Those that the parameters mean: seconds, milliseconds, nothing at all.
+    fn from_parameters(seconds: u32, expedited_ms: u32, suppress: bool) -> Limits {
+        if suppress {
             return Limits { normal_ns: 0, expedited_ns: 0, drill: false };
         }
-        let normal_ns = u64::from(STALL_TIMEOUT.get()) * 1_000_000_000 + CHECKING_NS;
-        let expedited_ns = match EXP_STALL_TIMEOUT.get() {
-            0 => normal_ns,
-            ms => u64::from(ms) * 1_000_000,
-        };
+        let normal_ns = u64::from(seconds) * 1_000_000_000 + CHECKING_NS;
+        let expedited_ns = if expedited_ms == 0 { normal_ns } else { u64::from(expedited_ms) * 1_000_000 };
         Limits { normal_ns, expedited_ns, drill: false }
     }
 
@@ -123,7 +120,7 @@ pub fn set_limits(limits: Limits) -> Limits {
 
 /// Context: [`crate::init`].
 pub(crate) fn init() {
-    set_limits(Limits::from_command_line());
+    set_limits(Limits::from_parameters(STALL_TIMEOUT.get(), EXP_STALL_TIMEOUT.get(), STALL_SUPPRESS.get()));
 }
 
 /// When a limit from `start` is over.
@@ -225,6 +222,39 @@ impl Watch {
         if limit != 0 && age >= limit.max(self.told_until_ns) {
             self.told_until_ns = age + AGAIN * limit;
             report::expedited(gp, age);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_come_from_the_parameters_and_checking_builds_wait_five_seconds_more() {
+        let more = if cfg!(debug_assertions) { 5 } else { 0 };
+        let limits = |seconds, ms, suppress| {
+            let limits = Limits::from_parameters(seconds, ms, suppress);
+            assert!(!limits.drill);
+            (limits.of(Kind::Normal), limits.of(Kind::Expedited))
+        };
+        let s = 1_000_000_000;
+        let default = limits(STALL_TIMEOUT.get(), EXP_STALL_TIMEOUT.get(), STALL_SUPPRESS.get());
+        assert_eq!(default, ((21 + more) * s, (21 + more) * s));
+        assert_eq!(limits(3, 250, false), ((3 + more) * s, s / 4));
+        assert_eq!(limits(3, 250, true), (0, 0));
+        assert_eq!((after(7, 0), after(7, 5)), (u64::MAX, 12), "without a limit nothing is ever due");
+    }
+
+    #[test]
+    fn a_timeout_out_of_bounds_is_refused() {
+        for (line, fits) in [
+            ("rcupdate.rcu_cpu_stall_timeout=2", false),
+            ("rcupdate.rcu_cpu_stall_timeout=301", false),
+            ("rcupdate.rcu_exp_cpu_stall_timeout=300001", false),
+            ("rcupdate.rcu_cpu_stall_timeout=21", true),
+        ] {
+            assert_eq!(sync::param::parse(line).is_ok(), fits, "{line}");
         }
     }
 }
