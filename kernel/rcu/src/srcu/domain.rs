@@ -247,7 +247,7 @@ macro_rules! srcu_domain {
             const PLACE: $crate::private::arch::percpu::DynPlace =
                 $crate::private::arch::percpu::DynPlace::of(&CPU_DATA);
             // SAFETY: the variable is a `CpuData`, and seen nowhere but here.
-            unsafe { $crate::srcu::SrcuDomain::new_static(stringify!($name), PLACE) }
+            unsafe { $crate::srcu::SrcuDomain::new_static(concat!(module_path!(), "::", stringify!($name)), PLACE) }
         };
 
         const _: () = {
