@@ -57,6 +57,8 @@
 
 mod stripe;
 mod table;
+#[cfg(test)]
+mod tests;
 
 use core::borrow::Borrow;
 use core::fmt;
