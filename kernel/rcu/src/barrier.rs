@@ -48,7 +48,9 @@ arch::per_cpu! {
 
 /// Waits until every callback that `call_rcu` queued before, on any CPU, has run.
 ///
-/// What the callbacks did is visible on return. It does not wait for a grace period if there is no callback.
+/// What the callbacks did is visible on return. It does not wait for a grace period if there is no callback, nor for what
+/// others have yet to hand to `call_rcu`: the back end of `kfree_rcu` and sheaves that are not full have a barrier of
+/// their own.
 ///
 /// Context: task, sleeps. Not from a callback.
 pub fn rcu_barrier(cx: &mut MaySleep) {

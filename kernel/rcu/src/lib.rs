@@ -146,7 +146,7 @@ pub use invoke::{callback_batches, callbacks_run_on};
 pub use list::{ListNode, RcuList};
 pub use mode::{Held, Kind, boot_ended, expedite, only_normal};
 #[cfg(not(loom))]
-pub use overload::{CallbackStats, callback_stats};
+pub use overload::{CallbackStats, callback_stats, callback_waits};
 pub use poll::{
     Cookie, FullCookie, Pollable, cond_synchronize, cond_synchronize_expedited, get_state, get_state_full, poll,
     poll_any, start_poll, start_poll_expedited, start_poll_expedited_full, start_poll_full,

@@ -499,7 +499,7 @@ pub(crate) fn lazy_waiting() -> usize {
 fn flush_lazy() {
     for cpu in OFFLOADED.load().iter() {
         let nocb = of(cpu);
-        nocb.make_due();
+        nocb.flush(&mut nocb.list.lock_irqsave(ATOMIC));
         nocb.ask_group();
     }
 }

@@ -20,9 +20,11 @@
 use core::cell::Cell;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
+use arch::clock;
 use sync::{ATOMIC, IrqGuard, context};
 
 use crate::cpu::{Own, own, shared_here};
+use crate::hist::{Histogram, Snapshot};
 use crate::{call, config, gp, invoke};
 
 /// What a CPU knows of its load by callbacks.
@@ -38,6 +40,10 @@ pub(crate) struct Load {
     /// The tick in which `burst` callbacks have been queued, for [`Load::is_burst`].
     burst_tick: Cell<u64>,
     burst: Cell<u32>,
+    /// One callback whose waiting is timed: since when, 0 for none.
+    timed_since_ns: Cell<u64>,
+    /// It has run when so many have.
+    timed: Cell<u64>,
 }
 
 /// Times that a CPU had too many callbacks.
@@ -46,6 +52,8 @@ static BY_NUMBER: AtomicU64 = AtomicU64::new(0);
 static BY_RATE: AtomicU64 = AtomicU64::new(0);
 /// Times that a CPU became overloaded.
 static OVERLOADS: AtomicU64 = AtomicU64::new(0);
+/// Nanoseconds that callbacks have waited till they had run: at most one on each CPU at a time is timed, from a tick on.
+static WAITS: Histogram = Histogram::new();
 /// CPUs that are overloaded.
 static OVERLOADED: AtomicUsize = AtomicUsize::new(0);
 
@@ -58,6 +66,8 @@ impl Load {
             queued: Cell::new(0),
             burst_tick: Cell::new(0),
             burst: Cell::new(0),
+            timed_since_ns: Cell::new(0),
+            timed: Cell::new(0),
         }
     }
 
@@ -86,6 +96,29 @@ impl Load {
     fn start_hurry(&self, len: usize) {
         self.hurry.set(true);
         self.hurry_at.set(len + high_mark());
+    }
+
+    /// Times the youngest of `queued` callbacks, if none is being timed.
+    fn time_one(&self, queued: u64) {
+        if self.timed_since_ns.get() == 0 {
+            self.timed_since_ns.set(clock::now_ns());
+            self.timed.set(queued);
+        }
+    }
+
+    /// `ran` callbacks have run here. If none wait although the one that is timed has not, it went elsewhere.
+    fn look_at_time(&self, ran: u64, none_wait: bool) {
+        let since = self.timed_since_ns.get();
+        if since == 0 {
+            return;
+        }
+        let over = ran >= self.timed.get();
+        if over {
+            WAITS.record(clock::now_ns() - since);
+        }
+        if over || none_wait {
+            self.timed_since_ns.set(0);
+        }
     }
 
     fn look_at_overload(&self, len: usize) -> bool {
@@ -148,6 +181,7 @@ pub(crate) fn relax(me: &Own, len: usize) {
         load.hurry_at.set(high_mark());
     }
     load.look_at_overload(len);
+    load.look_at_time(shared_here().cb_ran.load(Ordering::Relaxed), len == 0);
     set_attention(me);
 }
 
@@ -169,6 +203,9 @@ pub(crate) fn tick(me: &Own) {
     let load = &me.load;
     let len = me.cbs.borrow().len();
     let queued = shared_here().cb_ran.load(Ordering::Relaxed) + len as u64;
+    if len != 0 {
+        load.time_one(queued);
+    }
     let rate = queued.saturating_sub(load.queued.replace(queued)) as usize;
     let mut tell = len >= me.attention_at.get() && notice(me, len);
     let soon = len + rate * config::RATE_HORIZON_TICKS;
@@ -180,6 +217,12 @@ pub(crate) fn tick(me: &Own) {
     if tell {
         gp::hurry();
     }
+}
+
+/// How long callbacks have waited till they had run, in nanoseconds: a sample, one on each CPU at a time, counted from the
+/// tick after it was queued. Those of offloaded CPUs are not in it. Context: any.
+pub fn callback_waits() -> Snapshot {
+    WAITS.snapshot()
 }
 
 /// Whether some CPU is overloaded, so that quiescent states are wanted early. Context: any.

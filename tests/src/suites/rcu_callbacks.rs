@@ -308,6 +308,22 @@ ktest! {
         Ok(())
     }
 
+    /// The figures: each run that called any has its number counted, and waits are sampled.
+    fn runs_and_waits_are_recorded(t: &mut Test) {
+        let (batches, waits) = (rcu::callback_batches(), rcu::callback_waits());
+        for _ in 0..4 {
+            let tally = Tally::new();
+            (0..30).for_each(|_| tally.queue());
+            rcu_barrier(t.cx);
+            ensure_eq!(tally.waiting(), 0);
+        }
+        let (batches_now, waits_now) = (rcu::callback_batches(), rcu::callback_waits());
+        ensure!(batches_now.sum - batches.sum >= 120 && batches_now.count >= batches.count + 4, "{batches_now:?}");
+        // Each of them waits for a grace period, so over a tick.
+        ensure!(waits_now.count >= waits.count + 2 && waits_now.max > 0, "{waits_now:?}");
+        Ok(())
+    }
+
     /// R-9, S3-24: with the grace-period thread kept from its CPU no normal grace period ends; an expedited one, which a
     /// shrinker would ask for, has the callbacks run all the same.
     #[tags(race)]
