@@ -156,11 +156,14 @@ mod models {
                 .collect();
             let count = producers.len() as u64 * pushes;
             if reads {
-                for position in 0..count {
-                    if let Some(record) = read(&ring.1, position) {
+                let ring = Arc::clone(&ring);
+                // A thread of its own, see the models of the list.
+                let reader = thread::spawn(move || {
+                    for record in (0..count).filter_map(|position| read(&ring.1, position)) {
                         assert!(record[0] != 0 && record == [record[0]; WORDS], "torn: {record:?}");
                     }
-                }
+                });
+                reader.join().unwrap();
             }
             let written: usize = producers.into_iter().map(|producer| producer.join().unwrap()).sum();
             let kept = (0..count).filter(|&position| read(&ring.1, position).is_some()).count();
