@@ -50,6 +50,7 @@ pub(crate) fn cpu_up(here: CpuId) {
     me.gp_seq.set(leaf.gp_seq.current());
     me.owes_qs.set(false);
     me.qs_passed.set(true);
+    drop(state);
     nocb::cpu_up(me);
 }
 
