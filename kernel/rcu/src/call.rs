@@ -160,7 +160,7 @@ pub(crate) fn advance_and_request() {
 }
 
 /// Protects [`ORPHANS`]. Nothing is taken inside it; it is taken with interrupts off.
-static ORPHANS_CLASS: LockClass = LockClass::new("rcu.orphans");
+static ORPHANS_CLASS: LockClass = LockClass::new("rcu.orphans").innermost();
 /// Callbacks between two CPUs: of those that went offline, until a thread elsewhere adopts them.
 static ORPHANS: SpinLock<CbList> = SpinLock::new(CbList::new(), &ORPHANS_CLASS);
 /// Times callbacks changed their list. Written under the lock; a barrier that saw it change begins again.

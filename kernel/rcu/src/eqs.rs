@@ -143,3 +143,49 @@ pub(crate) fn look_at(of: &Shared) -> Look {
 pub(crate) fn before_looks() {
     fence(Ordering::SeqCst);
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    extern crate std;
+    use arch::hosted::in_own_process;
+    use sync::ATOMIC;
+
+    use super::*;
+    use crate::reader::read_lock;
+
+    fn read() {
+        drop(read_lock(ATOMIC));
+    }
+
+    /// What is said to a reader here.
+    fn error() -> &'static str {
+        *std::panic::catch_unwind(read).expect_err("a reader is legal").downcast().expect("a message")
+    }
+
+    #[test]
+    fn a_reader_in_idle_is_an_error_but_not_in_its_interrupts() {
+        in_own_process(|| {
+            idle_enter();
+            assert!(error().contains("EQS-2"));
+            irq_enter();
+            irq_enter();
+            read();
+            irq_exit();
+            read();
+            irq_exit();
+            assert!(error().contains("EQS-2"));
+            idle_exit();
+            read();
+        });
+    }
+
+    #[test]
+    fn a_reader_on_a_parked_cpu_is_an_error() {
+        in_own_process(|| {
+            cpu_down();
+            assert!(error().contains("EQS-2"));
+            cpu_up();
+            read();
+        });
+    }
+}

@@ -70,7 +70,7 @@ pub(crate) static LENGTH_NS: Histogram = Histogram::new();
 const QUEUES: usize = 4;
 
 /// Protects the number left at a node by requests. Nothing is taken inside it.
-static ASKED_CLASS: LockClass = LockClass::new("rcu.exp_asked");
+static ASKED_CLASS: LockClass = LockClass::new("rcu.exp_asked").innermost();
 
 /// What the funnel keeps at each node.
 pub(crate) struct ExpNode {

@@ -3,7 +3,7 @@
 //! A waiter is a node on its thread's stack on one lock-free list. The grace-period thread takes the whole list before
 //! it steps the counter, so the list's emptiness *is* the boundary between grace periods, and wakes what it took when
 //! that grace period is over. (Linux keeps one list with marker nodes and bounds the number of waiters that are served
-//! without a callback; taking the list whole needs neither.)
+//! without a callback; taking the list whole needs neither: docs/architecture.md.)
 //!
 //! No waiter is left behind: one that queues after the list was taken asks for a grace period by the counter it reads
 //! *after* queueing. If it read the old value, it queued before clean-up looks at the list again (both sides have full

@@ -6,7 +6,8 @@
 //!
 //! Invariants
 //! - TREE-1: no two node locks are held at once by one CPU, and nothing but a per-CPU area's own data is touched
-//!   under one: in particular no thread is woken, so a run-queue lock is never taken inside a node lock.
+//!   under one: in particular no thread is woken, so a run-queue lock is never taken inside a node lock. Checking
+//!   builds report whatever is taken inside (`LockClass::innermost`).
 //! - TREE-2: `Node::gp_seq` is written under the node's lock by the grace-period thread only. Read without it, it tells a
 //!   CPU of its leaf that a grace period has begun, and whether that waits for the CPU (ORD-4); what is done to the node
 //!   because of it is checked against the number under the lock.
@@ -37,7 +38,7 @@ use crate::model::{arch, sched, sync};
 use crate::seq::SeqCounter;
 
 /// Protects [`NodeState`] of one node. See "Lock order" in the module documentation.
-static NODE_CLASS: LockClass = LockClass::new("rcu.node");
+static NODE_CLASS: LockClass = LockClass::new("rcu.node").innermost();
 
 /// One node of the tree.
 pub(crate) struct Node {

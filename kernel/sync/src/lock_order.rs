@@ -8,6 +8,7 @@
 //! - *self-deadlock*: this CPU (thread) holds the very lock it is about to spin on (sleep for);
 //! - *NMI*: a spinning acquisition in NMI context (only `try_lock` is allowed there);
 //! - *rank*: a class with a rank is taken inside classes with lower ranks only;
+//! - *innermost*: nothing is taken inside a class that says so;
 //! - *order*: taking B while holding A draws the edge A → B; an edge that closes a circle is
 //!   reported with the places that drew both directions;
 //! - *interrupts*: a class that was ever taken in a hard (soft) interrupt is not taken with
@@ -81,6 +82,8 @@ pub struct LockClass {
     rank: u16,
     /// Two locks of this class may nest if the inner one's address is higher.
     by_address: bool,
+    /// Nothing may be taken inside.
+    innermost: bool,
     /// Index into the graph plus one; 0 until first used in a checking build.
     id: AtomicU16,
     /// First places of use that restrict others; null until seen. See [`Usage`].
@@ -113,6 +116,7 @@ impl LockClass {
             name,
             rank: 0,
             by_address: false,
+            innermost: false,
             id: AtomicU16::new(0),
             used: [const { AtomicPtr::new(ptr::null_mut()) }; Usage::COUNT],
         }
@@ -131,6 +135,14 @@ impl LockClass {
     #[must_use]
     pub const fn nests_by_address(mut self) -> Self {
         self.by_address = true;
+        self
+    }
+
+    /// States that nothing is taken inside: whatever is, is reported at its first time. So no thread is woken under such a
+    /// lock, for that takes others.
+    #[must_use]
+    pub const fn innermost(mut self) -> Self {
+        self.innermost = true;
         self
     }
 

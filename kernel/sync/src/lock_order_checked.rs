@@ -129,6 +129,12 @@ impl Tracked {
             }
             return;
         }
+        if outer.innermost {
+            fail(format_args!(
+                "lock order: \"{}\" taken at {place} inside \"{}\", which is innermost and held since {outer_place}",
+                inner.name, outer.name
+            ));
+        }
         if outer.rank != 0 && inner.rank != 0 && inner.rank <= outer.rank {
             fail(format_args!(
                 "lock order: \"{}\" (rank {}) taken at {place} while \"{}\" (rank {}) is held since {outer_place}",

@@ -156,6 +156,25 @@ mod lock_checks {
     }
 
     #[test]
+    fn nothing_is_taken_inside_an_innermost_lock() {
+        in_own_process(|| {
+            static CLASS: LockClass = LockClass::new("test.innermost").innermost();
+            let message = panics(|cx| {
+                let innermost = SpinLock::new((), &CLASS);
+                let other = SpinLock::new((), sync::lock_class!("test.other"));
+                {
+                    let _outer = other.lock(cx);
+                    let _inner = innermost.lock(cx);
+                }
+                let _inner = innermost.lock(cx);
+                let _wrong = other.lock(cx);
+            });
+            ends_in(&message, "\"test.other\" taken at");
+            assert!(message.contains("inside \"test.innermost\", which is innermost"), "{message}");
+        });
+    }
+
+    #[test]
     fn ranks_count_before_the_opposite_order_was_ever_seen() {
         in_own_process(|| {
             static OUTER: LockClass = LockClass::new("test.outer").rank(10);

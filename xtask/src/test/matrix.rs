@@ -3,7 +3,8 @@
 //! Without a shape from the user: one CPU; two on two nodes with real concurrency; four on two nodes; seven on three
 //! nodes of unequal size, the smallest of them without memory. Tests tagged `race` also run on four CPUs with a host
 //! thread each, because one host thread for all of them would hide what they look for. Those of the slab allocator and of
-//! `kfree_rcu` also run on two CPUs on two nodes with every cache a debug cache. Deterministic runs take the four CPUs on
+//! `kfree_rcu` also run on two CPUs on two nodes with every cache a debug cache, and the suite `rcu_tree` on up to 64 CPUs
+//! with trees of up to six levels. Deterministic runs take the four CPUs on
 //! two nodes alone.
 
 use crate::cli::{MachineArgs, TestArgs, Thread};
@@ -25,7 +26,25 @@ pub enum Part {
     Race,
     /// The suites of the slab allocator and of `kfree_rcu`, with [`SLAB_DEBUG`].
     SlabDebug,
+    /// The suite of RCU's combining tree, with a tree of these fan-outs.
+    RcuTree(Fanouts),
 }
+
+/// The fan-outs of a combining tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fanouts {
+    leaf: u32,
+    inner: u32,
+}
+
+/// The CPUs and the trees that [`Part::RcuTree`] runs on: every fan-out of 2, 3, 16 and 64, one level to six. Machines of the
+/// matrix itself have the default tree.
+const RCU_TREES: [(u32, Fanouts); 4] = [
+    (4, Fanouts { leaf: 2, inner: 2 }),
+    (16, Fanouts { leaf: 3, inner: 3 }),
+    (64, Fanouts { leaf: 2, inner: 2 }),
+    (64, Fanouts { leaf: 16, inner: 64 }),
+];
 
 impl Part {
     fn has(self, test: &KernelTest) -> bool {
@@ -33,6 +52,7 @@ impl Part {
         match self {
             Part::All => true,
             Part::Race => test.is_race(),
+            Part::RcuTree(_) => suite == "rcu_tree",
             Part::SlabDebug => suite == "kfree_rcu" || suite == "slab" || suite.starts_with("slab_"),
         }
     }
@@ -65,8 +85,12 @@ impl Leg {
     #[must_use]
     pub fn place(&self) -> String {
         let bug = self.bug.as_ref().map_or_else(String::new, |bug| format!(" with the bug {bug}"));
-        let checks = if self.part == Part::SlabDebug { format!(" with {SLAB_DEBUG}") } else { String::new() };
-        format!("{} ({}){checks}{bug}", self.machine.shape, self.machine.engine.name())
+        let with = match self.part {
+            Part::All | Part::Race => String::new(),
+            Part::SlabDebug => format!(" with {SLAB_DEBUG}"),
+            Part::RcuTree(Fanouts { leaf, inner }) => format!(" with RCU's fan-outs {leaf} and {inner}"),
+        };
+        format!("{} ({}){with}{bug}", self.machine.shape, self.machine.engine.name())
     }
 
     /// The machine in a word, for folders.
@@ -74,9 +98,10 @@ impl Leg {
     pub fn slug(&self) -> String {
         let bug = self.bug.as_ref().map_or_else(String::new, |bug| format!("-{bug}"));
         let part = match self.part {
-            Part::All => "",
-            Part::Race => "-race",
-            Part::SlabDebug => "-slab-debug",
+            Part::All => String::new(),
+            Part::Race => "-race".to_owned(),
+            Part::SlabDebug => "-slab-debug".to_owned(),
+            Part::RcuTree(Fanouts { leaf, inner }) => format!("-rcu-tree-{leaf}-{inner}"),
         };
         format!("{}{part}{bug}", self.machine.shape.slug())
     }
@@ -133,6 +158,14 @@ pub fn machines(workspace: &Workspace, args: &TestArgs) -> anyhow::Result<Vec<Pl
         let append = format!("{} {SLAB_DEBUG}", asked.append);
         places.push(make(&MachineArgs { append: append.trim().to_owned(), ..two }, Part::SlabDebug)?);
     }
+    if !asked.append.contains("rcu_fanout") {
+        for (cpus, fanouts) in RCU_TREES {
+            let Fanouts { leaf, inner } = fanouts;
+            let append = format!("{} rcutree.rcu_fanout_leaf={leaf} grange.rcu_fanout={inner}", asked.append);
+            let machine = MachineArgs { append: append.trim().to_owned(), ..shape(&[cpus], None, Thread::Auto) };
+            places.push(make(&machine, Part::RcuTree(fanouts))?);
+        }
+    }
     Ok(places)
 }
 
@@ -161,11 +194,19 @@ mod tests {
             budget_ms: 0,
             entry: 0,
         };
-        let tests = [test("slab", 0), test("slab_numa", 1), test("kfree_rcu", 0), test("slabs", 0), test("rcu", 1)];
+        let tests = [
+            test("slab", 0),
+            test("slab_numa", 1),
+            test("kfree_rcu", 0),
+            test("slabs", 0),
+            test("rcu", 1),
+            test("rcu_tree", 0),
+        ];
         let of =
             |part: Part| tests.iter().filter(|test| part.has(test)).map(|test| &*test.id.suite).collect::<Vec<_>>();
         assert_eq!(of(Part::All).len(), tests.len());
         assert_eq!(of(Part::Race), ["slab_numa", "rcu"]);
+        assert_eq!(of(Part::RcuTree(Fanouts { leaf: 2, inner: 2 })), ["rcu_tree"]);
         assert_eq!(of(Part::SlabDebug), ["slab", "slab_numa", "kfree_rcu"]);
     }
 }
