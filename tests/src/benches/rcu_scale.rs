@@ -8,7 +8,7 @@
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use arch::{cpu, vector};
 use rcu::{synchronize_rcu, synchronize_rcu_expedited};
@@ -66,17 +66,23 @@ fn each(
     figure: fn(&Counts, &Counts) -> u64,
 ) -> Result<(), Failure> {
     let stop = Arc::new(AtomicBool::new(false));
+    let running = Arc::new(AtomicUsize::new(0));
     let mut spinning = Vec::new();
     let here = cpu::current();
     for cpu in cpu::online().iter().filter(|&cpu| matches!(others, Others::Busy) && cpu != here) {
-        let over = stop.clone();
+        let (over, runs) = (stop.clone(), running.clone());
         let spin = move |_: &mut MaySleep| {
+            runs.fetch_add(1, Ordering::Relaxed);
             while !over.load(Ordering::Relaxed) {
                 arch::irq::relax();
             }
         };
         let thread = sched::spawn(b.cx, "spinner", Prio::NORMAL, Some(cpu), spin);
         spinning.push(thread.map_err(|error| crate::__failed!("{error}"))?);
+    }
+    // An emulator that runs one CPU at a time may get through all samples before it comes to the others.
+    while running.load(Ordering::Relaxed) < spinning.len() {
+        sched::sleep_ns(b.cx, 1_000_000);
     }
     // What was asked for before is over, and every CPU is at what it does.
     rcu::rcu_barrier(b.cx);
