@@ -60,7 +60,7 @@ pub(super) fn smp_call_lockup(_: &mut MaySleep) {
 #[inline(never)]
 pub(super) fn rcu_stall(cx: &mut MaySleep) {
     let other = cpu::online().iter().find(|&id| id != cpu::current());
-    let waiter = sched::spawn(cx, "waiter", Prio::NORMAL, other, |cx| rcu::synchronize_rcu_expedited(cx));
+    let waiter = sched::spawn(cx, "waiter", Prio::NORMAL, other, rcu::synchronize_rcu_expedited);
     waiter.expect("memory for a thread").detach();
     softlockup(cx);
 }
