@@ -97,19 +97,22 @@ unsafe fn queue(head: *mut CallbackHead, func: CallbackFn, may_be_lazy: bool) {
         let me = own(&irqs);
         let before = || shared_here().cb_len.load(Ordering::Relaxed);
         sync::trace!("rcu.callback", head = head.addr(), func = func as usize, waiting = before() + 1);
-        if me.offloaded.get() {
-            // SAFETY: passed on from the caller.
-            return unsafe { nocb::enqueue(&irqs, head, may_be_lazy, irqs_were_on) };
-        }
         let mut cbs = me.cbs.borrow_mut();
+        if cbs.is_empty() {
+            // The list of an offloaded CPU is always empty (NOCB-1), so this is the only place that has to look.
+            if me.offloaded.get() {
+                // SAFETY: passed on from the caller.
+                return unsafe { nocb::enqueue(&irqs, head, may_be_lazy, irqs_were_on) };
+            }
+            if !sched::tick::runs_here() {
+                // From an interrupt that came in idle: the idle loop must look again whether its tick may stay off.
+                context::set_need_resched();
+            }
+        }
         // SAFETY: passed on from the caller; it leaves the list before its function is called.
         unsafe { cbs.enqueue(head) };
         let len = cbs.len();
         publish_len(len);
-        if len == 1 && !sched::tick::runs_here() {
-            // From an interrupt that came in idle: the idle loop must look again whether its tick may stay off.
-            context::set_need_resched();
-        }
         len >= me.attention_at.get() && irqs_were_on
     };
     if attention {
