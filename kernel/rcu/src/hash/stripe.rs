@@ -139,14 +139,16 @@ impl<K, V> Tables<K, V> {
         self.copied = 0;
     }
 
-    /// Step 2, for one bucket of `now`; they come in order.
+    /// Step 2, for one bucket of `now`; they come in order. A key that does not say the same hash again is lost from sight, as
+    /// in any map, but not moved to the chains of another lock (HASH-1).
     pub(super) fn copy(&mut self, bucket: usize, hash: impl Fn(&K) -> usize) {
         // SAFETY: HASH-4, for both.
         let (now, next) = unsafe { (&(*self.now).value, &(*self.next).value) };
         let mut at = now.bucket(bucket);
         // SAFETY: LINK-1; the lock keeps updaters out.
         while let Some(node) = unsafe { at.follow() } {
-            push(next, next.bucket(hash(&node.key)), at.get());
+            let in_stripe = hash(&node.key) / STRIPES * STRIPES + bucket % STRIPES;
+            push(next, next.bucket(in_stripe), at.get());
             at = now.link_of(node);
         }
         self.copied += 1;

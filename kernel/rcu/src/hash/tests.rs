@@ -1,5 +1,8 @@
 //! A change of size, step by step.
 
+use core::hash::Hasher;
+use core::sync::atomic::{AtomicU64, Ordering};
+
 use arch::hosted::in_own_process;
 
 use super::*;
@@ -41,5 +44,54 @@ fn what_is_changed_while_the_size_changes_is_changed_in_both_tables() {
         assert_eq!(map.len(), old_entries.len());
         assert!(old_entries.iter().all(|(key, _)| map.remove(key).map(core::mem::forget).is_some()));
         assert!(map.is_empty() && entries(&map).is_empty());
+    });
+}
+
+/// A hash function that says something else each time: how often it has been asked before.
+struct Fickle(AtomicU64);
+
+struct Said(u64);
+
+impl BuildHasher for Fickle {
+    type Hasher = Said;
+    fn build_hasher(&self) -> Said {
+        Said(self.0.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+impl Hasher for Said {
+    fn write(&mut self, _: &[u8]) {}
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+#[test]
+fn an_entry_stays_with_its_lock_whatever_its_hash_says_next() {
+    in_own_process(|| {
+        let map = RcuHashMap::try_with_hasher(64, &CLASS, Fickle(AtomicU64::new(0))).expect("memory");
+        (0..64_usize).for_each(|key| assert!(map.insert(RcuBox::new(HashNode::new(key, ()))).is_ok()));
+        let new = Table::boxed(256, 1).expect("memory").into_raw();
+        for first in 0..STRIPES {
+            map.stripes[first].lock().begin_copy(new);
+            for bucket in (first..64).step_by(STRIPES) {
+                map.stripes[first].lock().copy(bucket, |key| map.hasher.hash_one(key) as usize + 1);
+            }
+        }
+        let _reader = crate::read_lock(ATOMIC);
+        // SAFETY: the map keeps it; the box is published, so only the value.
+        let table = unsafe { &(*new).value };
+        let mut found = 0;
+        for bucket in 0..table.buckets() {
+            let mut at = table.bucket(bucket);
+            // SAFETY: in a reader.
+            while let Some(node) = unsafe { at.follow() } {
+                assert_eq!(bucket % STRIPES, node.key % STRIPES, "entry {} is on a chain of another lock", node.key);
+                found += 1;
+                at = table.link_of(node);
+            }
+        }
+        assert_eq!(found, 64);
+        core::mem::forget(map);
     });
 }
