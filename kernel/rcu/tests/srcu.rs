@@ -16,7 +16,7 @@ use grange_rcu::srcu::{
     srcu_down_read, srcu_read_lock, srcu_start_poll, srcu_up_read, synchronize_srcu, synchronize_srcu_expedited,
 };
 use grange_rcu::{self as rcu, srcu_domain};
-use machine::{machine_with, spawn};
+use machine::{machine_with, spawn, try_machine_with};
 use sched::{self};
 use sync::callback::CallbackHead;
 use sync::{ATOMIC, IrqGuard, MaySleep};
@@ -321,5 +321,39 @@ fn a_flood_of_callbacks_expedites_its_domain() {
             srcu_barrier(&NORMAL, cx);
             assert!(stats().expedited > before.expedited);
         });
+    });
+}
+
+#[test]
+fn a_callback_whose_grace_period_was_an_instant_runs_when_threads_do() {
+    in_own_process(|| {
+        let (count, ours) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
+        let (early, late) = (count.clone(), ours.clone());
+        let before = |cx: &mut MaySleep| {
+            queue(&NORMAL, &early);
+            synchronize_srcu(&NORMAL, cx);
+            rcu::init(cx);
+        };
+        machine_with(1, before, |cx| {
+            assert!(soon(cx, || count.load(Ordering::Relaxed) == 1), "nobody runs the callback");
+            queue(&NORMAL, &late);
+            srcu_barrier(&NORMAL, cx);
+            assert_eq!(ours.load(Ordering::Relaxed), 1);
+        });
+    });
+}
+
+#[test]
+fn an_instant_inside_a_section_is_no_grace_period() {
+    in_own_process(|| {
+        let before = |cx: &mut MaySleep| {
+            let section = srcu_read_lock(&NORMAL);
+            synchronize_srcu(&NORMAL, cx);
+            drop(section);
+            rcu::init(cx);
+        };
+        let stopped = try_machine_with(1, before, |_| ());
+        let said = format!("{stopped:?}");
+        assert!(said.contains("MODE-1"), "{said}");
     });
 }

@@ -290,6 +290,8 @@ pub(crate) fn init(cx: &mut MaySleep) {
     let queue = WorkQueue::create(cx, "srcu_gp", work::Kind::Unbound { max_active: MAX_ACTIVE });
     QUEUE.call_once(|| queue.expect("SRCU: no memory for a work queue"));
     registry::for_each(|core| {
+        // What waits for a grace period that was an instant: the machine may have nothing left to do, and would not look.
+        callbacks::release(core);
         if core.funnel.is_working() {
             run_soon(core);
         }

@@ -42,14 +42,21 @@ fn wait(core: &Core, asked: Kind, cx: &mut MaySleep) {
     cx.assert_may_sleep();
     debug_assert!(read_depth() == 0, "SRCU: synchronize_srcu inside a reader of RCU");
     let target = core.gp.seq.snap();
-    // Before `init` there is one thread, which is in no section: an instant is a grace period (MODE-1).
-    let Some(kind) = mode::decide(asked) else {
-        core.gp.seq.start();
-        core.gp.seq.end();
-        return;
-    };
+    let Some(kind) = mode::decide(asked) else { return at_once(core) };
     gp::request(core, target, kind == Kind::Expedited);
     wait_for(core, target, cx);
+}
+
+/// The grace period that an instant before [`crate::init`] is (MODE-1). Callbacks that wait for it are run by
+/// [`gp::init`].
+///
+/// # Panics
+/// If somebody is in a section all the same: nobody would wait for that one.
+fn at_once(core: &Core) {
+    let readers = core.readers(0).wrapping_add(core.readers(1));
+    assert!(readers == 0, "MODE-1: the boot thread waits for a grace period of {} inside a section", core.name);
+    core.gp.seq.start();
+    core.gp.seq.end();
 }
 
 /// Waits for the end `target`, which has been asked for.
