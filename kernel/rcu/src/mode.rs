@@ -15,8 +15,10 @@
 //! Wishes nest: each is a [`Held`], and the counters say how many there are. Callbacks and cookies ask for normal grace
 //! periods in any case.
 //!
-//! Invariant MODE-1: before [`crate::init`] the caller of a function that sleeps is the only thread that could be in a
-//! reader, and it is in none. So an instant *is* a grace period, and the counters take its steps ([`at_once`]).
+//! Invariants
+//! - MODE-1: before [`crate::init`] the caller of a function that sleeps is the only thread that could be in a
+//!   reader, and it is in none. So an instant *is* a grace period, and the counters take its steps ([`at_once`]).
+//! - MODE-2: who waits is in no reader ([`wait`]).
 //!
 //! Contexts: any. Answers to Linux kernel/rcu/update.c (`rcu_gp_is_normal`, `rcu_gp_is_expedited`,
 //! `rcu_end_inkernel_boot`) and tree.c (`rcu_blocking_is_gp`); row R-23.
@@ -48,7 +50,12 @@ pub enum Kind {
 }
 
 /// Waits for a grace period as [`decide`] says. Context: task, outside of readers.
+///
+/// # Panics
+/// If the thread is in a reader all the same, which it can be under [`sync::ATOMIC`]. In all builds: an instant and an
+/// expedited grace period take their own thread for quiescent, so nobody would wait for that reader.
 pub(crate) fn wait(asked: Kind, cx: &mut MaySleep) {
+    assert!(crate::read_depth() == 0, "MODE-2: a thread waits for a grace period inside a reader");
     match decide(asked) {
         None => at_once(cx),
         Some(Kind::Normal) => sync_gp::wait(cx),
@@ -69,11 +76,7 @@ pub(crate) fn decide(asked: Kind) -> Option<Kind> {
 }
 
 /// The grace period that an instant before [`crate::init`] is. The boot thread gives its token.
-///
-/// # Panics
-/// If it is in a reader all the same, which it can be under [`sync::ATOMIC`]: nobody would wait for that one.
 fn at_once(cx: &MaySleep) {
-    assert!(crate::read_depth() == 0, "MODE-1: the boot thread waits for a grace period inside a reader");
     let irqs = IrqGuard::new(cx);
     gp::SEQ.start();
     gp::SEQ.end();

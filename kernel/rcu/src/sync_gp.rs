@@ -18,7 +18,6 @@ use crate::gp;
 use crate::mode::{self, Kind};
 #[cfg(loom)]
 use crate::model::{sched, sync};
-use crate::reader::read_depth;
 use crate::seq::Seq;
 
 /// A thread in `synchronize_rcu`, on its stack.
@@ -51,7 +50,6 @@ static_or_lazy! {
 /// ```
 pub fn synchronize_rcu(cx: &mut MaySleep) {
     cx.assert_may_sleep();
-    debug_assert!(read_depth() == 0, "RCU: synchronize_rcu inside a reader waits for itself");
     mode::wait(Kind::Normal, cx);
 }
 

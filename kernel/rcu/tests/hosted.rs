@@ -14,7 +14,7 @@ use arch::{CpuId, clock, cpu, irq};
 use grange_rcu::{
     self as rcu, Rcu, RcuBox, call_rcu, rcu_barrier, read_lock, synchronize_rcu, synchronize_rcu_expedited,
 };
-use machine::{machine_with, spawn};
+use machine::{machine_with, spawn, try_machine_with};
 use sched::{self, Prio};
 use sync::callback::CallbackHead;
 use sync::{ATOMIC, IrqGuard, MaySleep, PreemptGuard};
@@ -119,6 +119,20 @@ fn passed(f: impl FnOnce()) -> (u64, u64) {
     f();
     let after = rcu::stats();
     (after.gps - before.gps, after.exp_gps - before.exp_gps)
+}
+
+/// In builds that do not check, too: else safe code could free what it is reading.
+#[test]
+fn no_wait_inside_a_reader_returns() {
+    in_own_process(|| {
+        let inside = |cx: &mut MaySleep| {
+            let _quickly = rcu::expedite();
+            let _reader = read_lock(ATOMIC);
+            synchronize_rcu(cx);
+        };
+        let stopped = format!("{:?}", try_machine_with(2, up, inside));
+        assert!(stopped.contains("MODE-2"), "{stopped}");
+    });
 }
 
 #[test]
