@@ -414,7 +414,7 @@ pub struct BenchArgs {
     /// Count instructions (-icount shift=0) instead of taking the time
     #[arg(long, conflicts_with_all = ["accel", "thread"])]
     pub count: bool,
-    /// The slab allocator as a host program, beside mimalloc and snmalloc (needs a C++ compiler); boots nothing
+    /// The slab allocator and RCU as a host program, beside others (needs a C++ compiler); boots nothing
     #[arg(long, exclusive = true)]
     pub native: bool,
     /// Boots; the median of their medians is the figure

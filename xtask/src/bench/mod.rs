@@ -3,7 +3,7 @@
 //! | module | does |
 //! |---|---|
 //! | [`figures`] | what a boot said over COM2, put together over several boots, and judged by the goals |
-//! | [`native`] | the slab allocator as a host program, beside others |
+//! | [`native`] | the slab allocator and RCU as a host program, beside others |
 //! | [`report`] | the table, JSON, CSV, and a saved run to compare with |
 //!
 //! Two kinds of figure, which are never mixed. With `--count` QEMU's clock counts instructions (`-icount shift=0`): the
