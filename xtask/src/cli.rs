@@ -333,7 +333,8 @@ pub struct TestArgs {
     /// Pause at random places of lock and list code, which the seed chooses: another seed, another schedule
     #[arg(long, requires = "deterministic", conflicts_with = "kernel")]
     pub explore: bool,
-    /// Make these bugs on purpose, one after the other, and run the tests that have to find them: a name, `all`, or `list`
+    /// Make these bugs on purpose, one after the other, and run the tests that have to find them: names
+    /// or globs such as `rcu.*`, `all`, or `list`
     #[arg(long, value_name = "NAME,NAME,…", value_delimiter = ',', conflicts_with_all = [
         "filters", "list", "host_only", "deterministic", "repeat", "seeds", "until_fail", "kernel", "profile", "release",
         "debug", "ledger", "junit", "json", "print_qemu"

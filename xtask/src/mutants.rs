@@ -6,6 +6,8 @@
 
 use std::path::Path;
 
+use globset::Glob;
+
 use crate::cli::Profile;
 use crate::exit::{Exit, stop, usage};
 use crate::kernel_tests::{read, text_at};
@@ -53,21 +55,24 @@ pub fn expect(kernel: &Path, wanted: bool) -> anyhow::Result<()> {
     Err(stop(Exit::Build, format!("{} {has}: only the profile `{name}` has them, and must", kernel.display())))
 }
 
-/// The bugs that the user names; `all` names all.
+/// The bugs whose names fit one of the user's globs; `all` names all.
 ///
 /// # Errors
-/// `Usage` for a name that is not known.
-pub fn chosen(bugs: &[Bug], names: &[String]) -> anyhow::Result<Vec<Bug>> {
-    if names.iter().any(|name| name == "all") {
+/// `Usage` for a word that is no glob, or that fits none.
+pub fn chosen(bugs: &[Bug], words: &[String]) -> anyhow::Result<Vec<Bug>> {
+    if words.iter().any(|word| word == "all") {
         return Ok(bugs.to_vec());
     }
-    let find = |name: &String| {
-        bugs.iter().find(|bug| bug.name == *name).cloned().ok_or_else(|| {
+    let mut fits = Vec::new();
+    for word in words {
+        let glob = Glob::new(word).map_err(|error| usage(format!("--mutant {word}: {error}")))?.compile_matcher();
+        if !bugs.iter().any(|bug| glob.is_match(&bug.name)) {
             let known: Vec<&str> = bugs.iter().map(|bug| bug.name.as_str()).collect();
-            usage(format!("--mutant {name}: known are all, list, {}", known.join(", ")))
-        })
-    };
-    names.iter().map(find).collect()
+            return Err(usage(format!("--mutant {word}: known are all, list, {}", known.join(", "))));
+        }
+        fits.push(glob);
+    }
+    Ok(bugs.iter().filter(|bug| fits.iter().any(|glob| glob.is_match(&bug.name))).cloned().collect())
 }
 
 #[cfg(test)]
@@ -83,6 +88,7 @@ mod tests {
         let bugs = [bug("barn.lost"), bug("slab.kept")];
         let names = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
         assert_eq!(chosen(&bugs, &names(&["slab.kept"])).unwrap(), [bug("slab.kept")]);
+        assert_eq!(chosen(&bugs, &names(&["slab.*", "slab.kept"])).unwrap(), [bug("slab.kept")]);
         assert_eq!(chosen(&bugs, &names(&["all"])).unwrap(), bugs);
         let error = chosen(&bugs, &names(&["slab.gone"])).unwrap_err().to_string();
         assert_eq!(error, "--mutant slab.gone: known are all, list, barn.lost, slab.kept");
