@@ -290,7 +290,11 @@ fn switch_here(to: bool) {
             call::note_move();
             call::publish_len(cbs.len());
         } else {
-            if bug!("rcu.deoffload_lost", "callbacks in the bypass are lost when a CPU is deoffloaded", "rcu_nocb.*") {
+            if bug!(
+                "rcu.deoffload_lost",
+                "callbacks in the bypass are lost when a CPU is deoffloaded",
+                "rcu_nocb.callbacks_that_wait_go*"
+            ) {
                 nocb.bypass.lock(&irqs).chain = Chain::new();
             }
             nocb.flush(&mut list);
@@ -417,7 +421,9 @@ impl Nocb {
             self.ask_group();
         }
         let due = self.bypass.lock_irqsave(ATOMIC).due_ns;
-        if due != NEVER && !bug!("rcu.lazy_kept", "nobody looks when a bypass is due", "rcu_nocb.*") {
+        if due != NEVER
+            && !bug!("rcu.lazy_kept", "nobody looks when a bypass is due", "rcu_nocb.callbacks_of_an_offloaded_cpu*")
+        {
             self.timer.arm_at(due);
         }
     }
@@ -470,7 +476,7 @@ pub(crate) unsafe fn entrain(cpu: CpuId, head: *mut CallbackHead) -> bool {
     nocb.len.fetch_add(1, Ordering::Relaxed);
     let entrained = {
         let mut list = nocb.list.lock_irqsave(ATOMIC);
-        if !bug!("rcu.barrier_bypass", "rcu_barrier forgets the callbacks in a bypass", "rcu_nocb.*") {
+        if !bug!("rcu.barrier_bypass", "rcu_barrier forgets the callbacks in a bypass", "rcu_nocb.a_barrier_waits*") {
             nocb.flush(&mut list);
         }
         // SAFETY: passed on from the caller.

@@ -48,7 +48,7 @@ pub(crate) fn note_gp(irqs: &IrqGuard<'_>) -> &'static Node {
         me.qs_passed.set(bug!(
             "rcu.qs_not_passed",
             "a CPU that learns of a grace period reports a quiescent state that it has not passed",
-            "rcu_torture.*a_grace_period"
+            "rcu_readers.a_section* rcu_torture.*a_grace_period"
         ));
         me.report_at_unlock.set(false);
     }

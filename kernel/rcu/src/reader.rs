@@ -197,7 +197,8 @@ fn finish_special(irqs: &IrqGuard<'_>) {
     note_done(thread);
     unlink_if_blocked(thread);
     let me = own(irqs);
-    if me.owes_exp.take() && !bug!("rcu.exp_answer", "an expedited answer that a reader owes is lost", "rcu_readers.*")
+    if me.owes_exp.take()
+        && !bug!("rcu.exp_answer", "an expedited answer that a reader owes is lost", "rcu_readers.a_reader_that_ends*")
     {
         exp::report_this_cpu(irqs);
     }
@@ -291,8 +292,8 @@ fn queue_blocked(thread: &'static Thread) {
     let mut blocks = Blocks { norm: state.qsmask & bit != 0, exp: state.expmask & bit != 0 };
     if bug!(
         "rcu.blocked_ignored",
-        "a reader that is switched out holds no grace period up",
-        "rcu_torture.*a_grace_period"
+        "a reader that is switched out while it is waited for holds no grace period up",
+        "rcu_readers.a_preempted_reader* rcu_torture.*a_grace_period"
     ) {
         blocks = Blocks::default();
     }

@@ -8,7 +8,7 @@ use arch::{CpuId, CpuMask, cpu, ipi};
 use rcu::{CallbackHead, call_rcu, poll, read_lock, start_poll_expedited_full, start_poll_full, synchronize_rcu};
 use sched::{MigrateGuard, Prio};
 use sync::nmi::NmiHandler;
-use sync::{ATOMIC, IrqGuard, IrqWork, Once, PreemptGuard, SoftirqGuard, SpinLock, lock_class};
+use sync::{ATOMIC, IrqGuard, IrqWork, MaySleep, Once, PreemptGuard, SoftirqGuard, SpinLock, lock_class};
 
 use crate::together::{MS, Steps, Urgent, WAITS, soon, spawn, spin_until, two_cpus};
 use crate::{Failure, Test, ensure, ensure_eq, ktest, skip};
@@ -82,6 +82,13 @@ fn delays_both(t: &mut Test<'_>, place: &str, there: CpuId) -> Result<(), Failur
     Ok(())
 }
 
+/// Has the reader on this CPU lose it for a moment, to a thread that is more urgent.
+fn preempt(on: Option<CpuId>, cx: &mut MaySleep) -> Result<(), Failure> {
+    let rival = sched::spawn(cx, "rival", Prio::HIGH, on, |cx| sched::sleep_ns(cx, MS));
+    rival.map_err(|error| crate::__failed!("{error}"))?.join(cx);
+    Ok(())
+}
+
 ktest! {
     /// Held in a softirq, a hard interrupt and an NMI, each on an idle CPU and on a busy one. (In a thread:
     /// `rcu.a_reader_from_before_the_grace_period_delays_it`.)
@@ -120,13 +127,13 @@ ktest! {
         Ok(())
     }
 
-    /// A reader that lost its CPU inside its section holds grace periods up as a blocked thread, nested ones until the
-    /// outermost ends.
+    /// A reader that lost its CPU inside its section, before a grace period began or while it is waited for, holds it up as a
+    /// blocked thread, nested ones until the outermost ends.
     #[tags(race)]
     fn a_preempted_reader_30_deep_holds_the_grace_period_until_the_outermost_unlock(t: &mut Test) {
         let _urgent = Urgent::new();
         let on = cpu::online().iter().last();
-        for wait in WAITS {
+        for (wait, waited_for) in WAITS.into_iter().flat_map(|wait| [(wait, false), (wait, true)]) {
             let steps = Steps::new();
             let theirs = steps.clone();
             let reader = spawn(t.cx, on, move |_| {
@@ -141,19 +148,23 @@ ktest! {
                 first && last
             })?;
             ensure!(soon(t.cx, || steps.is_at(1)));
-            // More urgent, so that it takes the CPU while the reader reads.
-            let rival = sched::spawn(t.cx, "rival", Prio::HIGH, on, |cx| sched::sleep_ns(cx, MS));
-            rival.map_err(|error| crate::__failed!("{error}"))?.join(t.cx);
-            ensure!(reader.thread().involuntary_switches() > 0, "the reader kept its CPU");
+            if !waited_for {
+                preempt(on, t.cx)?;
+                ensure!(reader.thread().involuntary_switches() > 0, "the reader kept its CPU");
+            }
             let done = Steps::new();
             let theirs = done.clone();
             let waiter = spawn(t.cx, None, move |cx| {
                 wait(cx);
                 theirs.reach(1);
             })?;
+            if waited_for {
+                sched::sleep_ns(t.cx, 20 * MS);
+                preempt(on, t.cx)?;
+            }
             steps.reach(2);
             ensure!(soon(t.cx, || steps.is_at(3)));
-            sched::sleep_ns(t.cx, 100 * MS);
+            sched::sleep_ns(t.cx, 50 * MS);
             ensure!(!done.is_at(1), "over while the outermost section lasts");
             steps.reach(4);
             waiter.join(t.cx);
@@ -271,8 +282,7 @@ ktest! {
             })?;
             ensure!(soon(t.cx, || steps.is_at(1)));
             if preempted {
-                let rival = sched::spawn(t.cx, "rival", Prio::HIGH, Some(there), |cx| sched::sleep_ns(cx, MS));
-                rival.map_err(|error| crate::__failed!("{error}"))?.join(t.cx);
+                preempt(Some(there), t.cx)?;
             }
             let cookies = [rcu::start_poll_full(), start_poll_expedited_full()];
             // Long enough for the interrupt of the one and a tick of the other.

@@ -16,6 +16,8 @@ use sync::{ATOMIC, IrqGuard, MaySleep, PreemptGuard, Rng};
 use crate::toggle::{MS, others, toggle};
 use crate::{Failure, Test, ensure, ensure_eq, ktest, skip};
 
+/// The bit of [`sched::ThreadRcu::holdout`] that says that a grace period waits for the thread.
+const WANTED: u64 = 1 << 1;
 /// How long a grace period is watched that must not end.
 const WATCHED_NS: u64 = 60 * MS;
 
@@ -41,9 +43,9 @@ fn busy_cpu() -> Option<CpuId> {
     cpu::online().iter().last()
 }
 
-/// Has the thread on [`busy_cpu`] lose its CPU for a while.
+/// Has the thread on [`busy_cpu`] lose its CPU for a while, so long that somebody looks at it meanwhile.
 fn preempt(cx: &mut MaySleep) -> Result<(), Failure> {
-    let rival = sched::spawn(cx, "rival", Prio::HIGH, busy_cpu(), |cx| sched::sleep_ns(cx, MS));
+    let rival = sched::spawn(cx, "rival", Prio::HIGH, busy_cpu(), |_| clock::udelay(5_000));
     rival.map_err(|error| crate::__failed!("{error}"))?.join(cx);
     Ok(())
 }
@@ -95,6 +97,9 @@ fn held_up_until(t: &mut Test<'_>, end: fn(&mut MaySleep)) -> Result<(), Failure
     let busy = Busy::start(t.cx, end)?;
     preempt(t.cx)?;
     let (waiter, over) = waiter(t.cx, synchronize_rcu_tasks)?;
+    // Else it would come to wait for what the thread does after its `end`.
+    let holdout = &busy.thread.thread().rcu.holdout;
+    soon(t.cx, || holdout.load(Ordering::Relaxed) & WANTED != 0 || over.load(Ordering::Acquire));
     let until = clock::now_ns() + WATCHED_NS;
     while clock::now_ns() < until {
         preempt(t.cx)?;
