@@ -170,7 +170,7 @@ ktest! {
         let before = rcu::stats().boosts;
         let until = clock::now_ns() + 20_000 * MS;
         let mut turns = 0;
-        while turns < 100 || (rcu::stats().boosts < before + 10 && clock::now_ns() < until) {
+        while turns < 40 || (rcu::stats().boosts < before + 10 && clock::now_ns() < until) {
             turns += 1;
             let mut readers = Vec::new();
             for on in cpu::online().iter().chain(cpu::online().iter()) {

@@ -379,7 +379,7 @@ ktest! {
     }
 
     /// CPUs that read, switch off preemption and interrupts for a while and queue callbacks hold nobody up for long.
-    #[tags(race)]
+    #[tags(race, slow)]
     #[budget_ms(60_000)]
     fn a_busy_machine_is_no_report(t: &mut Test) {
         // Longer than elsewhere: where several CPUs share one of the host's, each waits for its turn.

@@ -39,9 +39,11 @@ const MS: u64 = 1_000_000;
 /// Stages of the pipe.
 const STAGES: usize = 10;
 /// How long each kind of grace period is tortured with each number of readers.
-const EACH_NS: u64 = 300 * MS;
+const EACH_NS: u64 = 150 * MS;
+/// The same where there is time.
+const LONG_NS: u64 = 3_000 * MS;
 /// And longer, until it has come to this many grace periods: a host may be slow.
-const MIN_TURNS: u64 = 20;
+const MIN_TURNS: u64 = 12;
 /// A grace period that has not ended after so long never will, if readers have taken [`STUCK_STEPS`] steps meanwhile.
 const STUCK_NS: u64 = 4_000 * MS;
 /// Sections of threads and sleeps between them; a host that is busy elsewhere lets readers get on no more than updaters.
@@ -72,6 +74,8 @@ struct Pipe {
     /// The updater is at its end.
     updated: Completion,
     begun_ns: u64,
+    /// How long the updater goes on at least.
+    lasts_ns: u64,
     /// When the first reader held an element for too long, after the begin, in nanoseconds.
     broken_ns: AtomicU64,
     /// Sections by their place and by the stage of their element at their end.
@@ -79,7 +83,7 @@ struct Pipe {
 }
 
 impl Pipe {
-    fn new() -> Pipe {
+    fn new(lasts_ns: u64) -> Pipe {
         Pipe {
             current: Rcu::new(RcuBox::new(Arc::new(AtomicUsize::new(0)))),
             stop: AtomicBool::new(false),
@@ -88,6 +92,7 @@ impl Pipe {
             rests: AtomicU64::new(0),
             updated: Completion::new(),
             begun_ns: clock::now_ns(),
+            lasts_ns,
             broken_ns: AtomicU64::new(0),
             ages: [const { [const { AtomicU64::new(0) }; STAGES + 1] }; 4],
         }
@@ -189,7 +194,8 @@ impl Pipe {
     }
 
     fn goes_on(&self) -> bool {
-        let enough = clock::now_ns() - self.begun_ns >= EACH_NS && self.turns.load(Ordering::Relaxed) >= MIN_TURNS;
+        let enough =
+            clock::now_ns() - self.begun_ns >= self.lasts_ns && self.turns.load(Ordering::Relaxed) >= MIN_TURNS;
         self.broken_ns.load(Ordering::Relaxed) == 0 && !(enough && self.may_end.load(Ordering::Relaxed))
     }
 
@@ -253,27 +259,27 @@ fn with_interrupts<T>(pipe: &Arc<Pipe>, cx: &mut MaySleep, body: impl FnOnce(&mu
     result
 }
 
-fn torture(t: &mut Test<'_>, name: &str, wait: fn(&mut MaySleep)) -> Result<(), Failure> {
+fn torture(t: &mut Test<'_>, name: &str, lasts_ns: u64, wait: fn(&mut MaySleep)) -> Result<(), Failure> {
     // Above the readers, so that it gets its turns among many; but beside them where it would leave them no CPU.
     let prio = if cpu::online_count() > 1 { Prio::HIGH } else { Prio::NORMAL };
-    [1, 3].into_iter().try_for_each(|per_cpu| torture_with(t, name, (per_cpu, prio), wait, |_| Ok(())))
+    [1, 3].into_iter().try_for_each(|per_cpu| torture_with(t, name, (per_cpu, prio, lasts_ns), wait, |_| Ok(())))
 }
 
 /// While every CPU goes and comes.
 fn torture_hotplug(t: &mut Test<'_>, name: &str, wait: fn(&mut MaySleep)) -> Result<(), Failure> {
     others(t.cx)?;
-    torture_with(t, name, (1, Prio::NORMAL), wait, |t| toggle_all(&others(t.cx)?, &mut t.rng, t.cx))
+    torture_with(t, name, (1, Prio::NORMAL, EACH_NS), wait, |t| toggle_all(&others(t.cx)?, &mut t.rng, t.cx))
 }
 
 fn torture_with(
     t: &mut Test<'_>,
     name: &str,
-    (per_cpu, prio): (usize, Prio),
+    (per_cpu, prio, lasts_ns): (usize, Prio, u64),
     wait: fn(&mut MaySleep),
     meanwhile: Meanwhile,
 ) -> Result<(), Failure> {
     let failed = |error| crate::__failed!("{error}");
-    let pipe = Arc::new(Pipe::new());
+    let pipe = Arc::new(Pipe::new(lasts_ns));
     let seed = t.seed;
     let mut threads = Vec::new();
     for (i, on) in cpu::online().iter().cycle().take(per_cpu * cpu::online_count()).enumerate() {
@@ -357,28 +363,38 @@ ktest! {
     #[tags(race)]
     #[budget_ms(60_000)]
     fn no_reader_outlasts_a_grace_period(t: &mut Test) {
-        torture(t, "synchronize_rcu", synchronize_rcu)
+        torture(t, "synchronize_rcu", 2 * EACH_NS, synchronize_rcu)
     }
 
     /// `synchronize_rcu_expedited`.
     #[tags(race)]
     #[budget_ms(60_000)]
     fn no_reader_outlasts_an_expedited_grace_period(t: &mut Test) {
-        torture(t, "synchronize_rcu_expedited", synchronize_rcu_expedited)
+        torture(t, "synchronize_rcu_expedited", EACH_NS, synchronize_rcu_expedited)
     }
 
     /// `call_rcu`.
     #[tags(race)]
     #[budget_ms(60_000)]
     fn no_reader_outlasts_a_callback(t: &mut Test) {
-        torture(t, "call_rcu", wait_by_callback)
+        torture(t, "call_rcu", EACH_NS, wait_by_callback)
     }
 
     /// `start_poll` and `poll`.
     #[tags(race)]
     #[budget_ms(60_000)]
     fn no_reader_outlasts_a_polled_grace_period(t: &mut Test) {
-        torture(t, "start_poll", wait_by_polling)
+        torture(t, "start_poll", EACH_NS, wait_by_polling)
+    }
+
+    /// Each of them for longer.
+    #[tags(race, slow)]
+    #[budget_ms(300_000)]
+    fn no_reader_outlasts_grace_periods_of_any_kind_in_the_long_run(t: &mut Test) {
+        torture(t, "synchronize_rcu", LONG_NS, synchronize_rcu)?;
+        torture(t, "synchronize_rcu_expedited", LONG_NS, synchronize_rcu_expedited)?;
+        torture(t, "call_rcu", LONG_NS, wait_by_callback)?;
+        torture(t, "start_poll", LONG_NS, wait_by_polling)
     }
 
     /// `synchronize_rcu`, while CPUs go and come.
