@@ -32,7 +32,8 @@
 //!   [`serialize`] on every CPU.
 //!
 //! Linux patches five bytes in three steps around a breakpoint (`arch/x86/kernel/alternative.c`, `kernel/jump_label.c`), so
-//! that a site that is off can be a plain no-op; here it clobbers the flags instead.
+//! that a site that is off can be a plain no-op; here it clobbers the flags instead. Emulators take a changed byte as it
+//! comes; of processors Intel's manual promises that only around a serialising instruction on the CPU that runs it.
 
 use core::sync::atomic::{AtomicBool, Ordering};
 

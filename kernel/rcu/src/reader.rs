@@ -144,6 +144,10 @@ fn unlock_special() {
         crate::cpu::deferred_here(&irqs).queue();
     } else {
         finish_special(&irqs);
+        drop(irqs);
+        // A boost that ended here may leave somebody else the most urgent: the end of a pin looks, with interrupts on (PC-5).
+        #[cfg(not(loom))]
+        drop(sync::PreemptGuard::new(ATOMIC));
     }
 }
 
