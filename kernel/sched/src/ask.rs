@@ -44,6 +44,8 @@ const NMI_BITS: u32 = 0xf * NMI_OFFSET;
 pub struct Activity {
     /// The thread that runs or was interrupted.
     pub thread: &'static Thread,
+    /// Its number then: by the time that this is told it may have ended.
+    pub tid: u64,
     /// Its interrupts are on.
     pub irqs_on: bool,
     /// Of what the NMI, if there is one, interrupted.
@@ -53,7 +55,8 @@ pub struct Activity {
 impl Activity {
     /// Of the code that runs now. Context: any.
     pub fn here() -> Activity {
-        Activity { thread: current(), irqs_on: irq::enabled(), preempt_count: context::preempt_count() }
+        let thread = current();
+        Activity { thread, tid: thread.tid(), irqs_on: irq::enabled(), preempt_count: context::preempt_count() }
     }
 
     /// Of the code that an exception has interrupted.
@@ -80,9 +83,11 @@ impl fmt::Display for Activity {
         let irqs = if self.irqs_on { "on" } else { "off" };
         let softirqs = if self.preempt_count & SOFTIRQS_OFF_BITS != 0 { ", softirqs off" } else { "" };
         let preempt = self.preempt_count & PREEMPT_BITS;
-        match self.thread.tid() {
+        let name = self.thread.name();
+        match self.tid {
             0 => write!(f, "{over}early boot")?,
-            tid => write!(f, "{over}task {}/{tid}", self.thread.name())?,
+            tid if tid == self.thread.tid() => write!(f, "{over}task {name}/{tid}")?,
+            tid => write!(f, "{over}task {tid}, which has ended since")?,
         }
         write!(f, ", irqs {irqs}{softirqs}, preempt {preempt}")
     }
@@ -143,6 +148,7 @@ struct Kept {
     /// Answers begun and ended: odd while one is written.
     count: AtomicU64,
     thread: AtomicPtr<Thread>,
+    tid: AtomicU64,
     irqs_on: AtomicU32,
     preempt_count: AtomicU32,
     len: AtomicU32,
@@ -153,6 +159,7 @@ arch::per_cpu! {
     static KEPT: Kept = Kept {
         count: AtomicU64::new(0),
         thread: AtomicPtr::new(ptr::null_mut()),
+        tid: AtomicU64::new(0),
         irqs_on: AtomicU32::new(0),
         preempt_count: AtomicU32::new(0),
         len: AtomicU32::new(0),
@@ -182,6 +189,7 @@ impl Kept {
         // Release: pairs with the Acquire fence in `read`: who sees a part of this answer sees that it was begun.
         fence(Ordering::Release);
         self.thread.store(ptr::from_ref(answer.activity.thread).cast_mut(), Ordering::Relaxed);
+        self.tid.store(answer.activity.tid, Ordering::Relaxed);
         self.irqs_on.store(answer.activity.irqs_on.into(), Ordering::Relaxed);
         self.preempt_count.store(answer.activity.preempt_count, Ordering::Relaxed);
         let addresses = answer.frames.addresses();
@@ -205,12 +213,13 @@ impl Kept {
         self.addresses.iter().take(len).for_each(|slot| frames.push(slot.load(Ordering::Relaxed)));
         // SAFETY: it points to a type-stable thread (SCHED-3), as the first answer has been written.
         let thread = unsafe { &*self.thread.load(Ordering::Relaxed) };
+        let tid = self.tid.load(Ordering::Relaxed);
         let irqs_on = self.irqs_on.load(Ordering::Relaxed) != 0;
         let preempt_count = self.preempt_count.load(Ordering::Relaxed);
         // Acquire: pairs with the Release fence in `write`: if the count is still the same, nothing of a later answer was read.
         fence(Ordering::Acquire);
         let whole = self.count.load(Ordering::Relaxed) == count;
-        whole.then_some(Answer { activity: Activity { thread, irqs_on, preempt_count }, frames })
+        whole.then_some(Answer { activity: Activity { thread, tid, irqs_on, preempt_count }, frames })
     }
 }
 

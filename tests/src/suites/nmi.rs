@@ -147,7 +147,7 @@ ktest! {
                     // Who ran here before has been asked, too.
                     let _pin = PreemptGuard::new(cx);
                     let me = sched::current().tid();
-                    wrong += usize::from(sched::ask::where_is(on).is_none_or(|it| it.activity.thread.tid() != me));
+                    wrong += usize::from(sched::ask::where_is(on).is_none_or(|it| it.activity.tid != me));
                 }
                 wrong
             });
@@ -156,6 +156,19 @@ ktest! {
         let wrong: usize = askers.into_iter().map(|asker| asker.join(t.cx)).sum();
         ensure_eq!(wrong, 0);
         ensure_eq!(sync::nmi::unknown_count(), unknown);
+        Ok(())
+    }
+
+    /// By the time that an answer is told its thread may have ended, and another may live in its place.
+    fn a_thread_that_has_ended_since_it_was_found_is_told_by_its_number(t: &mut Test) {
+        let short = sched::spawn(t.cx, "short", Prio::NORMAL, None, |_| sched::ask::Activity::here());
+        let found = short.map_err(|error| crate::__failed!("{error}"))?.join(t.cx);
+        while found.thread.tid() == found.tid {
+            sched::sleep_ns(t.cx, 1_000_000);
+        }
+        let told = alloc::format!("{found}");
+        let expected = alloc::format!("task {}, which has ended since, irqs on", found.tid);
+        ensure!(told.starts_with(&expected), "{told}");
         Ok(())
     }
 }

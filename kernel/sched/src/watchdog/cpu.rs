@@ -266,16 +266,12 @@ fn report_silent(cpu: CpuId, pace: Pace, period: u64) {
         answer.map_or(Ok(()), |answer| write!(f, "{}", answer.frames))
     };
     match answer.map(|answer| answer.activity) {
-        Some(Activity { irqs_on: true, thread, .. }) => {
+        Some(Activity { irqs_on: true, thread, tid, .. }) => {
             let programmed = timer::programmed_on(cpu);
             let overdue = Seconds(now.saturating_sub(programmed));
             report(
                 Kind::LostTimer,
-                format_args!(
-                    "watchdog: BUG: lost timer - CPU#{cpu} stuck for {silent}! [{}/{}]",
-                    thread.name(),
-                    thread.tid()
-                ),
+                format_args!("watchdog: BUG: lost timer - CPU#{cpu} stuck for {silent}! [{}/{tid}]", thread.name()),
                 &|f| {
                     tell(f, "it takes NMIs and its interrupts are on, but its timer interrupt does not come")?;
                     match programmed {

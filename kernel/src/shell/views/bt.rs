@@ -113,7 +113,7 @@ fn of_thread(thread: &'static Thread) -> Trace {
             }
             Err(NotAtRest::OnCpu(id)) => {
                 let answer = ask::where_is(id);
-                if answer.is_none_or(|answer| core::ptr::eq(answer.activity.thread, thread)) {
+                if answer.is_none_or(|answer| answer.activity.tid == tid) {
                     return of_cpu(who, answer);
                 }
                 why = "had moved on each time that it was looked for";
