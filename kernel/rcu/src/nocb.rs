@@ -211,6 +211,10 @@ pub fn set_lazy(ms: Option<u32>) {
 /// If there is no memory for the threads.
 pub(crate) fn init(cx: &mut MaySleep) {
     let named = parse_cpus(NOCBS.get()).expect("checked with the command line");
+    let absent = named - cpu::present();
+    if NOCBS.get() != "all" && !absent.is_empty() {
+        log::warn!("rcu_nocbs: there are no CPUs {absent}");
+    }
     for cpu in (named & cpu::present()).iter() {
         offload(cpu, cx).unwrap_or_else(|error| panic!("CPU {cpu} of \"rcu_nocbs\": {error}"));
     }
