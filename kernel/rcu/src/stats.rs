@@ -95,12 +95,13 @@ pub fn age_ns() -> Option<u64> {
 
 /// The histograms of RCU: what was measured, in which unit, what came of it. Context: any.
 pub fn histograms() -> impl Iterator<Item = (&'static str, &'static str, Snapshot)> {
-    let all = [
-        ("grace periods", "ns", &gp::LENGTH_NS),
-        ("expedited grace periods", "ns", &exp::LENGTH_NS),
-        ("callbacks per batch", "", &invoke::BATCHES),
-    ];
-    all.into_iter().map(|(what, unit, histogram)| (what, unit, histogram.snapshot()))
+    [
+        ("grace periods", "ns", gp::LENGTH_NS.snapshot()),
+        ("expedited grace periods", "ns", exp::LENGTH_NS.snapshot()),
+        ("callbacks per batch", "", invoke::BATCHES.snapshot()),
+        ("waits of callbacks", "ns", overload::callback_waits()),
+    ]
+    .into_iter()
 }
 
 /// How many callbacks of `cpu` are over, wait for the running grace period, for the next one, and for nobody knows what yet

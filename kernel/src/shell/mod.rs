@@ -87,10 +87,26 @@ impl Session<'_> {
     ///
     /// None; the type suits the commands.
     pub(crate) fn show(&mut self, table: &Table) -> Result<(), Complaint> {
+        console::print(&self.text_of(table)?);
+        Ok(())
+    }
+
+    /// The same below a table of this kind: without the names of its columns.
+    ///
+    /// # Errors
+    ///
+    /// As [`Session::show`].
+    pub(crate) fn show_rows(&mut self, table: &Table) -> Result<(), Complaint> {
+        let text = self.text_of(table)?;
+        let rows = if self.json { None } else { text.split_once('\n') };
+        console::print(rows.map_or(&*text, |(_, rows)| rows));
+        Ok(())
+    }
+
+    fn text_of(&self, table: &Table) -> Result<String, Complaint> {
         let mut text = String::new();
         if self.json { table.json(&mut text) } else { table.text(&mut text) }?;
-        console::print(&text);
-        Ok(())
+        Ok(text)
     }
 }
 

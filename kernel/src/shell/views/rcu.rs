@@ -12,14 +12,15 @@ use grange_kernel::slabtop::per_second_of;
 use grange_kernel::table::{Table, Value};
 
 use super::rcu_try;
+use super::slab::number;
 use crate::console;
 use crate::shell::{Complaint, Session, command};
 
 command!(
     rcu,
     "[hist] [watch] [gp N] [expedited] [stall SECONDS] [HOW] [--json]",
-    "the grace period, its tree with whom it waits for, callbacks; watch: each second, q stops it; hist: histograms; gp: times N \
-     grace periods; stall: makes one by cpu, reader or irqs-off",
+    "the grace period, its tree with whom it waits for, callbacks; `hist`: histograms; `watch [SECONDS]`: a line a second, q stops \
+     it; `gp N [expedited]`: times N grace periods; `stall SECONDS [cpu|reader|irqs-off]`: holds one up, for a report",
     rcu
 );
 command!(kfree_rcu, "[--json]", "objects that wait in kfree_rcu's back end, and totals", kfree_rcu);
@@ -28,13 +29,15 @@ fn rcu(session: &mut Session<'_>, arguments: &[&str]) -> Result<(), Complaint> {
     match arguments {
         [] => overview(session),
         ["hist"] => histograms(session),
-        ["watch"] => watch(session),
+        ["watch"] => watch(session, u64::MAX),
+        ["watch", seconds] => watch(session, number("SECONDS", seconds, 1, 86_400)?),
         ["gp", count] => rcu_try::time(session, count, Kind::Normal),
         ["gp", count, "expedited"] => rcu_try::time(session, count, Kind::Expedited),
         ["stall", seconds] => rcu_try::stall(session, seconds, "cpu"),
         ["stall", seconds, how] => rcu_try::stall(session, seconds, how),
         _ => Err(Complaint::new(format_args!(
-            "allowed: rcu, rcu hist, rcu watch, rcu gp N [expedited], rcu stall SECONDS [{}]",
+            "`{}` is none of: rcu, rcu hist, rcu watch [SECONDS], rcu gp N [expedited], rcu stall SECONDS [{}]",
+            arguments.join(" "),
             rcu_try::HOWS.join("|")
         ))),
     }
@@ -46,14 +49,16 @@ fn overview(session: &mut Session<'_>) -> Result<(), Complaint> {
     show_nodes(session)?;
     let mut table = Table::new(
         "rcu_cpus",
-        &["cpu", "online", "watched", "callbacks", "done", "wait", "next ready", "next", "callbacks run"],
+        &["cpu", "online", "watched", "offloaded", "callbacks", "done", "wait", "next ready", "next", "callbacks run"],
     );
+    let offloaded = ::rcu::nocb::offloaded();
     for cpu in ::rcu::cpu_stats() {
         let [done, wait, next_ready, next] = ::rcu::segments(cpu.cpu).map_or([None; 4], |counts| counts.map(Some));
         table.row([
             cpu.cpu.index().into(),
             cpu.online.into(),
             cpu.watched.into(),
+            offloaded.contains(cpu.cpu).into(),
             cpu.callbacks.into(),
             done.into(),
             wait.into(),
@@ -70,6 +75,7 @@ fn show_nodes(session: &mut Session<'_>) -> Result<(), Complaint> {
     let nodes: Vec<NodeStats> = ::rcu::node_stats().collect();
     let spans: Vec<Span> =
         nodes.iter().map(|node| Span { level: node.level, first: node.first_cpu, last: node.last_cpu }).collect();
+    let deepest = nodes.iter().map(|node| node.level).max();
     let columns = ["level", "cpus", "gp_seq", "qsmask", "exp mask", "online", "blocked", "exp blocked", "locked"];
     let mut table = Table::new("rcu_nodes", &columns);
     for (index, front) in branches::draw(&spans) {
@@ -81,7 +87,8 @@ fn show_nodes(session: &mut Session<'_>) -> Result<(), Complaint> {
             number_of(node.gp_seq),
             mask(node.qsmask),
             mask(node.expmask),
-            mask(node.online),
+            // Leaves alone know.
+            (Some(node.level) == deepest).then(|| format!("{:#x}", node.online)).into(),
             node.has_blockers.into(),
             node.has_exp_blockers.into(),
             node.locked.into(),
@@ -156,15 +163,17 @@ fn histograms(session: &mut Session<'_>) -> Result<(), Complaint> {
     session.show(&buckets)
 }
 
-/// What goes on, each second until somebody types `q`.
-fn watch(session: &mut Session<'_>) -> Result<(), Complaint> {
+/// What goes on, each second for so many, or until somebody types `q`.
+fn watch(session: &mut Session<'_>, seconds: u64) -> Result<(), Complaint> {
     let mut before = ::rcu::stats();
-    loop {
+    for second in 0..seconds {
         let start = clock::now_ns();
         if console::quits_within(session.cx, 1_000_000_000) {
             return Ok(());
         }
         let (now, elapsed) = (::rcu::stats(), clock::now_ns() - start);
+        // As wide in each line, since the names of the columns stand above the first alone.
+        let phase = if session.json { format!("{}", now.phase) } else { format!("{:<17}", now.phase) }.into();
         let rate = |of: fn(&Stats) -> u64| Value::from(per_second_of(of(&before), of(&now), elapsed));
         let mut table = Table::new(
             "rcu_watch",
@@ -172,7 +181,7 @@ fn watch(session: &mut Session<'_>) -> Result<(), Complaint> {
         );
         table.row([
             number_of(now.gp_seq),
-            format!("{}", now.phase).into(),
+            phase,
             rate(|stats| stats.gps),
             rate(|stats| stats.exp_gps),
             rate(|stats| stats.exp_ipis),
@@ -181,9 +190,13 @@ fn watch(session: &mut Session<'_>) -> Result<(), Complaint> {
             now.callbacks_waiting.into(),
             whom(&awaited(Kind::Normal)).into(),
         ]);
-        session.show(&table)?;
+        match second {
+            0 => session.show(&table)?,
+            _ => session.show_rows(&table)?,
+        }
         before = now;
     }
+    Ok(())
 }
 
 /// A grace period's number: it begins below zero, so that it wraps early.

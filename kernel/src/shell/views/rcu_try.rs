@@ -90,7 +90,8 @@ pub(super) fn stall(session: &mut Session<'_>, seconds: &str, how: &str) -> Resu
     stall::set_limits(old);
     staller.map_err(|error| Complaint::new(format_args!("{error}")))?.join(session.cx);
     let reports = stall::reports().1 - drills;
-    console::print(&alloc::format!("held up for {seconds} s, reported {reports} times; `dmesg` shows the log\n"));
+    let s = if reports == 1 { "" } else { "s" };
+    console::print(&alloc::format!("held up for {seconds} s, {reports} report{s}; `dmesg` shows the log\n"));
     Ok(())
 }
 

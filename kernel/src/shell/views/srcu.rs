@@ -60,7 +60,7 @@ fn srcu(session: &mut Session<'_>, _: &[&str]) -> Result<(), Complaint> {
         ]);
     }
     session.show(&table)?;
-    let mut table = Table::new("srcu_dropped_in_use", &["domains"]);
+    let mut table = Table::new("srcu_dropped_in_use", &["domains dropped in use"]);
     table.row([leaked().into()]);
     session.show(&table)
 }

@@ -14,7 +14,7 @@ use crate::shell::{Complaint, Session, command};
 command!(
     trace,
     "[WHAT] [GLOB] [COUNT] [--json]",
-    "trace points: `on`, `off` or `list` those that fit GLOB, `status`, `clear`, `dump` the last COUNT records",
+    "trace points: `on`, `off` or `list` those that fit GLOB[,GLOB…], `status`, `clear`, `dump` the last COUNT records of GLOB",
     trace
 );
 
@@ -22,8 +22,14 @@ command!(
 const SHOWN: usize = 40;
 
 fn trace(session: &mut Session<'_>, arguments: &[&str]) -> Result<(), Complaint> {
-    let glob = arguments.get(1).copied();
+    let (glob, count) = match *arguments {
+        ["dump", typed] if typed.parse::<usize>().is_ok() => (None, Some(typed)),
+        _ => (arguments.get(1).copied(), arguments.get(2).copied()),
+    };
     match (arguments.first().copied().unwrap_or("status"), glob) {
+        (what @ ("on" | "off" | "list"), Some(_)) if count.is_some() => {
+            Err(Complaint::new(format_args!("`{what}` takes one GLOB, or several with commas between them")))
+        }
         ("status", None) => status(session),
         ("clear", None) => {
             trace::clear();
@@ -38,7 +44,7 @@ fn trace(session: &mut Session<'_>, arguments: &[&str]) -> Result<(), Complaint>
         ("off", glob) => switch(glob.unwrap_or("*"), false),
         ("list", glob) => list(session, glob.unwrap_or("*")),
         ("dump", glob) => {
-            let count = match arguments.get(2) {
+            let count = match count {
                 None => SHOWN,
                 Some(typed) => typed
                     .parse()
@@ -63,7 +69,8 @@ fn check(glob: &str) -> Result<(), Complaint> {
 fn switch(glob: &str, on: bool) -> Result<(), Complaint> {
     check(glob)?;
     let count = trace::switch(glob, on);
-    console::print(&format!("{count} trace points {}\n", if on { "on" } else { "off" }));
+    let (s, to) = (if count == 1 { "" } else { "s" }, if on { "on" } else { "off" });
+    console::print(&format!("{count} trace point{s} {to}\n"));
     Ok(())
 }
 
@@ -121,8 +128,10 @@ fn fields(event: &Event) -> String {
     let mut text = String::new();
     for (name, value) in event.point.fields.iter().zip(event.fields) {
         // Writing to a string cannot fail.
-        let _ = match value {
-            0..0x1_0000_0000 => write!(text, "{name}={value} "),
+        let _ = match (*name, value) {
+            // A grace period, as reports of stalls have it.
+            ("gp", raw) => write!(text, "gp={:?} ", ::rcu::seq::Seq::from_raw(raw)),
+            (_, 0..0x1_0000_0000) => write!(text, "{name}={value} "),
             _ => write!(text, "{name}={value:#x} "),
         };
     }
