@@ -267,9 +267,10 @@ Examples:
   cargo xtask trace --points 'rcu.*,sched.switch' -- 'test rcu.*'
   cargo xtask trace latest
 
-With commands a machine is booted, as by `run --exec`, with these points on from before the first grace period. Without, RUN
-is a run that left a core and was traced: `latest`, its folder, or how its name or id begins. Both leave
-trace.perfetto.json, which ui.perfetto.dev opens, and trace.ftrace.txt in the run's folder.")]
+With commands a machine is booted, as by `run --exec`, with these points on from before the
+first grace period. Without, RUN is a run that left a core and was traced: `latest`, its folder,
+or how its name or id begins. Both leave trace.perfetto.json, which ui.perfetto.dev opens, and
+trace.ftrace.txt in the run's folder.")]
 pub struct TraceArgs {
     /// A run whose machine died
     #[arg(value_name = "RUN")]
@@ -402,9 +403,11 @@ pub struct RerunArgs {
 Examples:
   cargo xtask bench --count --check-goals
   cargo xtask bench 'sched.*' --runs 5 --baseline before
+  cargo xtask bench rcu_scale --sizes 1,2,4,16,64
 
-Figures are medians a single operation. With --count they are instructions and exact: the same in every run of the same
-kernel. Without, they are nanoseconds under the emulator, and only their ratios mean something.")]
+Figures are medians a single operation. With --count they are instructions and exact: the same
+in every run of the same kernel. Without, they are nanoseconds under the emulator, and only their
+ratios mean something.")]
 pub struct BenchArgs {
     /// Benches to run: globs over `suite.bench`
     #[arg(value_name = "FILTER")]

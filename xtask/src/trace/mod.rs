@@ -125,7 +125,7 @@ pub fn keep(memory: &Memory, kernel: &Path, dir: &Path) -> anyhow::Result<String
     let trace = Trace::new(memory, kernel)?;
     write(&dir.join(PERFETTO), &format!("{}\n", perfetto::json(&trace)))?;
     write(&dir.join(FTRACE), &ftrace::text(&trace))?;
-    Ok(format!("trace: {}; {PERFETTO}, {FTRACE}", trace.summary()))
+    Ok(format!("trace: {}; in {}: {PERFETTO}, {FTRACE}", trace.summary(), dir.display()))
 }
 
 /// Runs the command.
