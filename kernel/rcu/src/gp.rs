@@ -198,7 +198,8 @@ pub(crate) fn wait_until_clear(cx: &mut MaySleep, gp: Seq, ns: u64) -> bool {
     clear
 }
 
-fn is_clear(gp: Seq) -> bool {
+/// Whether `gp` is the latest grace period whose root has nothing left to wait for.
+pub(crate) fn is_clear(gp: Seq) -> bool {
     // Acquire: pairs with the Release in `root_is_clear`.
     CLEAR.load(Ordering::Acquire) == gp.raw()
 }
@@ -274,20 +275,31 @@ fn set_up(cx: &mut MaySleep, gp: Seq) {
     }
 }
 
-fn set_up_node(node: &'static Node, mut state: NodeGuard<'_>, gp: Seq) {
+fn set_up_node(node: &'static Node, state: NodeGuard<'_>, gp: Seq) {
     debug_assert!(state.qsmask == 0 && !state.blkd.blocks_gp(), "TREE-3: left over from the last grace period");
     if tree().is_leaf(node) {
-        state.qsmaskinit = state.online;
-        state.qsmask = busy_cpus(node, state.online, gp);
-        sync::trace!("rcu.gp_leaf", gp = gp.raw(), node = node.trace_id(), busy = state.qsmask, online = state.online);
-        state.blkd.start_gp();
-        node.gp_seq.store(gp);
-        report_unblocked(node, state);
+        let busy = busy_cpus(node, state.online, gp);
+        set_up_leaf(node, state, gp, busy);
     } else {
-        state.qsmaskinit = node.children();
-        state.qsmask = node.children();
-        node.gp_seq.store(gp);
+        set_up_inner(node, state, gp);
     }
+}
+
+/// The grace period `gp` waits for the CPUs `busy` of `leaf`, and for the readers on its list.
+pub(crate) fn set_up_leaf(leaf: &'static Node, mut state: NodeGuard<'_>, gp: Seq, busy: u64) {
+    state.qsmaskinit = state.online;
+    state.qsmask = busy;
+    sync::trace!("rcu.gp_leaf", gp = gp.raw(), node = leaf.trace_id(), busy = busy, online = state.online);
+    state.blkd.start_gp();
+    leaf.gp_seq.store(gp);
+    report_unblocked(leaf, state);
+}
+
+/// The grace period `gp` waits for all below `node`.
+pub(crate) fn set_up_inner(node: &Node, mut state: NodeGuard<'_>, gp: Seq) {
+    state.qsmaskinit = node.children();
+    state.qsmask = node.children();
+    node.gp_seq.store(gp);
 }
 
 /// Which of the CPUs `online` of `leaf` the grace period `gp` has to wait for; they are told when they see its number.

@@ -55,7 +55,7 @@
 #![cfg_attr(loom, allow(dead_code))]
 
 extern crate alloc;
-#[cfg(loom)]
+#[cfg(any(test, loom))]
 extern crate std;
 
 #[cfg(not(loom))]
@@ -105,6 +105,8 @@ mod ptr;
 mod qs;
 mod reader;
 mod report;
+#[cfg(all(test, not(loom)))]
+mod report_tests;
 pub mod seq;
 pub mod srcu;
 #[cfg(not(loom))]

@@ -82,7 +82,7 @@ pub fn stats() -> Stats {
         boosts: boost::COUNT.load(Ordering::Relaxed),
         stalls: stall::reports().0,
         root_locked: locked(tree().root()),
-        most_locked: tree().nodes().iter().map(locked).max().unwrap_or(0),
+        most_locked: tree().nodes().iter().map(|node| locked(node)).max().unwrap_or(0),
         phase: gp::Phase::now(),
     }
 }

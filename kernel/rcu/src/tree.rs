@@ -23,6 +23,7 @@
 //! Answers to Linux kernel/rcu/tree.h (`struct rcu_node`); rows R-1, S3-36.
 
 use alloc::boxed::Box;
+use alloc::vec;
 use alloc::vec::Vec;
 // A figure of the bench, no part of what models check.
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -44,6 +45,8 @@ static NODE_CLASS: LockClass = LockClass::new("rcu.node").innermost();
 pub(crate) struct Node {
     /// Where it sits.
     pub(crate) place: Place,
+    /// `None` for the root.
+    parent: Option<&'static Node>,
     /// All children's bits of an inner node; unused in a leaf.
     children: u64,
     /// The grace period this node has been told about (TREE-2).
@@ -87,7 +90,7 @@ impl Node {
 
     /// The parent; `None` for the root.
     pub(crate) fn parent(&self) -> Option<&'static Node> {
-        self.place.parent.map(|index| &tree().nodes[index])
+        self.parent
     }
 
     /// What trace records call this node: its level, its first and its last CPU, 16 bits each.
@@ -111,10 +114,11 @@ impl Node {
         self.children
     }
 
-    fn new(place: Place) -> Node {
+    fn new(place: Place, parent: Option<&'static Node>, children: u64) -> Node {
         Node {
             place,
-            children: 0,
+            parent,
+            children,
             gp_seq: SeqCounter::new(),
             gp_seq_needed: SeqCounter::new(),
             locked: AtomicU64::new(0),
@@ -141,7 +145,7 @@ pub(crate) struct Tree {
     /// Its shape.
     pub(crate) shape: Geometry,
     /// Breadth-first from the root (GEO-1).
-    nodes: &'static [Node],
+    nodes: Vec<&'static Node>,
 }
 
 static_or_lazy! {
@@ -149,24 +153,39 @@ static_or_lazy! {
 }
 
 impl Tree {
+    /// One of this shape, in which no grace period has begun and no CPU is online. Its nodes live for ever. Allocates.
+    pub(crate) fn new(shape: Geometry) -> Tree {
+        let mut children = vec![0; shape.nodes()];
+        for place in (1..shape.nodes()).map(|index| shape.place(index)) {
+            children[place.parent.expect("GEO-2: only the root has no parent")] |= place.grpmask;
+        }
+        let mut nodes: Vec<&'static Node> = Vec::with_capacity(children.len());
+        for (index, children) in children.into_iter().enumerate() {
+            let place = shape.place(index);
+            let parent = place.parent.map(|parent| nodes[parent]);
+            nodes.push(Box::leak(Box::new(Node::new(place, parent, children))));
+        }
+        Tree { shape, nodes }
+    }
+
     /// The root.
     pub(crate) fn root(&self) -> &'static Node {
-        &self.nodes[0]
+        self.nodes[0]
     }
 
     /// All nodes, parents before children.
-    pub(crate) fn nodes(&self) -> &'static [Node] {
-        self.nodes
+    pub(crate) fn nodes(&self) -> &[&'static Node] {
+        &self.nodes
     }
 
     /// The leaves.
-    pub(crate) fn leaves(&self) -> &'static [Node] {
+    pub(crate) fn leaves(&self) -> &[&'static Node] {
         &self.nodes[self.shape.first_leaf()..]
     }
 
     /// The leaf of CPU `cpu`.
     pub(crate) fn leaf_of(&self, cpu: CpuId) -> &'static Node {
-        &self.nodes[self.shape.leaf_of(cpu.index())]
+        self.nodes[self.shape.leaf_of(cpu.index())]
     }
 
     /// Whether `node` is a leaf.
@@ -175,14 +194,9 @@ impl Tree {
     }
 }
 
-/// Builds the tree. Context: task, boot, once; allocates.
+/// Makes `tree()`. Context: task, boot, once; allocates.
 pub(crate) fn build(shape: Geometry) {
-    let mut nodes: Vec<Node> = (0..shape.nodes()).map(|index| Node::new(shape.place(index))).collect();
-    for index in 1..nodes.len() {
-        let place = nodes[index].place;
-        nodes[place.parent.expect("GEO-2: only the root has no parent")].children |= place.grpmask;
-    }
-    TREE.call_once(|| Tree { shape, nodes: Box::leak(nodes.into_boxed_slice()) });
+    TREE.call_once(|| Tree::new(shape));
 }
 
 /// The tree.
