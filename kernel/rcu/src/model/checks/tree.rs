@@ -64,3 +64,24 @@ fn loom_looks_at_a_cpu_that_idles_count_as_its_report() {
         cpu.join().unwrap();
     });
 }
+
+/// A CPU that never idles, and that nobody looks at: what it sees with the number has to say that it is asked.
+#[test]
+fn loom_a_busy_cpu_that_learns_of_a_grace_period_knows_that_it_is_asked() {
+    model(2, || {
+        machine(&[1]);
+        let element = Element::new();
+        let over = Arc::new(AtomicUsize::new(0));
+        let (theirs, stop) = (element.clone(), over.clone());
+        let cpu = on_cpu(1, move |_| {
+            section(&theirs);
+            while stop.load(Ordering::Relaxed) == 0 {
+                tick();
+                thread::yield_now();
+            }
+        });
+        update(&element);
+        over.store(1, Ordering::Relaxed);
+        cpu.join().unwrap();
+    });
+}
