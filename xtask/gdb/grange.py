@@ -473,7 +473,7 @@ def rcu_nodes():
     first, count = nodes["data_ptr"], int(nodes["length"])
     if not count or not int(first):
         raise gdb.GdbError("the kernel has not built RCU's tree yet: let it run on, for example to a breakpoint")
-    return [Node(first[at]) for at in range(count)]
+    return [Node(first[at].dereference()) for at in range(count)]
 
 
 class Rcu(gdb.Command):

@@ -401,9 +401,8 @@ pub struct RerunArgs {
 #[derive(Args, Clone, Debug, Default)]
 #[command(after_help = "\
 Examples:
-  cargo xtask bench --count --check-goals
-  cargo xtask bench 'sched.*' --runs 5 --baseline before
-  cargo xtask bench rcu_scale --sizes 1,2,4,16,64
+  cargo xtask bench 'sched.*' --count --check-goals
+  cargo xtask bench rcu_scale --sizes 1,2,4,16,64 --runs 5 --baseline before
 
 Figures are medians a single operation. With --count they are instructions and exact: the same
 in every run of the same kernel. Without, they are nanoseconds under the emulator, and only their

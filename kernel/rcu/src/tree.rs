@@ -145,7 +145,7 @@ pub(crate) struct Tree {
     /// Its shape.
     pub(crate) shape: Geometry,
     /// Breadth-first from the root (GEO-1).
-    nodes: Vec<&'static Node>,
+    nodes: &'static [&'static Node],
 }
 
 static_or_lazy! {
@@ -165,7 +165,7 @@ impl Tree {
             let parent = place.parent.map(|parent| nodes[parent]);
             nodes.push(Box::leak(Box::new(Node::new(place, parent, children))));
         }
-        Tree { shape, nodes }
+        Tree { shape, nodes: Vec::leak(nodes) }
     }
 
     /// The root.
@@ -174,12 +174,12 @@ impl Tree {
     }
 
     /// All nodes, parents before children.
-    pub(crate) fn nodes(&self) -> &[&'static Node] {
-        &self.nodes
+    pub(crate) fn nodes(&self) -> &'static [&'static Node] {
+        self.nodes
     }
 
     /// The leaves.
-    pub(crate) fn leaves(&self) -> &[&'static Node] {
+    pub(crate) fn leaves(&self) -> &'static [&'static Node] {
         &self.nodes[self.shape.first_leaf()..]
     }
 
