@@ -2,7 +2,7 @@
 
 use core::arch::{asm, global_asm};
 use core::ptr;
-use core::sync::atomic::{AtomicU8, Ordering, fence};
+use core::sync::atomic::{AtomicU8, Ordering};
 
 use x86_64::VirtAddr;
 
@@ -80,11 +80,6 @@ pub(crate) fn patch(key: &'static StaticKey, on: bool) {
         let opcode = unsafe { AtomicU8::from_ptr(alias) };
         let found = opcode.load(Ordering::Relaxed);
         assert!(found == old || found == new, "SB-1: {found:#04x} at {:#x} is no static branch", site.at);
-        opcode.store(new, Ordering::Relaxed);
-        // Once more, for an emulator that translates text: TCG discards what it has translated *before* it stores, so
-        // another CPU may translate the old byte in between. What the second store discards was made of either byte,
-        // and what is made after it is made of the new one. SeqCst: the first store is in memory before.
-        fence(Ordering::SeqCst);
         opcode.store(new, Ordering::Relaxed);
     }
     serialize();

@@ -189,17 +189,16 @@ fn block_of(cpu: CpuId) -> Option<&'static Block> {
 /// Context: task, interrupts on. Memory for all CPUs has been brought ([`install`]).
 pub fn switch(globs: &str, on: bool) -> usize {
     let guard = SWITCHING.lock(ATOMIC);
-    let mut count = 0;
-    for point in POINTS.iter().filter(|point| fits(globs, point.name)) {
-        if point.is_on() != on {
-            static_branch::set(point.key, on);
-        }
-        count += 1;
+    let chosen = || POINTS.iter().filter(|point| fits(globs, point.name));
+    // Twice, for an emulator that translates text: a CPU that was translating the old byte at the first store may put its
+    // work to use after it, unseen. When it has answered the call it has done so, and the second store discards it.
+    for _ in 0..2 {
+        chosen().for_each(|point| static_branch::set(point.key, on));
+        // `SB-4`.
+        smp::call_all(|_| static_branch::serialize(), 0, true);
     }
-    // `SB-4`.
-    smp::call_all(|_| static_branch::serialize(), 0, true);
     drop(guard);
-    count
+    chosen().count()
 }
 
 /// A text of the kernel's image as a field: its address, and in the upper 16 bits its length. Fields called `cache` are read
