@@ -7,6 +7,7 @@
 //! | `read` | a read-side section around the load of a pointer |
 //! | `defer_free` | a 64-byte object that is taken and freed after a grace period, with all that takes |
 //! | `defer_free_cpu` | the same by the CPU time of all threads, to be had on a busy host too |
+//! | `kfree_rcu`, `kfree_rcu_cpu` | the same two, ours by `kfree_rcu` |
 //!
 //! Each is run by one thread and by two at once; ours on the hosted machine, whose CPUs are threads, the peers in threads of
 //! the host.
@@ -60,6 +61,7 @@ fn main() {
     let up = |cx: &mut MaySleep| {
         slab::init();
         rcu::init(cx);
+        kfree_rcu::init();
         rcu::boot_ended();
         let layout = slab::Layout::new("native", OBJECT.size()).flags(CacheFlags::NO_MERGE);
         CACHE.get_or_init(|| slab::create(layout).expect("memory for a cache"));

@@ -1,4 +1,4 @@
-//! RCU beside crossbeam-epoch and seize.
+//! RCU and `kfree_rcu` beside crossbeam-epoch and seize.
 //!
 //! What is freed has 64 bytes and is not written but for what the reclaimer keeps in it. Ours comes from the slab allocator,
 //! the peers' are boxes.
@@ -11,6 +11,7 @@ use std::sync::LazyLock;
 use std::sync::atomic::{AtomicPtr, Ordering::Acquire};
 
 use crossbeam_epoch::{self as epoch, Atomic, Owned};
+use kfree_rcu::{RcuPtr, kfree_rcu, kvfree_rcu_barrier};
 use mm::AllocFlags;
 use rcu::{Rcu, RcuBox, call_rcu, rcu_barrier, read_lock};
 use seize::{Collector, Guard, reclaim};
@@ -24,18 +25,30 @@ const READS: usize = 16 * 1024;
 /// Objects that are given to a reclaimer one after the other: twice what the machine's memory holds.
 const OBJECTS: usize = 2 << 20;
 
-pub const LOADS: [Load; 3] = [
+pub const LOADS: [Load; 5] = [
     Load { name: "read", goal: Some(0.1), ours: read, peers: [("crossbeam", read_epoch), ("seize", read_seize)] },
     Load {
         name: "defer_free",
         goal: Some(0.5),
-        ours: |cx, threads| free(cx, Clock::Wall, threads),
+        ours: |cx, threads| by_callback(cx, Clock::Wall, threads),
         peers: [("crossbeam", |n| free_epoch(Clock::Wall, n)), ("seize", |n| free_seize(Clock::Wall, n))],
     },
     Load {
         name: "defer_free_cpu",
         goal: None,
-        ours: |cx, threads| free(cx, Clock::Cpu, threads),
+        ours: |cx, threads| by_callback(cx, Clock::Cpu, threads),
+        peers: [("crossbeam", |n| free_epoch(Clock::Cpu, n)), ("seize", |n| free_seize(Clock::Cpu, n))],
+    },
+    Load {
+        name: "kfree_rcu",
+        goal: Some(0.3),
+        ours: |cx, threads| by_head(cx, Clock::Wall, threads),
+        peers: [("crossbeam", |n| free_epoch(Clock::Wall, n)), ("seize", |n| free_seize(Clock::Wall, n))],
+    },
+    Load {
+        name: "kfree_rcu_cpu",
+        goal: None,
+        ours: |cx, threads| by_head(cx, Clock::Cpu, threads),
         peers: [("crossbeam", |n| free_epoch(Clock::Cpu, n)), ("seize", |n| free_seize(Clock::Cpu, n))],
     },
 ];
@@ -84,17 +97,23 @@ fn read_seize(_: usize) -> f64 {
     })
 }
 
+/// An object that nobody else knows. While there is no memory, because the host has kept a CPU from passing a quiescent
+/// state, waits by `barrier`.
+#[inline(always)]
+fn object(cx: &mut MaySleep, barrier: fn(&mut MaySleep)) -> NonNull<u8> {
+    loop {
+        match cache().alloc(AllocFlags::NOWAIT) {
+            Some(object) => return object,
+            None => barrier(cx),
+        }
+    }
+}
+
 /// Allocates, and has a callback free it; until all are free.
-fn free(cx: &mut MaySleep, clock: Clock, threads: usize) -> f64 {
+fn by_callback(cx: &mut MaySleep, clock: Clock, threads: usize) -> f64 {
     in_all(clock, OBJECTS, threads, || {
         for _ in 0..OBJECTS {
-            let object = loop {
-                match cache().alloc(AllocFlags::NOWAIT) {
-                    Some(object) => break object,
-                    // The host has kept a CPU from passing a quiescent state.
-                    None => rcu_barrier(cx),
-                }
-            };
+            let object = object(cx, rcu_barrier);
             // SAFETY: memory of ours, large enough and aligned, until the callback frees it.
             unsafe {
                 let head = object.as_ptr().cast::<CallbackHead>();
@@ -106,8 +125,23 @@ fn free(cx: &mut MaySleep, clock: Clock, threads: usize) -> f64 {
     })
 }
 
+/// Allocates and gives up to `kfree_rcu`; until all are free.
+fn by_head(cx: &mut MaySleep, clock: Clock, threads: usize) -> f64 {
+    in_all(clock, OBJECTS, threads, || {
+        for _ in 0..OBJECTS {
+            let head = object(cx, kvfree_rcu_barrier).cast::<RcuPtr>();
+            // SAFETY: a fresh object with room for a head, which nobody else knows.
+            unsafe {
+                head.write(RcuPtr::new());
+                kfree_rcu(head);
+            }
+        }
+        kvfree_rcu_barrier(cx);
+    })
+}
+
 unsafe fn free_now(head: *mut CallbackHead) {
-    // SAFETY: `free` allocated it there and queued it as what it is; nobody else has it.
+    // SAFETY: `by_callback` allocated it there and queued it as what it is; nobody else has it.
     unsafe { cache().free(NonNull::new_unchecked(head.cast())) };
 }
 
