@@ -38,6 +38,7 @@ pub mod case;
 pub mod com2;
 pub mod filter;
 pub mod frame;
+mod logged;
 mod nolock;
 pub mod outcome;
 pub mod report;

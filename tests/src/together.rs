@@ -66,6 +66,18 @@ impl Steps {
     }
 }
 
+/// A thread on `on` that is a reader from step 1 to step 2. It returns false if step 2 did not come.
+pub(crate) fn reader_between(cx: &mut MaySleep, on: CpuId, steps: &Steps) -> Result<sched::JoinHandle<bool>, Failure> {
+    let steps = steps.clone();
+    spawn(cx, Some(on), move |cx| {
+        let guard = rcu::read_lock(cx);
+        steps.reach(1);
+        let released = spin_until(|| steps.is_at(2));
+        drop(guard);
+        released
+    })
+}
+
 /// Both ways to wait for a grace period.
 pub(crate) const WAITS: [fn(&mut MaySleep); 2] = [synchronize_rcu, synchronize_rcu_expedited];
 

@@ -11,7 +11,7 @@ use arch::{clock, cpu};
 use rcu::{CallbackHead, call_rcu, rcu_barrier, read_lock, synchronize_rcu, synchronize_rcu_expedited};
 use sync::{ATOMIC, IrqGuard, PreemptGuard};
 
-use crate::together::{MS, Steps, WAITS, soon, spawn, spin_until, two_cpus};
+use crate::together::{MS, Steps, WAITS, reader_between, soon, spawn, two_cpus};
 use crate::{ensure, ensure_eq, ktest, skip};
 
 /// A callback that counts itself and frees its box.
@@ -53,14 +53,7 @@ ktest! {
     fn a_reader_from_before_the_grace_period_delays_it(t: &mut Test) {
         let (_, there) = two_cpus()?;
         let steps = Steps::new();
-        let theirs = steps.clone();
-        let reader = spawn(t.cx, Some(there), move |cx| {
-            let guard = read_lock(cx);
-            theirs.reach(1);
-            let released = spin_until(|| theirs.is_at(2));
-            drop(guard);
-            released
-        })?;
+        let reader = reader_between(t.cx, there, &steps)?;
         ensure!(soon(t.cx, || steps.is_at(1)));
         let count = Arc::new(AtomicUsize::new(0));
         queue(&count);

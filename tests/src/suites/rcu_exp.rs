@@ -3,10 +3,10 @@
 use alloc::vec::Vec;
 
 use arch::cpu;
-use rcu::{read_lock, synchronize_rcu_expedited};
+use rcu::synchronize_rcu_expedited;
 use sched::MigrateGuard;
 
-use crate::together::{MS, Steps, Urgent, soon, spawn, spin_until, two_cpus};
+use crate::together::{MS, Steps, Urgent, reader_between, soon, spawn, spin_until, two_cpus};
 use crate::{ensure, ensure_eq, ktest, skip};
 
 ktest! {
@@ -16,14 +16,7 @@ ktest! {
         let (_, there) = two_cpus()?;
         let _urgent = Urgent::new();
         let steps = Steps::new();
-        let theirs = steps.clone();
-        let reader = spawn(t.cx, Some(there), move |cx| {
-            let guard = read_lock(cx);
-            theirs.reach(1);
-            let released = spin_until(|| theirs.is_at(2));
-            drop(guard);
-            released
-        })?;
+        let reader = reader_between(t.cx, there, &steps)?;
         ensure!(soon(t.cx, || steps.is_at(1)));
         let before = rcu::stats().exp_gps;
         let cpus = cpu::online().iter();

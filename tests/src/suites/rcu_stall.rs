@@ -4,7 +4,6 @@
 //! a report found is taken from a notifier, what it says from the log.
 
 use alloc::format;
-use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -15,6 +14,7 @@ use rcu::stall::{self, Limits, Notifier, Stall};
 use sched::{JoinHandle, Prio, Thread};
 use sync::{ATOMIC, IrqGuard, LockClass, MaySleep, Once, PreemptGuard, SpinLock};
 
+use crate::logged::last_report;
 use crate::run::Test;
 use crate::{Failure, ensure, ensure_eq, ktest, skip};
 
@@ -64,25 +64,6 @@ fn wait_for(cx: &mut MaySleep, like: impl Fn(&Stall) -> bool) -> Option<Stall> {
         }
         sched::sleep_ns(cx, 5 * MS);
     }
-}
-
-/// The last report in the log whose first line has `words`.
-fn last_report(words: &str) -> String {
-    let (mut report, mut inside) = (String::new(), false);
-    sync::log::for_each_line(|line| {
-        let line = String::from_utf8_lossy(line);
-        let text = line.split_once("] ").map_or(&*line, |(_, text)| text);
-        if text.contains(words) {
-            report.clear();
-            inside = true;
-        } else if !text.starts_with("  ") && !text.starts_with('…') {
-            inside = false;
-        }
-        if inside {
-            report.push_str(text.trim_start_matches('…'));
-        }
-    });
-    report
 }
 
 /// A CPU other than this one.

@@ -13,6 +13,7 @@ use sched::watchdog::{self, Kind, Limits};
 use sched::{Completion, JoinHandle, Mutex, Prio};
 use sync::{ATOMIC, IrqGuard, MaySleep, PreemptGuard, SpinLock, lock_class};
 
+use crate::logged::last_report;
 use crate::run::Test;
 use crate::{Failure, ensure, ensure_eq, ktest, skip};
 
@@ -48,25 +49,6 @@ fn wait_for_report(cx: &mut MaySleep, kind: Kind, before: u64) -> bool {
         sched::sleep_ns(cx, 5 * MS);
     }
     true
-}
-
-/// The last report in the log whose first line has `words`: that line and those of the report after it.
-fn last_report(words: &str) -> String {
-    let (mut report, mut inside) = (String::new(), false);
-    sync::log::for_each_line(|line| {
-        let line = String::from_utf8_lossy(line);
-        let text = line.split_once("] ").map_or(&*line, |(_, text)| text);
-        if text.contains(words) {
-            report.clear();
-            inside = true;
-        } else if !text.starts_with("  ") && !text.starts_with('…') {
-            inside = false;
-        }
-        if inside {
-            report.push_str(text);
-        }
-    });
-    report
 }
 
 /// A CPU other than this one, which the test thread is bound to stay away from by its own affinity.
