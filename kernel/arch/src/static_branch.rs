@@ -29,7 +29,8 @@
 //!   section `grange_branches`, which the linker keeps as a whole.
 //! - `SB-3` Text stays write-protected where it is executed (PAGING-1): the byte is stored through the map of physical memory.
 //! - `SB-4` A CPU may go on executing the old instruction until it serialises. Who needs to know that none does calls
-//!   [`serialize`] on every CPU.
+//!   [`serialize`] on every CPU, and on an emulator that translates text does so *twice*, with [`set`] before each: a CPU
+//!   that was translating the old byte at the first store may use its work after it, until it has answered the first call.
 //!
 //! Linux patches five bytes in three steps around a breakpoint (`arch/x86/kernel/alternative.c`, `kernel/jump_label.c`), so
 //! that a site that is off can be a plain no-op; here it clobbers the flags instead. Emulators take a changed byte as it

@@ -101,6 +101,7 @@ unsafe fn queue(head: *mut CallbackHead, func: CallbackFn, may_be_lazy: bool) {
         if cbs.is_empty() {
             // The list of an offloaded CPU is always empty (NOCB-1), so this is the only place that has to look.
             if me.offloaded.get() {
+                drop(cbs);
                 // SAFETY: passed on from the caller.
                 return unsafe { nocb::enqueue(&irqs, head, may_be_lazy, irqs_were_on) };
             }

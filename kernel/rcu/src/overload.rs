@@ -207,6 +207,10 @@ pub(crate) fn tick(me: &Own) {
         load.time_one(queued);
     }
     let rate = queued.saturating_sub(load.queued.replace(queued)) as usize;
+    if me.offloaded.get() {
+        // What ran are callbacks that its threads have called: no rate of this list.
+        return;
+    }
     let mut tell = len >= me.attention_at.get() && notice(me, len);
     let soon = len + rate * config::RATE_HORIZON_TICKS;
     if !load.hurries() && soon >= high_mark() {
