@@ -8,6 +8,7 @@ use core::ptr::NonNull;
 use arch::PAGE_SIZE;
 use mm::AllocFlags;
 use rcu::FullCookie;
+use slab::waiting::{self, Stage};
 
 /// Pointers in a page: what the header leaves.
 pub(crate) const RECORDS: usize = (PAGE_SIZE - 32) / size_of::<usize>();
@@ -83,7 +84,9 @@ impl Bnode {
         debug_assert!(self.expired(), "K-6: a page of objects is freed inside its grace period");
         let raw = self.raw();
         for &object in &raw.records[..raw.len] {
-            crate::free_now(NonNull::new(object).expect("a record is an object"));
+            let object = NonNull::new(object).expect("a record is an object");
+            waiting::leave(Stage::Bulk, object);
+            crate::free_now(object);
         }
         let page = mm::page_of(self.0.as_ptr().cast()).expect("a Bnode is a page");
         mm::free_pages(page, 0);

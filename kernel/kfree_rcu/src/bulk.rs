@@ -27,6 +27,7 @@ use arch::CpuId;
 use rcu::FullCookie;
 use sched::hotplug::{Notifier, Order};
 use sched::{DelayedWork, WorkItem};
+use slab::waiting::{self, Stage as Waits};
 use sync::{ATOMIC, CallbackHead, IrqWork, LockClass, MaySleep, PreemptGuard, SpinLock, hook};
 
 use crate::bnode::{Bnode, Pages, RECORDS};
@@ -103,7 +104,9 @@ fn free_heads(mut next: Option<NonNull<RcuPtr>>) {
     while let Some(head) = next {
         // SAFETY: the object is ours until it is freed below.
         next = unsafe { RcuPtr::next(head) };
-        free_now(object_of(head).expect("an object that was accepted"));
+        let object = object_of(head).expect("an object that was accepted");
+        waiting::leave(Waits::Bulk, object);
+        free_now(object);
     }
 }
 
@@ -216,6 +219,7 @@ pub(crate) fn enqueue(object: NonNull<u8>, head: Option<NonNull<RcuPtr>>) -> boo
         }
         is_first || load.objects().is_multiple_of(RECORDS)
     };
+    waiting::enter(Waits::Bulk, object);
     krc.enqueued.fetch_add(1, Relaxed);
     sync::trace!("kfree_rcu.enqueue", object = object.as_ptr().addr(), by_page = head.is_none());
     if kick {

@@ -31,6 +31,7 @@ use crate::cache::RawCache;
 use crate::remote::Strangers;
 use crate::sheaf::SheafRef;
 use crate::stats::{COUNT, Stat};
+use crate::waiting::{COUNTED, Collecting};
 
 /// The sheaves of one CPU (CPU-1).
 pub(crate) struct Sheaves {
@@ -54,6 +55,11 @@ pub(crate) struct CacheCpu {
     /// Sheaves that callers have, and objects in them: what went out here less what came back here, so only the sums over
     /// all CPUs say anything (S4-12).
     lent: [u64; 2],
+    /// Objects that wait on RCU, by stage from [`Bulk`](crate::waiting::Stage::Bulk) on: like `lent`, what entered here less
+    /// what left here.
+    waiting: [u64; COUNTED],
+    /// The rcu_free sheaf, for others to look at.
+    pub(crate) collecting: Collecting,
 }
 
 impl CacheCpu {
@@ -66,7 +72,13 @@ impl CacheCpu {
             remote: None,
             strangers: Strangers::NONE,
         };
-        Self { sheaves: LocalTryLock::new(sheaves), stats: [0; COUNT], lent: [0; 2] }
+        Self {
+            sheaves: LocalTryLock::new(sheaves),
+            stats: [0; COUNT],
+            lent: [0; 2],
+            waiting: [0; COUNTED],
+            collecting: Collecting::new(),
+        }
     }
 
     /// Where the pointer to main lies.
@@ -81,6 +93,14 @@ impl CacheCpu {
     /// Where the two words of `lent` are.
     pub(crate) const fn lent_offset(index: usize) -> usize {
         offset_of!(CacheCpu, lent) + index * size_of::<u64>()
+    }
+
+    pub(crate) const fn waiting_offset(index: usize) -> usize {
+        offset_of!(CacheCpu, waiting) + index * size_of::<u64>()
+    }
+
+    pub(crate) fn waiting_ptr(this: *mut Self, index: usize) -> *mut u64 {
+        this.wrapping_byte_add(Self::waiting_offset(index)).cast()
     }
 
     pub(crate) fn stat_ptr(this: *mut Self, stat: Stat) -> *mut u64 {

@@ -26,6 +26,7 @@ use sync::{ATOMIC, IrqWork, LlistChain, LlistHead, LlistNode, MaySleep, PreemptG
 use crate::sheaf::SheafRef;
 use crate::slab_ref::SlabRef;
 use crate::stats::Stat;
+use crate::waiting::{self, Stage};
 
 /// One CPU's lists. Pushed to by this CPU in any context; drained by it, or for it when it is dead.
 struct Deferred {
@@ -102,6 +103,7 @@ pub(crate) fn defer_free(object: NonNull<u8>) {
 pub unsafe fn defer_rcu_object(head: NonNull<LlistNode>) {
     // SAFETY: the caller hands the head over.
     unsafe { head.write(LlistNode::new()) };
+    waiting::enter(Stage::Deferred, head.cast());
     push(List::RcuObjects, head);
 }
 
@@ -138,6 +140,7 @@ fn drain(deferred: &Deferred) {
         ) {
             return;
         }
+        waiting::leave(Stage::Deferred, node.cast());
         let hook = RCU_OBJECT.get().expect("kfree_rcu_nolock before kfree_rcu is up");
         // SAFETY: pushed by `defer_rcu_object`, whose caller gave the object up.
         unsafe { hook(node) };

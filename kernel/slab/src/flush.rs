@@ -25,6 +25,7 @@ use crate::rcu_free;
 use crate::registry;
 use crate::sheaf::{Chain, SheafRef};
 use crate::slab_ref::SlabRef;
+use crate::waiting;
 
 /// The sheaves of one CPU, taken off it.
 #[derive(Default)]
@@ -42,8 +43,12 @@ enum What {
     RcuFree,
 }
 
-fn detach(held: &mut Sheaves, what: What) -> Detached {
-    let rcu_free = held.rcu_free.take();
+/// Takes the sheaves of `cpu`, which are `held`.
+fn detach(cpu: CpuId, held: &mut Sheaves, what: What) -> Detached {
+    let rcu_free = held.rcu_free.take().inspect(|&sheaf| {
+        sheaf.set_node(arch::cpu::node_of(cpu));
+        waiting::detach(cpu, sheaf);
+    });
     if what == What::RcuFree {
         return Detached { rcu_free, ..Detached::default() };
     }
@@ -60,7 +65,7 @@ fn detach(held: &mut Sheaves, what: What) -> Detached {
 fn detach_on(cache: &'static RawCache, cpu: CpuId, what: What) -> Detached {
     loop {
         // Nothing if somebody there is using them right now.
-        match smp::run_on(cpu, || cache.sheaves().map(|mut held| detach(&mut held, what))) {
+        match smp::run_on(cpu, || cache.sheaves().map(|mut held| detach(cpu, &mut held, what))) {
             Some(Some(detached)) => return detached,
             Some(None) => arch::irq::relax(),
             None => return Detached::default(),
@@ -97,7 +102,7 @@ impl RawCache {
         let sheaves = unsafe { &(*self.cpu().ptr_on(cpu)).sheaves };
         debug_assert!(!sheaves.is_locked(), "CPU-3: CPU {cpu} went offline inside of {}", self.name());
         // SAFETY: by the caller nobody uses them but us, who clean up after a dead CPU (CPU-1).
-        self.put_away(detach(unsafe { &mut *sheaves.as_ptr() }, What::All));
+        self.put_away(detach(cpu, unsafe { &mut *sheaves.as_ptr() }, What::All));
     }
 
     fn put_away(&self, detached: Detached) -> usize {

@@ -30,6 +30,7 @@
 //! | [`bulk`], [`prefill`] | many objects in one call; sheaves for callers who must not fail later |
 //! | [`rcu_free`] | sheaves of objects that wait for a grace period |
 //! | [`deferred`] | what an NMI could not do itself |
+//! | [`waiting`] | how much waits on RCU, where, and since when |
 //! | [`flush`] | emptying sheaves and barns: shrink, destroy, barriers |
 //! | `shrinker` | what the page allocator gets back when memory is short |
 //! | [`tune`] | capacity, barn limits and the like, changed at run time |
@@ -81,6 +82,7 @@ pub mod tune;
 pub mod typed;
 pub mod typed_many;
 pub mod typesafe;
+pub mod waiting;
 
 mod barn;
 mod cpu;

@@ -17,6 +17,7 @@ use sync::{ATOMIC, LockClass, SpinIrqGuard, SpinLock, hook};
 use crate::Spin;
 use crate::barn::Barn;
 use crate::slab_ref::SlabRef;
+use crate::waiting::Detached;
 
 /// Inside the sheaf lock and the list of caches; nothing nests inside it, least of all a barn lock (M-10).
 static LIST_LOCK: LockClass = LockClass::new("slab.list").rank(850);
@@ -130,6 +131,8 @@ pub(crate) struct CacheNode {
     nr_slabs: AtomicU64,
     total_objects: AtomicU64,
     pub(crate) barn: Barn,
+    /// Sheaves for that barn that wait for a grace period.
+    pub(crate) waiting: Detached,
 }
 
 // SAFETY: the partial list names slabs by their descriptors, which belong to no CPU; it is under its lock.
@@ -143,6 +146,7 @@ impl CacheNode {
             nr_slabs: AtomicU64::new(0),
             total_objects: AtomicU64::new(0),
             barn: Barn::new(node, sheaf_capacity),
+            waiting: Detached::new(),
         }
     }
 

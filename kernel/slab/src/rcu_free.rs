@@ -23,10 +23,11 @@ use mm::AllocFlags;
 use sync::{CallbackHead, bug, hook};
 
 use crate::cache::RawCache;
+use crate::exchange::Held;
 use crate::sheaf::SheafRef;
 use crate::slab_ref::SlabRef;
 use crate::stats::Stat;
-use crate::{Spin, exchange, local_node};
+use crate::{Spin, exchange, local_node, waiting};
 
 /// Puts `object` into this CPU's rcu_free sheaf: it is freed after a grace period. False if that cannot be: the object
 /// lies in no slab, or on another node, or its cache has no sheaves, or the way there is busy (S0-2, S0-4, S0-5).
@@ -63,7 +64,7 @@ fn push(cache: &RawCache, object: NonNull<u8>, spin: Spin) -> bool {
                 held.spare = None;
             }
             match spare.or_else(|| barn?.get_empty(spin)) {
-                Some(empty) => *held.rcu_free.insert(empty),
+                Some(empty) => begin(cache, &mut held, empty),
                 None => {
                     drop(held);
                     let flags = AllocFlags::NO_RESERVE | AllocFlags::NOWARN;
@@ -100,7 +101,7 @@ fn push(cache: &RawCache, object: NonNull<u8>, spin: Spin) -> bool {
                                 "slab_hooks.*rcu_free*"
                             ) =>
                         {
-                            *held.rcu_free.insert(empty)
+                            begin(cache, &mut held, empty)
                         }
                         None => {
                             empty.free(spin);
@@ -121,6 +122,7 @@ fn push(cache: &RawCache, object: NonNull<u8>, spin: Spin) -> bool {
     let other =
         bug!("rcu_free.wrong_node", "a sheaf goes to node 0's barn after its grace period", "slab_nolock.*own_node");
     sheaf.set_node(if other { arch::NodeId::new(0) } else { local_node() });
+    waiting::detach(arch::cpu::current(), sheaf);
     if spin == Spin::May || (arch::irq::enabled() && !sync::context::in_nmi()) {
         // RCUF-1: still under the sheaf lock.
         submit(sheaf);
@@ -137,6 +139,12 @@ fn push(cache: &RawCache, object: NonNull<u8>, spin: Spin) -> bool {
     }
     drop(held);
     true
+}
+
+/// Makes `empty` this CPU's rcu_free sheaf.
+fn begin(cache: &RawCache, held: &mut Held, empty: SheafRef) -> SheafRef {
+    cache.collecting(arch::cpu::current()).begin(empty);
+    *held.rcu_free.insert(empty)
 }
 
 /// Hands a detached sheaf to RCU. Only enqueues, so it is legal under the sheaf lock.
@@ -162,6 +170,7 @@ unsafe fn to_barn(head: *mut CallbackHead) {
     let sheaf = unsafe { SheafRef::from_rcu_head(head) };
     let cache = sheaf.cache();
     let barn = cache.node(sheaf.node()).map(|node| &node.barn);
+    waiting::returned(sheaf);
     sync::trace!(
         "slab.rcu_done",
         cache = sync::trace::text(cache.name()),
@@ -186,6 +195,7 @@ unsafe fn to_barn(head: *mut CallbackHead) {
 unsafe fn to_slabs(head: *mut CallbackHead) {
     // SAFETY: RCU hands back what `submit_flushed` handed over.
     let sheaf = unsafe { SheafRef::from_rcu_head(head) };
+    waiting::returned(sheaf);
     sheaf.cache().flush_and_free(sheaf);
 }
 

@@ -30,6 +30,7 @@ use sync::llist::LlistNode;
 
 use crate::cache::RawCache;
 use crate::stats::Stat;
+use crate::waiting::Stamp;
 use crate::{Spin, slow};
 
 /// Bytes before the object array.
@@ -60,6 +61,8 @@ pub(crate) struct Sheaf {
     /// Node whose barn gets the sheaf back after a grace period (S0-8). Written at detach.
     node: u8,
     flags: u8,
+    /// When it was detached, as far as [`SECOND`] does not say. Written at detach.
+    after: u16,
 }
 
 const _: () = assert!(size_of::<Sheaf>() == HEADER);
@@ -68,6 +71,8 @@ const _: () = assert!(size_of::<Sheaf>() == HEADER);
 const OVERSIZE: u8 = 1 << 0;
 /// Flag: may hold objects of the reserve or lie in it, so it is flushed when it comes back and nobody else gets it (S4-11, S5-4).
 const RESERVE: u8 = 1 << 1;
+/// Flag: of the second generation of those that wait for a grace period ([`Stamp`]).
+const SECOND: u8 = 1 << 2;
 
 /// A sheaf that its holder owns (SHEAF-1). Copying the reference does not copy the right: whoever gives a
 /// sheaf away must not use it any more.
@@ -90,6 +95,7 @@ static BOOTSTRAP: Bootstrap = Bootstrap(Sheaf {
     capacity: 0,
     node: 0,
     flags: 0,
+    after: 0,
 });
 
 impl SheafRef {
@@ -215,6 +221,23 @@ impl SheafRef {
         unsafe { (*self.as_ptr()).node = node.index() as u8 };
     }
 
+    /// When the sheaf was detached, as [`Detached`](crate::waiting::Detached) told.
+    pub(crate) fn stamp(&self) -> Stamp {
+        Stamp { second: self.get().flags & SECOND != 0, after: self.get().after }
+    }
+
+    pub(crate) fn set_stamp(self, stamp: Stamp) {
+        // SAFETY: the holder owns the sheaf (SHEAF-1).
+        let sheaf = unsafe { &mut *self.as_ptr() };
+        sheaf.flags = sheaf.flags & !SECOND | if stamp.second { SECOND } else { 0 };
+        sheaf.after = stamp.after;
+    }
+
+    /// Where the size of a sheaf is, for who does not own it (WAIT-2).
+    pub(crate) fn size_place(sheaf: NonNull<Sheaf>) -> *mut u16 {
+        sheaf.as_ptr().wrapping_byte_add(core::mem::offset_of!(Sheaf, size)).cast()
+    }
+
     pub(crate) fn next(&self) -> *mut Sheaf {
         // SAFETY: only called on chains, where `next` is the live member.
         unsafe { self.get().link.next }
@@ -334,6 +357,7 @@ impl SheafRef {
             capacity: capacity as u16,
             node: 0,
             flags: if capacity > cache.sheaf_capacity() { OVERSIZE } else { 0 },
+            after: 0,
         };
         let memory = memory.cast::<Sheaf>();
         // SAFETY: `bytes(capacity)` fresh bytes, aligned for any header.
