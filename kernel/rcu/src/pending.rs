@@ -79,6 +79,7 @@ const SEGMENTS: usize = FullCookie::MAX_LIVE;
 /// ```
 #[derive(Debug)]
 pub struct Pending<C, B> {
+    /// Newest first, with gaps.
     segments: [Option<(C, B)>; SEGMENTS],
     done: B,
     /// The cookie of the call before.
@@ -110,11 +111,36 @@ impl<C: LiveCookie, B: Batch> Pending<C, B> {
         match self.segments.iter_mut().flatten().find(|(of, _)| *of == cookie) {
             Some((_, there)) => there.append(&mut batch),
             None => {
-                let free = self.segments.iter_mut().find(|segment| segment.is_none());
-                *free.expect("PND-2: more live cookies than there can be") = Some((cookie, batch));
+                let free = self.segments.iter().position(Option::is_none);
+                let free = free.expect("PND-2: more live cookies than there can be");
+                self.segments[..=free].rotate_right(1);
+                self.segments[0] = Some((cookie, batch));
             }
         }
         self.last.replace(cookie) != Some(cookie)
+    }
+
+    /// What waits for exactly `cookie`, to have more put into it: by its owner, under the same rules as for [`Pending::add`], which
+    /// is for a cookie that has nothing yet.
+    pub fn batch_mut(&mut self, cookie: C) -> Option<&mut B> {
+        self.segments.iter_mut().flatten().find(|(of, _)| *of == cookie).map(|(_, batch)| batch)
+    }
+
+    /// Has `take` take something out of a batch, whether it is over or not: the newest first, what is done last. Gives what the
+    /// first one gave that gave anything.
+    pub fn take_with<R>(&mut self, mut take: impl FnMut(&mut B) -> Option<R>) -> Option<R> {
+        for segment in &mut self.segments {
+            let Some((_, batch)) = segment else { continue };
+            let taken = take(batch);
+            if batch.is_empty() {
+                // PND-1.
+                *segment = None;
+            }
+            if taken.is_some() {
+                return taken;
+            }
+        }
+        take(&mut self.done)
     }
 
     /// Takes all whose cookies are over.
@@ -128,12 +154,23 @@ impl<C: LiveCookie, B: Batch> Pending<C, B> {
         self.segments.iter().any(Option::is_some)
     }
 
-    /// The segments, in no order.
+    /// Whether there is nothing in it at all.
+    pub fn is_empty(&self) -> bool {
+        !self.is_waiting() && self.done.is_empty()
+    }
+
+    /// The segments, newest first.
     pub fn segments(&self) -> impl Iterator<Item = (C, &B)> {
         self.segments.iter().flatten().map(|(cookie, batch)| (*cookie, batch))
     }
 
-    fn advance(&mut self) {
+    /// What was done at the last call.
+    pub fn done(&self) -> &B {
+        &self.done
+    }
+
+    /// Looks which cookies are over.
+    pub fn advance(&mut self) {
         for segment in &mut self.segments {
             if let Some((_, batch)) = segment.take_if(|(cookie, _)| cookie.is_over()) {
                 self.done.append(&mut { batch });

@@ -71,7 +71,7 @@ pub use self::{
     cpu::CpuData,
     domain::{Core, SrcuDomain, SrcuOwner},
     flavour::{Fast, FastUpDown, Flavour, HandsOver, NmiSafe, Normal},
-    poll::{SrcuCookie, srcu_get_state, srcu_start_poll},
+    poll::{SrcuCookie, srcu_get_state, srcu_start_poll, srcu_start_poll_expedited},
     ptr::{Srcu, SrcuRetired},
     reader::{InSection, SrcuDownGuard, SrcuReadGuard, srcu_down_read, srcu_read_lock, srcu_up_read},
     registry::{STATIC_DOMAINS, leaked},

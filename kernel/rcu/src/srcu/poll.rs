@@ -22,6 +22,8 @@ use sync::{MaySleep, context};
 use super::domain::{Core, SrcuDomain};
 use super::flavour::Flavour;
 use super::{gp, wait};
+use crate::pending::LiveCookie;
+use crate::poll::Pollable;
 use crate::seq::Seq;
 
 /// A point in time of a domain, to be asked later whether a grace period has passed since.
@@ -49,6 +51,28 @@ pub fn srcu_start_poll<F: Flavour>(domain: &SrcuDomain<F>) -> SrcuCookie<'_> {
     let cookie = srcu_get_state(domain);
     gp::request(cookie.core, cookie.end, false);
     cookie
+}
+
+/// As [`srcu_start_poll`], with a wish for an expedited one, as of [`synchronize_srcu_expedited`](super::synchronize_srcu_expedited).
+///
+/// Context: as [`srcu_start_poll`].
+#[must_use = "a cookie that is dropped cannot be asked"]
+pub fn srcu_start_poll_expedited<F: Flavour>(domain: &SrcuDomain<F>) -> SrcuCookie<'_> {
+    debug_assert!(!context::in_nmi(), "SRCU: srcu_start_poll_expedited in NMI context");
+    let cookie = srcu_get_state(domain);
+    gp::request(cookie.core, cookie.end, true);
+    cookie
+}
+
+impl Pollable for SrcuCookie<'_> {
+    fn is_over(&self) -> bool {
+        (*self).is_over()
+    }
+}
+
+impl LiveCookie for SrcuCookie<'_> {
+    /// Of one domain: those of one counter, as of [`Cookie`](crate::Cookie::MAX_LIVE).
+    const MAX_LIVE: usize = crate::Cookie::MAX_LIVE;
 }
 
 impl SrcuCookie<'_> {
