@@ -15,6 +15,7 @@
 //! |---|---|
 //! | [`head`] | the 8-byte head, and finding an object from it |
 //! | [`bulk`] | the back end: per-CPU pages of pointers (K-1 to K-9) |
+//! | [`pending`] | objects that wait by cookie, of any type, for RCU or an SRCU domain (S3) |
 //! | [`barrier`] | waiting until everything given before is free |
 //!
 //! Which layer owns batching (S0-19): `slab` batches objects of its caches by the sheaf, because only it can reuse a whole
@@ -37,11 +38,18 @@
 //!
 //! Answers to `mm/slab_common.c` in Linux (7.x).
 
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
 pub mod barrier;
 pub mod bulk;
 pub mod head;
+pub mod pending;
 
 mod bnode;
+#[cfg(test)]
+mod test_machine;
 
 use core::ptr::NonNull;
 

@@ -160,6 +160,22 @@ unsafe impl<T: Send + Sync> Send for TypesafeBox<'_, T> {}
 // SAFETY: as above.
 unsafe impl<T: Send + Sync> Sync for TypesafeBox<'_, T> {}
 
+impl<'c, T> TypesafeBox<'c, T> {
+    /// Gives up the box but not the object. Not a method, so that it hides none of the object's.
+    #[must_use = "nobody else will free the object"]
+    pub fn into_raw(this: Self) -> NonNull<T> {
+        core::mem::ManuallyDrop::new(this).object
+    }
+
+    /// Takes an object back into a box.
+    ///
+    /// # Safety
+    /// `object` came from [`TypesafeBox::into_raw`] of a box of the same lifetime, and nobody else owns it.
+    pub unsafe fn from_raw(object: NonNull<T>) -> Self {
+        Self { object, of: PhantomData }
+    }
+}
+
 impl<T> Drop for TypesafeBox<'_, T> {
     fn drop(&mut self) {
         // SAFETY: the object is the box's own, and the box goes; readers may go on looking (SAFE-1).

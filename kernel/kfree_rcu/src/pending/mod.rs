@@ -1,0 +1,314 @@
+//! [`Pending`]: objects that wait for a grace period, by cookie, each with its owner's type.
+//!
+//! Who frees many objects does not want a callback for each. This keeps them in arrays, one lot for each grace period that they
+//! can wait for, and asks instead of queueing: a cookie is taken when an object comes, and one callback a CPU, under way
+//! while anything waits, looks what is over and has a worker finish that.
+//!
+//! ```text
+//!             ┌ bucket of cookie A: store + list ┐
+//!  enqueue ─► ├ bucket of cookie B               ┤── over ──► bucket of what is over ──worker──► Deferred::finish
+//!             └ ... as many as cookies can live  ┘
+//!  dequeue ◄── newest first, grace period over or not (only where readers bear it)
+//! ```
+//!
+//! | module | what it is |
+//! |---|---|
+//! | `domain` | [`GracePeriods`]: RCU or an SRCU domain |
+//! | `object` | [`Deferred`]: what may wait; [`Reusable`]: what may be had back early |
+//! | `store`, `radix`, `pages` | where addresses are kept: [`Radix`] or [`Pages`], a type parameter |
+//! | `links` | what finds no place there: lists through the objects |
+//! | `bucket`, `cpu` | what waits for one cookie, and on one CPU |
+//!
+//! ```no_run
+//! use grange_kfree_rcu::pending::{Pending, TreeRcu};
+//! use grange_kfree_rcu::{RcuPtr, has_rcu_ptr};
+//! use slab::KBox;
+//!
+//! struct Node { key: u64, rcu: RcuPtr }
+//! has_rcu_ptr!(Node, rcu);
+//!
+//! fn tracker(cx: &mut sync::MaySleep) -> Result<(), sync::percpu_dyn::PerCpuFull> {
+//!     let pending = Pending::<KBox<Node>>::new("nodes", TreeRcu)?;
+//!     if let Ok(node) = KBox::try_new(Node { key: 1, rcu: RcuPtr::new() }, mm::AllocFlags::NOWAIT) {
+//!         pending.enqueue(node).expect("a node has a link");
+//!     }
+//!     pending.exit(cx);
+//!     Ok(())
+//! }
+//! ```
+//!
+//! # Invariants
+//! - **PEND-1** A cookie is taken under the lock, or was taken under it a moment before and is not over. So no more buckets
+//!   are needed than cookies can live ([`rcu::pending`]), which is asserted there.
+//! - **PEND-2** While anything waits on a CPU its callback is on its way, and when it has been called with something over, its
+//!   work is queued: nothing is stranded. `armed` changes under the lock.
+//! - **PEND-3** Memory is looked for without the lock, once, by means that wait for nobody; then the cookie is looked at
+//!   again. Who has no memory puts the object on a list through its own link. Only objects without one can be refused.
+//! - **PEND-4** Objects are finished with no spin lock held; what is being finished still counts.
+//!
+//! Lock: each CPU's `kfree_rcu.pending`, interrupts off, nothing inside. Outside of it the mutex `kfree_rcu.pending_turn`.
+//!
+//! Answers to the series "rcu_pending" of 2024 and `fs/bcachefs/rcu_pending.c` in Linux 6.12; rows S3-1 to S3-16, S3-21.
+
+mod bucket;
+mod cpu;
+mod domain;
+mod links;
+mod object;
+mod pages;
+mod radix;
+mod store;
+#[cfg(test)]
+mod store_tests;
+#[cfg(test)]
+mod tests;
+
+use alloc::boxed::Box;
+use core::mem::ManuallyDrop;
+use core::ptr::NonNull;
+
+use arch::{clock, cpu as cpus};
+use rcu::hist;
+use sync::percpu_dyn::{DynPerCpu, PerCpuFull};
+use sync::{ATOMIC, MaySleep, PreemptGuard};
+
+pub use self::bucket::Counts;
+pub use self::cpu::FLOOD;
+pub use self::domain::{GracePeriods, TreeRcu};
+pub use self::object::{Deferred, GivenUp, Reusable};
+pub use self::pages::Pages;
+pub use self::radix::Radix;
+pub use self::store::{Stash, Store};
+
+use self::bucket::State;
+use self::cpu::{Cpu, Shared};
+
+/// What waits in a tracker: a sum of moments.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Waiting {
+    /// Objects.
+    pub objects: usize,
+    /// Their bytes.
+    pub bytes: usize,
+    /// How long the oldest has waited, in nanoseconds.
+    pub oldest_ns: u64,
+    /// Nodes that keep their addresses.
+    pub nodes: usize,
+}
+
+/// Why an object was not taken.
+pub(crate) enum Refused<T> {
+    /// It needs no more waiting (S3-9).
+    Over(T),
+    /// There is no memory to note its address, and it has no link.
+    NoMemory(T),
+}
+
+/// Objects that wait for grace periods of `D`, with their addresses in an `S`; see the [module](self).
+///
+/// Ends with [`exit`](Self::exit). Dropped without, it says so and stays for ever, and so does what waits in it until then.
+pub struct Pending<T: Deferred, D: GracePeriods = TreeRcu, S: Store = Radix> {
+    cpus: ManuallyDrop<DynPerCpu<Cpu<T, D, S>>>,
+    shared: NonNull<Shared<D>>,
+}
+
+// SAFETY: what it points to is shared by locks, and the objects in it are `Send`.
+unsafe impl<T: Deferred, D: GracePeriods, S: Store> Sync for Pending<T, D, S> {}
+// SAFETY: as above; it is bound to no thread.
+unsafe impl<T: Deferred, D: GracePeriods, S: Store> Send for Pending<T, D, S> {}
+
+impl<T: Deferred, D: GracePeriods, S: Store> Pending<T, D, S> {
+    /// An empty tracker. The name is for reports.
+    ///
+    /// Context: task; allocates. After `rcu::init`.
+    ///
+    /// # Errors
+    /// The dynamic part of the per-CPU areas is full.
+    pub fn new(name: &'static str, domain: D) -> Result<Self, PerCpuFull> {
+        let shared = NonNull::from(Box::leak(Box::new(Shared { name, domain, residence: hist::Histogram::new() })));
+        let cpus = DynPerCpu::new(|cpu| Cpu::new(cpu, shared)).inspect_err(|_| {
+            // SAFETY: leaked above, and nobody has got it.
+            drop(unsafe { Box::from_raw(shared.as_ptr()) });
+        })?;
+        Ok(Self { cpus: ManuallyDrop::new(cpus), shared })
+    }
+
+    /// Takes `object`, to [finish](Deferred::finish) it when a grace period has passed.
+    ///
+    /// Context: task, softirq, hardirq; interrupts on or off, under any lock that `call_rcu` may be called under. It never waits,
+    /// for memory or anything else. If a grace period passes while it looks for memory, it finishes the object itself.
+    ///
+    /// # Errors
+    /// The object, if it has no link of its own and there is no memory to note its address.
+    pub fn enqueue(&self, object: T) -> Result<(), T> {
+        let (address, link) = object.into_parts();
+        let _pin = PreemptGuard::new(ATOMIC);
+        match self.here().enqueue(address, link) {
+            Ok(()) => Ok(()),
+            Err(Refused::Over(())) => {
+                // SAFETY: from `into_parts`, and a grace period has passed since.
+                unsafe { T::finish(&mut [address]) };
+                Ok(())
+            }
+            // SAFETY: from `into_parts`, and nobody else has it.
+            Err(Refused::NoMemory(())) => Err(unsafe { T::from_object(address) }),
+        }
+    }
+
+    /// The same for threads that may wait: it finishes what is over on this CPU first (S3-10), and if there is no memory for an
+    /// object without a link, waits for a grace period and finishes the object itself.
+    ///
+    /// Context: task; sleeps, not in a section of the domain.
+    pub fn enqueue_mightsleep(&self, object: T, cx: &mut MaySleep) {
+        cx.assert_may_sleep();
+        let Err(object) = self.enqueue(object) else { return };
+        self.here().try_finish(cx);
+        let Err(object) = self.enqueue(object) else { return };
+        self.domain().synchronize(false, cx);
+        let (address, _) = object.into_parts();
+        // SAFETY: from `into_parts`, and a grace period has passed since it was given up.
+        unsafe { T::finish(&mut [address]) };
+    }
+
+    /// An object that waits on this CPU, whether its grace period is over or not, or nothing.
+    ///
+    /// Context: any but NMI.
+    pub fn dequeue(&self) -> Option<T>
+    where
+        T: Reusable,
+    {
+        // SAFETY: it waited, so it is from `into_parts`, and taken out once.
+        self.here().dequeue().map(|object| unsafe { T::from_object(object) })
+    }
+
+    /// The same from any CPU, this one first.
+    ///
+    /// Context: any but NMI.
+    pub fn dequeue_from_all(&self) -> Option<T>
+    where
+        T: Reusable,
+    {
+        self.dequeue().or_else(|| {
+            // SAFETY: as in `dequeue`.
+            self.cpus().find_map(Cpu::dequeue).map(|object| unsafe { T::from_object(object) })
+        })
+    }
+
+    /// Gives memory back: finishes what is over, and with `hurry` an expedited grace period later the rest. Returns bytes.
+    ///
+    /// Context: task; sleeps. It waits for no lock that is held while objects are finished, so a shrinker may call it.
+    pub fn reclaim(&self, hurry: bool, cx: &mut MaySleep) -> usize {
+        let finish_all = |cx: &mut MaySleep| self.cpus().map(|cpu| cpu.try_finish(cx)).sum::<usize>();
+        let mut bytes = finish_all(cx);
+        if hurry && self.waiting().objects != 0 {
+            self.domain().synchronize(true, cx);
+            bytes += finish_all(cx);
+        }
+        bytes
+    }
+
+    /// Waits until every object that was taken before is finished.
+    ///
+    /// Context: task; sleeps, not in a section of the domain, and with nothing held that finishing takes.
+    pub fn flush(&self, cx: &mut MaySleep) {
+        cx.assert_may_sleep();
+        if self.waiting().objects == 0 {
+            return;
+        }
+        self.domain().synchronize(false, cx);
+        self.cpus().for_each(|cpu| _ = cpu.finish(cx));
+    }
+
+    /// Waits until everything is finished, and ends the tracker (S3-15).
+    ///
+    /// Context: task; sleeps, not in a section of the domain, and with nothing held that finishing takes.
+    ///
+    /// # Panics
+    /// If something waits although nothing is on its way, which cannot be (PEND-2).
+    pub fn exit(self, cx: &mut MaySleep) {
+        cx.assert_may_sleep();
+        loop {
+            let is_idle = self.cpus().all(|cpu| cpu.with(|state| state.is_idle()));
+            // Also if all is idle: the last callback may have said so and be about to return, the last worker too.
+            self.domain().barrier(cx);
+            self.cpus().for_each(|cpu| cpu.flush_work(cx));
+            if is_idle {
+                break;
+            }
+        }
+        assert_eq!(self.waiting().objects, 0, "PEND-2: objects are left in {}", self.name());
+        let mut this = ManuallyDrop::new(self);
+        // SAFETY: nobody uses the parts any more: no callback, no work, and the tracker is ours; `drop` is not run.
+        unsafe {
+            ManuallyDrop::drop(&mut this.cpus);
+            drop(Box::from_raw(this.shared.as_ptr()));
+        }
+    }
+
+    /// What waits.
+    ///
+    /// Context: any but NMI.
+    pub fn waiting(&self) -> Waiting {
+        let now = clock::now_ns();
+        self.cpus().fold(Waiting::default(), |sum, cpu| {
+            cpu.with(|state| Waiting {
+                objects: sum.objects + state.objects,
+                bytes: sum.bytes + state.bytes,
+                oldest_ns: sum.oldest_ns.max(state.oldest().map_or(0, |since| now.saturating_sub(since))),
+                nodes: sum.nodes + state.nodes(),
+            })
+        })
+    }
+
+    /// Objects that wait on this CPU (S3-16). Context: any but NMI.
+    pub fn waiting_here(&self) -> usize {
+        self.here().with(|state| state.objects)
+    }
+
+    /// What has happened, over all CPUs. Context: any but NMI.
+    pub fn counts(&self) -> Counts {
+        self.cpus().map(|cpu| cpu.with(|state: &mut State<_, _>| state.counts)).fold(Counts::default(), |a, b| Counts {
+            enqueued: a.enqueued + b.enqueued,
+            linked: a.linked + b.linked,
+            dequeued: a.dequeued + b.dequeued,
+            asked: a.asked + b.asked,
+            callbacks: a.callbacks + b.callbacks,
+        })
+    }
+
+    /// How long lots of objects waited until they were finished, in nanoseconds.
+    pub fn residence(&self) -> hist::Snapshot {
+        self.shared().residence.snapshot()
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &'static str {
+        self.shared().name
+    }
+
+    fn shared(&self) -> &Shared<D> {
+        // SAFETY: it stays until `exit` drops it.
+        unsafe { self.shared.as_ref() }
+    }
+
+    fn domain(&self) -> D {
+        self.shared().domain
+    }
+
+    /// This CPU's part, or that of one that was this CPU a moment ago: any will do, because it is locked.
+    fn here(&self) -> &Cpu<T, D, S> {
+        // SAFETY: initialised for every present CPU, and shared by its locks.
+        unsafe { &*self.cpus.this_ptr() }
+    }
+
+    fn cpus(&self) -> impl Iterator<Item = &Cpu<T, D, S>> {
+        // SAFETY: as in `here`.
+        cpus::present().iter().map(|cpu| unsafe { &*self.cpus.ptr_on(cpu) })
+    }
+}
+
+impl<T: Deferred, D: GracePeriods, S: Store> Drop for Pending<T, D, S> {
+    fn drop(&mut self) {
+        log::error!("kfree_rcu: tracker {} was dropped instead of ended, and stays for ever", self.name());
+    }
+}

@@ -1,0 +1,135 @@
+//! Trackers on a hosted machine: with both stores, for RCU and for a domain, with memory and without.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::vec::Vec;
+
+use arch::hosted::in_own_process;
+use mm::AllocFlags;
+use rcu::srcu::{Normal, srcu_read_lock};
+use slab::KBox;
+use sync::{ATOMIC, MaySleep};
+
+use super::{GracePeriods, Pages, Pending, Radix, Store, TreeRcu};
+use crate::test_machine::{machine, spawn};
+use crate::{RcuPtr, has_rcu_ptr};
+
+const MS: u64 = 1_000_000;
+
+rcu::srcu_domain! {
+    static DOMAIN: Normal;
+}
+
+/// Counts in when it is made, and out when it is dropped.
+struct Node {
+    alive: Arc<AtomicUsize>,
+    rcu: RcuPtr,
+}
+
+has_rcu_ptr!(Node, rcu);
+
+impl Node {
+    fn make(alive: &Arc<AtomicUsize>) -> KBox<Node> {
+        alive.fetch_add(1, SeqCst);
+        KBox::try_new(Node { alive: alive.clone(), rcu: RcuPtr::new() }, AllocFlags::NOWAIT).expect("memory")
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.alive.fetch_sub(1, SeqCst);
+    }
+}
+
+type Nodes<D, S> = Pending<KBox<Node>, D, S>;
+
+fn tracker<D: GracePeriods, S: Store>(domain: D) -> &'static Nodes<D, S> {
+    std::boxed::Box::leak(std::boxed::Box::new(Pending::new("test", domain).expect("room for it")))
+}
+
+/// Takes a tracker back that all threads are done with, and ends it.
+fn end<D: GracePeriods, S: Store>(pending: &'static Nodes<D, S>, cx: &mut MaySleep) {
+    // SAFETY: leaked by `tracker`, and used by nobody any more.
+    unsafe { core::ptr::read(pending) }.exit(cx);
+}
+
+/// Many objects from all CPUs, some of them while others are flushed: all are finished, and all figures are zero again.
+fn all_are_finished<D: GracePeriods, S: Store>(domain: D, cx: &mut MaySleep) {
+    let (pending, alive) = (tracker::<D, S>(domain), Arc::new(AtomicUsize::new(0)));
+    let threads: Vec<_> = (0..2)
+        .map(|cpu| {
+            let alive = alive.clone();
+            spawn(cx, Some(cpu), move |cx| {
+                for i in 0..3_000 {
+                    pending.enqueue(Node::make(&alive)).unwrap_or_else(|_| panic!("a node has a link"));
+                    if i % 100 == 0 {
+                        sched::yield_now(cx);
+                    }
+                }
+            })
+        })
+        .collect();
+    pending.flush(cx);
+    threads.into_iter().for_each(|thread| thread.join(cx));
+    pending.flush(cx);
+    assert_eq!((alive.load(SeqCst), pending.counts().enqueued), (0, 6_000));
+    let now = pending.waiting();
+    assert_eq!((now.objects, now.bytes, now.oldest_ns), (0, 0, 0));
+    end(pending, cx);
+}
+
+#[test]
+fn all_that_was_taken_is_finished() {
+    in_own_process(|| {
+        machine(2, 1, |cx| {
+            all_are_finished::<_, Radix>(TreeRcu, cx);
+            all_are_finished::<_, Pages>(TreeRcu, cx);
+            all_are_finished::<_, Radix>(&DOMAIN, cx);
+            all_are_finished::<_, Pages>(&DOMAIN, cx);
+        });
+    });
+}
+
+/// Objects wait for a reader that was there first, whatever is done meanwhile, and for no other.
+fn waits_for<D: GracePeriods, S: Store, G: 'static>(domain: D, enter: fn() -> G, cx: &mut MaySleep) {
+    let (pending, alive) = (tracker::<D, S>(domain), Arc::new(AtomicUsize::new(0)));
+    let (entered, leave) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (theirs, go) = (entered.clone(), leave.clone());
+    let reader = spawn(cx, Some(1), move |_| {
+        let _section = enter();
+        theirs.store(1, SeqCst);
+        while go.load(SeqCst) == 0 {
+            arch::irq::relax();
+        }
+    });
+    while entered.load(SeqCst) == 0 {
+        sched::yield_now(cx);
+    }
+    for _ in 0..200 {
+        pending.enqueue(Node::make(&alive)).unwrap_or_else(|_| panic!("a node has a link"));
+    }
+    for _ in 0..10 {
+        sched::sleep_ns(cx, 10 * MS);
+        pending.reclaim(false, cx);
+    }
+    assert_eq!(alive.load(SeqCst), 200, "finished under a reader");
+    let now = pending.waiting();
+    assert!(now.oldest_ns >= 90 * MS && now.bytes >= 200 * size_of::<Node>(), "{now:?}");
+    leave.store(1, SeqCst);
+    pending.reclaim(true, cx);
+    pending.flush(cx);
+    reader.join(cx);
+    assert_eq!(alive.load(SeqCst), 0);
+    end(pending, cx);
+}
+
+#[test]
+fn nothing_is_finished_under_a_reader_of_the_domain() {
+    in_own_process(|| {
+        machine(2, 1, |cx| {
+            waits_for::<_, Radix, _>(TreeRcu, || rcu::read_lock(ATOMIC), cx);
+            waits_for::<_, Pages, _>(TreeRcu, || rcu::read_lock(ATOMIC), cx);
+            waits_for::<_, Radix, _>(&DOMAIN, || srcu_read_lock(&DOMAIN), cx);
+        });
+    });
+}

@@ -1,0 +1,30 @@
+//! A hosted machine with this storey and all below it, for unit tests.
+//!
+//! Statics outlive a machine (HOST-1), so each test that boots one wraps its body in
+//! [`in_own_process`](arch::hosted::in_own_process).
+
+#[expect(clippy::single_component_path_imports, reason = "the file below takes it from the module above it")]
+use sched;
+
+use sync::MaySleep;
+
+#[path = "../../sched/tests/machine/mod.rs"]
+mod shared;
+
+pub(crate) use shared::spawn;
+
+/// Boots a machine, brings this storey up and runs `body` as its boot thread.
+///
+/// # Panics
+/// If the machine stops before `body` returns: a panic in it, above all.
+pub(crate) fn machine(cpus: usize, nodes: usize, body: impl FnOnce(&mut MaySleep) + Send) {
+    let before_others = |cx: &mut MaySleep| {
+        slab::init();
+        rcu::init(cx);
+        crate::init();
+        rcu::boot_ended();
+    };
+    if let Err(stopped) = shared::try_machine_on(cpus, nodes, before_others, body) {
+        panic!("{stopped}");
+    }
+}
