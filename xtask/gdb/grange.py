@@ -19,7 +19,7 @@ SOFTIRQ_OFFSET = 0x00000100
 SOFTIRQ_MASK = 0x0000FF00
 HARDIRQ_MASK = 0x000F0000
 NMI_MASK = 0x00F00000
-NO_RESCHED = 0x80000000
+NOTHING_WANTED = 0x80000000
 
 INTERRUPT_FLAG = 0x200
 WORD = 8
@@ -182,15 +182,15 @@ def decoded(count):
         ((count & NMI_MASK) >> 20, "nmi"),
     ]
     text = [f"{word} {depth}" for depth, word in words if depth]
-    if not count & NO_RESCHED:
-        text.append("resched")
+    if not count & NOTHING_WANTED:
+        text.append("wanted")
     return ", ".join(text) or "0"
 
 
 class Cpus(gdb.Command):
     """gr-cpus: what each CPU does.
 
-    preempt_count in words: depth of guards, soft interrupts held off, interrupts, NMIs; `resched`: one is wanted."""
+    preempt_count in words: depth of guards, soft interrupts held off, interrupts, NMIs; `wanted`: a reschedule, or a look at soft interrupts."""
 
     def __init__(self):
         super().__init__("gr-cpus", gdb.COMMAND_STATUS)

@@ -8,7 +8,7 @@
 //!    └─────────────────► back end: pages of pointers, or the list through the heads
 //! kfree_rcu_nolock ────► rcu_free sheaf, by try-lock
 //!    │  busy
-//!    └─────────────────► deferred list of this CPU ──next interrupt exit or tick──► kfree_rcu
+//!    └─────────────────► deferred list of this CPU ──end of a guard or an interrupt──► kfree_rcu
 //! ```
 //!
 //! | module | what it is |

@@ -14,7 +14,7 @@
 //!    raise a softirq. Both send a self-IPI, which is pending while interrupts are off: case 2. A lazy `IrqWork` sends
 //!    one unless the tick runs ([`crate::tick::runs_here`]); the tick is marked stopped *before* the look at lazy work, so
 //!    one queued before the mark is found by that look, and one queued after it sends the IPI. If the tick is left running,
-//!    the tick itself ends the `hlt`.
+//!    the tick itself ends the `hlt`. A softirq that is raised quietly does as a lazy `IrqWork` does.
 //!
 //! There is one hole in case 2: an NMI *between* `sti` and `hlt` uses up the one-instruction shadow of `sti` on its way
 //! back, on machines (and emulators) that take NMIs there. A maskable interrupt is then taken before the `hlt`, sets
@@ -73,11 +73,8 @@ fn idle_once(here: CpuId, poll: bool) {
     let hooks = hooks();
     if tick::is_kept() || hooks.is_some_and(|hooks| (hooks.needs_tick)()) {
         tick::start();
-    } else if tick::runs_here() {
-        tick::stop();
-        // Lazy work that relied on the tick, after the mark, see case 4: an interrupt's exit does it.
-        sync::irq::irq_enter();
-        sync::irq::irq_exit(false);
+    } else {
+        tick::stop_to_idle();
     }
     if let Some(hooks) = hooks {
         (hooks.idle_enter)();

@@ -1,6 +1,6 @@
 //! Deferred work at interrupt exit: short functions that run with interrupts on, on the CPU that asked for them.
 //!
-//! Key types: [`Softirq`] (what there is), [`raise`], [`register`].
+//! Key types: [`Softirq`] (what there is), [`raise`], [`raise_quietly`], [`register`].
 //!
 //! Invariants:
 //!
@@ -20,13 +20,14 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use arch::{CpuId, clock, ipi, irq, vector};
 use sync::context::{self, PREEMPT_OFFSET};
 use sync::hooks::Slot;
-use sync::{ATOMIC, MaySleep, PreemptGuard};
+use sync::{ATOMIC, MaySleep, PreemptGuard, bug};
 
 use crate::config::{SOFTIRQ_MAX_NS, SOFTIRQ_MAX_ROUNDS};
 use crate::park::{park_me, should_park};
 use crate::spawn::{self, SpawnError};
 use crate::switch::cond_resched;
 use crate::thread::{Prio, Thread};
+use crate::tick;
 use crate::wait::sleep_until_woken;
 use crate::wake::wake;
 use crate::watchdog;
@@ -37,7 +38,7 @@ use crate::watchdog;
 pub enum Softirq {
     /// Grace-period requests and callbacks.
     Rcu = 0,
-    /// Deferred frees.
+    /// What the allocator deferred.
     Free = 1,
     /// The in-kernel tests' own.
     Test = 2,
@@ -89,6 +90,37 @@ pub fn raise(softirq: Softirq) {
 pub fn raise_lazy(softirq: Softirq) {
     let _pin = PreemptGuard::new(ATOMIC);
     PENDING.or(1 << softirq as u32);
+}
+
+/// As [`raise`] without the self-IPI wherever the CPU comes here soon anyway: it runs at the exit of the interrupt we are in or
+/// of the next one, at the end of the outermost guard, or before the CPU idles; a tick later at most, in a thread that has
+/// interrupts or preemption off that long. Only where no tick runs, so for an idle CPU, is there an IPI; then the answer is true.
+///
+/// Context: any, NMI included. Wait-free; takes no lock.
+pub fn raise_quietly(softirq: Softirq) -> bool {
+    let _pin = PreemptGuard::new(ATOMIC);
+    PENDING.or(1 << softirq as u32);
+    // As in `raise`.
+    if !context::in_nmi() && context::in_interrupt() {
+        return false;
+    }
+    if tick::runs_here()
+        || bug!(
+            "softirq.no_interrupt",
+            "a quiet raise relies on a tick that is stopped",
+            "sched_softirq.*tick_that_stops"
+        )
+    {
+        if !bug!("softirq.no_look", "no guard's end looks for what was raised quietly", "sched_softirq.*end_of_a_guard")
+        {
+            context::want_softirqs();
+        }
+        return false;
+    }
+    // The idle thread marks the tick stopped before its last look (`idle.rs`): what was raised before the mark is found by the
+    // look, what is raised after it ends the halt.
+    ipi::send_self(vector::IRQ_WORK);
+    true
 }
 
 /// Does any softirq want to run here? The caller is pinned.

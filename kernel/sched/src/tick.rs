@@ -64,8 +64,10 @@ fn tick() {
     }
 }
 
-/// Starts this CPU's tick if it is stopped. Interrupts are off.
-pub(crate) fn start() {
+/// Starts this CPU's tick if it is stopped. Public for the test that steps over the stop.
+///
+/// Context: pinned, interrupts off.
+pub fn start() {
     if RUNS.get() {
         return;
     }
@@ -81,6 +83,19 @@ pub(crate) fn stop() {
     }
     RUNS.set(false);
     timer::set_tick(NEVER);
+}
+
+/// Stops this CPU's tick because it idles, and then does what relied on the tick: case 4 of [`idle`](crate::idle). Public for
+/// the test that steps over it.
+///
+/// Context: idle thread, or pinned; interrupts off before and after.
+pub fn stop_to_idle() {
+    if RUNS.get() {
+        stop();
+        // All that may have relied on it is done at an interrupt's exit.
+        sync::irq::irq_enter();
+        sync::irq::irq_exit(false);
+    }
 }
 
 /// Has the tick of `cpu` run from now on, though the CPU idles; starts it if it is stopped. An offline CPU starts it when it

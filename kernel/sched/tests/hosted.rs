@@ -436,6 +436,30 @@ fn a_softirq_held_off_with_interrupts_off_runs_as_soon_as_they_are_on() {
 }
 
 #[test]
+fn a_softirq_that_an_nmi_raises_quietly_runs_at_the_end_of_the_guard_without_an_interrupt() {
+    in_own_process(|| {
+        machine(1, |cx| {
+            count_softirqs();
+            let here = cpu::current();
+            let interrupts = || sync::irq::count(here, arch::vector::IRQ_WORK);
+            for round in 0..100 {
+                let guard = PreemptGuard::new(cx);
+                let before = interrupts();
+                let took_one = {
+                    let _off = IrqGuard::new(ATOMIC);
+                    sync::nmi::as_nmi(|| sched::softirq::raise_quietly(Softirq::Test))
+                };
+                let inside = RAN.load(Ordering::Relaxed);
+                drop(guard);
+                // A tick may have come under the guard.
+                assert!(inside <= round + 1 && RAN.load(Ordering::Relaxed) == round + 1, "round {round}: {inside}");
+                assert_eq!((took_one, interrupts()), (false, before), "no interrupt to itself");
+            }
+        });
+    });
+}
+
+#[test]
 fn a_flood_of_softirqs_goes_to_the_daemon_and_threads_still_run() {
     static RAN: AtomicU32 = AtomicU32::new(0);
     static STOP: AtomicBool = AtomicBool::new(false);

@@ -72,6 +72,7 @@ pub fn init() {
     crate::kmalloc::init();
     mm::shrinker::register(&crate::shrinker::SHRINKER);
     sched::hotplug::register(&crate::hotplug::NOTIFIER);
+    sched::softirq::register(sched::Softirq::Free, crate::deferred::drain_here);
 }
 
 /// Every node that exists, with or without memory (S5-5).

@@ -7,12 +7,15 @@
 //! | 9–15 | `0x0000_fe00` | depth of [`SoftirqGuard`]s |
 //! | 16–19 | `0x000f_0000` | hard interrupt depth |
 //! | 20–23 | `0x00f0_0000` | NMI depth |
-//! | 31 | `0x8000_0000` | **no** reschedule is wanted |
+//! | 31 | `0x8000_0000` | **nothing** is wanted of the end of the outermost guard |
 //!
-//! Initial value `0x8000_0000`. Bit 31 is inverted so that "no guard left, and a reschedule is
+//! Initial value `0x8000_0000`. Bit 31 is inverted so that "no guard left, and something is
 //! wanted" is the value zero, which the subtraction that ends a guard reports for free: a
 //! preempt-disable and enable pair is five instructions at most. Linux folds the same bit
 //! (6.12, arch/x86/include/asm/preempt.h; include/linux/preempt.h).
+//!
+//! What is wanted is a reschedule, or a look at soft interrupts ([`want_softirqs`]), or both. The second is how an NMI, which
+//! may neither run them nor wake anybody, has them run without an interrupt to its own CPU. Linux has only the first.
 //!
 //! # Invariants
 //!
@@ -29,6 +32,9 @@
 //!   nor under a guard) and with interrupts on.
 //! - `PC-6` No guard's end switches interrupts on that were off before the guard, and so none runs
 //!   soft interrupts then: a self-IPI does so as soon as interrupts are on.
+//! - `PC-7` While bit 31 is clear, [`LOAN`] says whether it is so for the sake of soft interrupts alone: a reschedule that
+//!   is wanted is neither forgotten nor made up. Whoever sets `LOAN` found bit 31 set, with interrupts off; whoever wants a
+//!   reschedule takes `LOAN` away after it has cleared the bit. Checked with an NMI at every instruction of both, and of the look.
 //!
 //! Context of everything here: any, unless said otherwise.
 
@@ -42,7 +48,7 @@ use core::{
 use arch::{ipi, irq, vector};
 
 use crate::{
-    cx::Cx,
+    cx::{ATOMIC, Cx},
     hooks::HOOKS,
     places::{Kind, Made, left_zero},
 };
@@ -63,11 +69,18 @@ const SOFTIRQ_MASK: u32 = 0x0000_ff00;
 const SOFTIRQ_OFF_MASK: u32 = SOFTIRQ_MASK & !SOFTIRQ_OFFSET;
 const HARDIRQ_MASK: u32 = 0x000f_0000;
 const NMI_MASK: u32 = 0x00f0_0000;
-const NO_RESCHED: u32 = 1 << 31;
+const NOTHING_WANTED: u32 = 1 << 31;
+
+/// In [`WANTED`]: a look at soft interrupts is wanted.
+const SOFTIRQS: u32 = 1 << 0;
+/// In [`WANTED`]: bit 31 of the count is clear only for that (`PC-7`). Says nothing while the bit is set.
+const LOAN: u32 = 1 << 1;
 
 arch::per_cpu! {
     /// The count of this CPU; see the table above.
-    static PREEMPT_COUNT: u32 = NO_RESCHED;
+    static PREEMPT_COUNT: u32 = NOTHING_WANTED;
+    /// What is wanted besides a reschedule: [`SOFTIRQS`] and [`LOAN`]. Touched as the count is (`PC-1`).
+    static WANTED: u32 = 0;
 }
 
 /// Some bits of the count.
@@ -76,10 +89,10 @@ fn count_of(mask: u32) -> u32 {
     PREEMPT_COUNT.get() & mask
 }
 
-/// The count, without the reschedule bit.
+/// The count, without bit 31.
 #[inline(always)]
 pub fn preempt_count() -> u32 {
-    PREEMPT_COUNT.get() & !NO_RESCHED
+    PREEMPT_COUNT.get() & !NOTHING_WANTED
 }
 
 /// In a non-maskable interrupt?
@@ -125,27 +138,46 @@ pub fn preemptible() -> bool {
 }
 
 /// Asks for a reschedule of this CPU, at the next point where it may happen.
+///
+/// Context: any but NMI.
 #[inline(always)]
 pub fn set_need_resched() {
-    PREEMPT_COUNT.and(!NO_RESCHED);
+    PREEMPT_COUNT.and(!NOTHING_WANTED);
+    // In this order: an NMI in between finds the bit clear, and so makes no loan of it (`PC-7`).
+    WANTED.and(!LOAN);
 }
 
 /// Takes the request back; the scheduler does so when it picks a thread.
 #[inline(always)]
 pub fn clear_need_resched() {
-    PREEMPT_COUNT.or(NO_RESCHED);
+    PREEMPT_COUNT.or(NOTHING_WANTED);
 }
 
 /// Is a reschedule of this CPU wanted?
 #[inline(always)]
 pub fn need_resched() -> bool {
-    PREEMPT_COUNT.get() & NO_RESCHED == 0
+    PREEMPT_COUNT.get() & NOTHING_WANTED == 0 && WANTED.get() & LOAN == 0
 }
 
-/// True if the whole word is zero: no guard, no interrupt, and a reschedule is wanted.
+/// True if the whole word is zero: no guard, no interrupt, and something is wanted, most likely a reschedule.
 #[inline(always)]
 pub(crate) fn should_resched() -> bool {
     PREEMPT_COUNT.get() == 0
+}
+
+/// Has the end of the outermost guard that finds interrupts on run the soft interrupts that are pending, as the next
+/// interrupt's exit would. A thread that gives up the CPU meanwhile may take that along: then it is the interrupt's exit.
+///
+/// Context: any, NMI included; the caller is pinned.
+pub fn want_softirqs() {
+    let _off = IrqGuard::new(ATOMIC);
+    // An NMI in between does all of this itself, and what is left to do here changes nothing more.
+    if PREEMPT_COUNT.get() & NOTHING_WANTED == 0 {
+        WANTED.or(SOFTIRQS);
+    } else {
+        WANTED.set(SOFTIRQS | LOAN);
+        PREEMPT_COUNT.and(!NOTHING_WANTED);
+    }
 }
 
 /// Adds to the count without a guard: interrupt entry, and the scheduler's own hand-over.
@@ -177,14 +209,36 @@ pub fn preempt_enable() {
     }
 }
 
-/// The count fell to zero with the reschedule bit clear.
+/// The count fell to zero with bit 31 clear.
 #[cold]
 #[inline(never)]
 fn preempt_enable_slow() {
-    // `PC-5`: the count is zero here. With interrupts off the reschedule waits for the next
+    // `PC-5`: the count is zero here. With interrupts off what is wanted waits for the next
     // interrupt exit or guard end after they are on again.
-    if irq::enabled() {
+    if !irq::enabled() {
+        return;
+    }
+    look_at_softirqs();
+    if need_resched() {
         HOOKS.preempt_schedule.call();
+        // An NMI may have come before the scheduler took the bit.
+        look_at_softirqs();
+    }
+}
+
+/// Does what [`want_softirqs`] wants.
+fn look_at_softirqs() {
+    while WANTED.get() & SOFTIRQS != 0 {
+        let off = IrqGuard::new(ATOMIC);
+        if WANTED.xchg(0) & LOAN != 0 {
+            // What an NMI wants in between is pending before the look below.
+            PREEMPT_COUNT.or(NOTHING_WANTED);
+        }
+        drop(off);
+        // Keeps the run on one CPU.
+        count_add(PREEMPT_OFFSET);
+        HOOKS.irq_exit_softirq.call();
+        count_sub(PREEMPT_OFFSET);
     }
 }
 

@@ -85,8 +85,9 @@ pub struct Hooks {
     /// The same, on the way out of an interrupt: called and returns with interrupts off. Set by sched.
     pub preempt_schedule_irq: Slot<fn()>,
     /// Run pending soft interrupts; it may switch interrupts on meanwhile. Called at interrupt exit
-    /// (interrupts off) and at the end of a [`SoftirqGuard`](crate::SoftirqGuard) (interrupts on,
-    /// preemption off), never nested; it looks itself whether anything is pending. Set by sched.
+    /// (interrupts off), and at the end of a [`SoftirqGuard`](crate::SoftirqGuard) or where
+    /// [`want_softirqs`](crate::context::want_softirqs) wants it (interrupts on, preemption off), never nested; it looks
+    /// itself whether anything is pending. Set by sched.
     pub irq_exit_softirq: Slot<fn()>,
     /// Is a soft interrupt pending on this CPU? Called with preemption off. Set by sched.
     pub softirq_pending: Slot<fn() -> bool>,

@@ -173,6 +173,54 @@ fn soft_interrupts_that_were_held_off_run_at_the_end_of_the_guard() {
 }
 
 #[test]
+fn soft_interrupts_that_are_wanted_run_at_the_end_of_the_outermost_guard() {
+    in_own_process(|| {
+        static RUNS: AtomicUsize = AtomicUsize::new(0);
+        static RESCHEDULES: AtomicUsize = AtomicUsize::new(0);
+        HOOKS.irq_exit_softirq.set(|| {
+            assert!(irq::enabled() && preempt_count() == context::PREEMPT_OFFSET);
+            RUNS.fetch_add(1, Ordering::Relaxed);
+        });
+        HOOKS.preempt_schedule.set(|| {
+            RESCHEDULES.fetch_add(1, Ordering::Relaxed);
+            context::clear_need_resched();
+        });
+        let seen = || (RUNS.load(Ordering::Relaxed), RESCHEDULES.load(Ordering::Relaxed));
+        machine(1, |cx| {
+            let outer = PreemptGuard::new(cx);
+            context::want_softirqs();
+            context::want_softirqs();
+            drop(PreemptGuard::new(&outer));
+            assert_eq!((seen(), context::need_resched()), ((0, 0), false), "one guard is left");
+            drop(outer);
+            assert_eq!(seen(), (1, 0), "PC-7: no reschedule is made up");
+
+            let irqs_off = IrqGuard::new(cx);
+            context::want_softirqs();
+            drop(PreemptGuard::new(&irqs_off));
+            assert_eq!(seen(), (1, 0), "interrupts are off");
+            drop(irqs_off);
+            drop(PreemptGuard::new(cx));
+            assert_eq!(seen(), (2, 0));
+
+            for first in [context::want_softirqs, context::set_need_resched] {
+                let (runs, reschedules) = seen();
+                let guard = PreemptGuard::new(cx);
+                first();
+                context::set_need_resched();
+                context::want_softirqs();
+                assert!(context::need_resched());
+                drop(guard);
+                assert_eq!(seen(), (runs + 1, reschedules + 1), "PC-7: both are done");
+            }
+            let done = seen();
+            drop(PreemptGuard::new(cx));
+            assert_eq!(seen(), done, "nothing wanted, nothing called");
+        });
+    });
+}
+
+#[test]
 fn sleeping_under_a_guard_is_reported_with_both_places() {
     in_own_process(|| {
         let message = panics(|cx| {

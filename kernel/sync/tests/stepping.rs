@@ -5,9 +5,11 @@ mod common;
 
 use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
 
+use arch::hosted::in_own_process;
 use common::{bump, machine};
 use grange_sync::{
-    ATOMIC, IrqGuard, IrqWork, LocalTryLock, LockClass, SpinLock,
+    ATOMIC, IrqGuard, IrqWork, LocalTryLock, LockClass, MaySleep, PreemptGuard, SpinLock, context,
+    hooks::HOOKS,
     llist::{LlistHead, LlistNode},
     nmi::as_nmi,
 };
@@ -144,5 +146,57 @@ fn irq_work_queued_by_an_nmi_at_any_instruction_of_queueing_runs() {
         let runs = RUNS.load(Ordering::Relaxed);
         assert_eq!(runs % 1000, 1);
         assert!(runs > 1000);
+    });
+}
+
+#[test]
+fn an_nmi_that_wants_soft_interrupts_at_any_instruction_neither_hides_a_reschedule_nor_makes_one_up() {
+    /// The boundary at which the NMI comes, and boundaries so far.
+    static AT: AtomicUsize = AtomicUsize::new(0);
+    static STEP: AtomicUsize = AtomicUsize::new(0);
+    static PENDING: AtomicBool = AtomicBool::new(false);
+    static RESCHEDULES: AtomicUsize = AtomicUsize::new(0);
+    fn guarded(cx: &MaySleep, wants: fn()) {
+        let guard = PreemptGuard::new(cx);
+        wants();
+        drop(guard);
+    }
+    fn both() {
+        context::want_softirqs();
+        context::set_need_resched();
+    }
+    in_own_process(|| {
+        HOOKS.irq_exit_softirq.set(|| PENDING.store(false, Ordering::Relaxed));
+        HOOKS.preempt_schedule.set(|| {
+            context::clear_need_resched();
+            bump(&RESCHEDULES, 1);
+        });
+        machine(1, |cx| {
+            let wants: [(fn(), usize); 3] = [(|| (), 0), (context::want_softirqs, 0), (both, 1)];
+            for (wants, reschedules) in wants {
+                for at in 0.. {
+                    AT.store(at, Ordering::Relaxed);
+                    STEP.store(0, Ordering::Relaxed);
+                    RESCHEDULES.store(0, Ordering::Relaxed);
+                    let boundaries = arch::step::single_step(
+                        || guarded(cx, wants),
+                        || {
+                            if STEP.fetch_add(1, Ordering::Relaxed) == AT.load(Ordering::Relaxed) {
+                                as_nmi(|| {
+                                    PENDING.store(true, Ordering::Relaxed);
+                                    context::want_softirqs();
+                                });
+                            }
+                        },
+                    );
+                    guarded(cx, || ());
+                    let seen = (RESCHEDULES.load(Ordering::Relaxed), PENDING.load(Ordering::Relaxed));
+                    assert_eq!(seen, (reschedules, false), "PC-7: NMI at {at} of {boundaries}");
+                    if at as u64 >= boundaries {
+                        break;
+                    }
+                }
+            }
+        });
     });
 }

@@ -2,11 +2,12 @@
 
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 
-use arch::{clock, cpu, irq};
-use sched::Softirq;
+use arch::{clock, cpu, irq, vector};
+use sched::{MigrateGuard, Softirq, tick};
 use sync::{ATOMIC, Once, PreemptGuard, SoftirqGuard, SpinLock, context, lock_class};
 
 use super::sched::{MS, spawn};
+use crate::stepping::{self, Visit};
 use crate::{ensure, ensure_eq, ktest};
 
 /// What the handler has seen: its calls; those in a wrong context; those in `ksoftirqd`.
@@ -51,6 +52,18 @@ fn spin_until_runs(expected: u32) -> bool {
         irq::relax();
     }
     RUNS.load(Relaxed) >= expected
+}
+
+/// Raises one as an NMI that wants no interrupt.
+struct Quiet;
+
+static VISITED: AtomicBool = AtomicBool::new(false);
+
+impl Visit for Quiet {
+    fn visit() {
+        VISITED.store(true, Relaxed);
+        sched::softirq::raise_quietly(Softirq::Test);
+    }
 }
 
 ktest! {
@@ -124,6 +137,70 @@ ktest! {
         ensure!(finished, "the thread did not get through {STEPS} steps");
         ensure!(most > 0, "there was no flood");
         ensure!(in_daemon > 0, "nothing was left to ksoftirqd");
+        ensure_eq!(WRONG.load(Relaxed), 0);
+        Ok(())
+    }
+
+    /// While a guard lives and the tick runs, an NMI raises one without an interrupt to its own CPU, at any instruction of a
+    /// guard's life: the guard's end, or the next one's, runs it.
+    fn what_an_nmi_raises_quietly_runs_at_the_end_of_a_guard(t: &mut Test) {
+        begin();
+        let _here = MigrateGuard::new(&*t.cx);
+        let interrupts = || sync::irq::count(cpu::current(), vector::IRQ_WORK);
+        let (mut at, mut quiet) = (0, 0);
+        loop {
+            VISITED.store(false, Relaxed);
+            let (runs, before) = (RUNS.load(Relaxed), interrupts());
+            stepping::step::<Quiet>(stepping::only(at), || {
+                context::set_need_resched();
+                drop(PreemptGuard::new(ATOMIC));
+            });
+            // The guard that `step` has dropped was the outermost; the NMI may have come while that ended.
+            drop(PreemptGuard::new(ATOMIC));
+            if !VISITED.load(Relaxed) {
+                break;
+            }
+            ensure!(RUNS.load(Relaxed) > runs, "raised at boundary {at}, it did not run");
+            quiet += u32::from(interrupts() == before);
+            at += 1;
+        }
+        t.note(format_args!("{at} boundaries, {quiet} without an interrupt to oneself"));
+        ensure!(at > 5, "only {at} boundaries");
+        ensure!(quiet as usize >= at / 2, "interrupts to oneself at {} of {at} boundaries", at - quiet as usize);
+        ensure_eq!(WRONG.load(Relaxed), 0);
+        Ok(())
+    }
+
+    /// A CPU that idles stops its tick and then looks for what relied on it: what an NMI raises quietly at any instruction of
+    /// that runs at once, with nothing but an interrupt to bring it about.
+    fn nothing_that_was_raised_quietly_waits_for_a_tick_that_stops(t: &mut Test) {
+        begin();
+        let _here = MigrateGuard::new(&*t.cx);
+        let mut at = 0;
+        loop {
+            VISITED.store(false, Relaxed);
+            // Its end would run it, too.
+            let pin = PreemptGuard::new(&*t.cx);
+            let runs = RUNS.load(Relaxed);
+            stepping::step::<Quiet>(stepping::only(at), || {
+                irq::disable();
+                tick::stop_to_idle();
+                irq::enable();
+            });
+            let visited = VISITED.load(Relaxed);
+            let ran = !visited || spin_until_runs(runs + 1);
+            irq::disable();
+            tick::start();
+            irq::enable();
+            drop(pin);
+            ensure!(ran, "raised at boundary {at}, it waits for a tick");
+            if !visited {
+                break;
+            }
+            at += 1;
+        }
+        t.note(format_args!("{at} boundaries"));
+        ensure!(at > 20, "only {at} boundaries are not the way into idling");
         ensure_eq!(WRONG.load(Relaxed), 0);
         Ok(())
     }

@@ -286,7 +286,7 @@ mod tests {
             ("SOFTIRQ_MASK", "0x0000_ff00"),
             ("HARDIRQ_MASK", "0x000f_0000"),
             ("NMI_MASK", "0x00f0_0000"),
-            ("NO_RESCHED", "1 << 31"),
+            ("NOTHING_WANTED", "1 << 31"),
         ] {
             assert!(kernel.contains(&format!("const {name}: u32 = {value};")), "{name} in kernel/sync/src/context.rs");
             let bits = match value.split_once(" << ") {
