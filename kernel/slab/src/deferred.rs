@@ -174,9 +174,17 @@ pub(crate) fn defer_free(object: NonNull<u8>) {
 pub unsafe fn defer_rcu_object(head: NonNull<LlistNode>) {
     // SAFETY: the caller hands the head over.
     unsafe { head.write(LlistNode::new()) };
-    waiting::enter(Stage::Deferred, head.cast());
+    if counts_here(head) {
+        waiting::enter(Stage::Deferred, head.cast());
+    }
     RCU_OBJECTS.inc();
     push(|here| &here.rcu_objects, head);
+}
+
+/// Whether the object that `head` lies in counts as waiting while it is deferred: to ask for the size of a vmalloc area takes
+/// a lock, so it counts from the drain on.
+fn counts_here(head: NonNull<LlistNode>) -> bool {
+    !mm::is_vmalloc(head.as_ptr().cast())
 }
 
 /// Hands a full rcu_free sheaf to `call_rcu` as soon as that may be.
@@ -220,7 +228,9 @@ fn drain(deferred: &Deferred) {
         ) {
             return;
         }
-        waiting::leave(Stage::Deferred, node.cast());
+        if counts_here(node) {
+            waiting::leave(Stage::Deferred, node.cast());
+        }
         let hook = RCU_OBJECT.get().expect("kfree_rcu_nolock before kfree_rcu is up");
         // SAFETY: pushed by `defer_rcu_object`, whose caller gave the object up.
         unsafe { hook(node) };
