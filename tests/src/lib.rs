@@ -36,6 +36,7 @@ mod benches;
 mod callbacks;
 pub mod case;
 pub mod com2;
+mod examples;
 pub mod filter;
 pub mod frame;
 mod logged;

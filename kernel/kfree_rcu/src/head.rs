@@ -1,11 +1,48 @@
-//! [`RcuPtr`]: the eight bytes that an object spends on being freed after a grace period.
+//! Heads: what an object spends on being freed after a grace period.
 //!
-//! One link and no function (S1-1): what is to be done is always "free the object", and the object's start is found from
-//! the head's address alone (S1-2): by index in a slab, as the first byte of a large block or of a vmalloc area.
+//! | head | bytes | the object may be given to |
+//! |---|---|---|
+//! | none | 0 | [`kfree_rcu_mightsleep`](crate::kfree_rcu_mightsleep) |
+//! | [`RcuPtr`] | 8 | that and all of [`kfree_rcu`](crate::kfree_rcu), [`kfree_rcu_nolock`](crate::kfree_rcu_nolock), [`kfree_srcu`](crate::kfree_srcu) |
+//! | [`CallbackHead`] | 16 | these and `call_rcu`, which needs the room for a function |
+//!
+//! The small one is a link and no function (S1-1): what is to be done is always "free the object", and the object's start is
+//! found from the head's address alone (S1-2): by index in a slab, as the first byte of a large block or of a vmalloc area.
+//!
+//! A type whose objects go to `call_rcu` as well keeps the large one (S1-3); its first word serves as the small one. In Linux a
+//! type for both `kfree_rcu` and `kfree_rcu_nolock` has a union of the two heads, because their lists differ. Here every list
+//! that an object may wait on is linked by the same word, so either head does. A union is of use where an owner's field, that no
+//! reader looks at, lends its place to the head:
+//!
+//! ```no_run
+//! use core::mem::ManuallyDrop;
+//! use grange_kfree_rcu::{RcuPtr, has_rcu_ptr};
+//!
+//! union Tail {
+//!     /// While the owner has the entry.
+//!     last_used: u64,
+//!     /// From when it is given up.
+//!     rcu: ManuallyDrop<RcuPtr>,
+//! }
+//!
+//! struct Entry { key: u64, tail: Tail }
+//! has_rcu_ptr!(Entry, tail.rcu);
+//! const _: () = assert!(size_of::<Entry>() == 16);
+//! ```
+//!
+//! An object with the small head is nothing for `call_rcu`:
+//!
+//! ```compile_fail,E0308
+//! # use grange_kfree_rcu::RcuPtr;
+//! fn f(head: *mut RcuPtr) {
+//!     unsafe { rcu::call_rcu(head, |_| {}) };
+//! }
+//! ```
 
+use core::mem::ManuallyDrop;
 use core::ptr::NonNull;
 
-use sync::LlistNode;
+use sync::{CallbackHead, LlistNode, bug};
 
 /// Head of an object that is given to [`kfree_rcu`](crate::kfree_rcu), embedded anywhere in its first 4096 bytes.
 ///
@@ -24,6 +61,13 @@ impl RcuPtr {
     #[must_use]
     pub const fn new() -> Self {
         Self(LlistNode::new())
+    }
+
+    /// The first word of a 16-byte head, as which it is taken wherever this one is.
+    #[must_use]
+    pub const fn in_callback(head: NonNull<CallbackHead>) -> NonNull<RcuPtr> {
+        const { assert!(core::mem::offset_of!(CallbackHead, next) == 0) };
+        head.cast()
     }
 
     pub(crate) fn node(head: NonNull<RcuPtr>) -> NonNull<LlistNode> {
@@ -53,30 +97,60 @@ impl RcuPtr {
     }
 }
 
-/// An object that carries an [`RcuPtr`].
+/// What may be named as an object's head: [`RcuPtr`], [`CallbackHead`], or either in a union.
+///
+/// # Safety
+/// It begins with a word that is a link to whoever has the object.
+pub unsafe trait Head {}
+
+// SAFETY: it is that word.
+unsafe impl Head for RcuPtr {}
+// SAFETY: `next` is its first word (CB-2).
+unsafe impl Head for CallbackHead {}
+// SAFETY: of the same layout as what is in it.
+unsafe impl<H: Head> Head for ManuallyDrop<H> {}
+
+/// An object that carries a [`Head`].
 ///
 /// Implement it with [`has_rcu_ptr!`](crate::has_rcu_ptr).
 ///
 /// # Safety
-/// `OFFSET` is where in `Self` an `RcuPtr` lies, and is below [`MAX_OFFSET`].
+/// `OFFSET` is where in `Self` a [`Head`] lies, and is below [`MAX_OFFSET`].
 pub unsafe trait HasRcuPtr {
     /// Bytes from the start of the object to its head.
     const OFFSET: usize;
 }
 
-/// Says which field of a type is its [`RcuPtr`]: `has_rcu_ptr!(Node, rcu);`
+/// Says which field of a type is its head: `has_rcu_ptr!(Node, rcu);`, or, in a union that is a field, `has_rcu_ptr!(Node, tail.rcu);`
+///
+/// The field may be of either kind. One that is no head is refused, and so is one too far behind the start:
+///
+/// ```compile_fail,E0277
+/// struct Node { key: u64, rcu: u64 }
+/// grange_kfree_rcu::has_rcu_ptr!(Node, rcu);
+/// ```
+///
+/// ```compile_fail,E0080
+/// struct Node { page: [u64; 512], rcu: grange_kfree_rcu::RcuPtr }
+/// grange_kfree_rcu::has_rcu_ptr!(Node, rcu);
+/// # let _ = <Node as grange_kfree_rcu::HasRcuPtr>::OFFSET;
+/// ```
 #[macro_export]
 macro_rules! has_rcu_ptr {
-    ($type:ty, $field:ident) => {
+    ($type:ty, $($field:ident).+) => {
         // SAFETY: the offset is that of the field, whose type is checked below, and is checked against the limit.
         unsafe impl $crate::HasRcuPtr for $type {
             const OFFSET: usize = {
-                let offset = ::core::mem::offset_of!($type, $field);
+                let offset = ::core::mem::offset_of!($type, $($field).+);
                 assert!(offset < $crate::MAX_OFFSET, "the head must lie in the first 4096 bytes of the object");
                 offset
             };
         }
-        const _: fn(&$type) -> &$crate::RcuPtr = |object| &object.$field;
+        const _: fn(*const $type) = |object| {
+            fn is_head<H: $crate::head::Head>(_: *const H) {}
+            // SAFETY: nothing is read; and never called.
+            is_head(unsafe { &raw const (*object).$($field).+ });
+        };
     };
 }
 
@@ -86,6 +160,9 @@ pub(crate) fn object_of(head: NonNull<RcuPtr>) -> Option<NonNull<u8>> {
     if mm::is_vmalloc(address.as_ptr()) {
         // An area begins with a page, and the head lies in the first one.
         return NonNull::new(address.as_ptr().map_addr(|at| at & !(arch::PAGE_SIZE - 1)));
+    }
+    if bug!("kfree_rcu.head_is_start", "an object begins where its head lies", "kfree_rcu_front.*anywhere*") {
+        return Some(address);
     }
     slab::object_of(address)
 }

@@ -13,7 +13,8 @@
 //!
 //! | module | what it is |
 //! |---|---|
-//! | [`head`] | the 8-byte head, and finding an object from it |
+//! | [`head`] | the 8-byte and the 16-byte head, and finding an object from either |
+//! | [`owned`] | boxes that are given up: nothing is freed twice, or while it is borrowed |
 //! | [`bulk`] | the back end: per-CPU pages of pointers (K-1 to K-9) |
 //! | [`pending`] | objects that wait by cookie, of any type, for RCU or an SRCU domain (S3) |
 //! | [`barrier`] | waiting until everything given before is free |
@@ -45,6 +46,7 @@ extern crate std;
 pub mod barrier;
 pub mod bulk;
 pub mod head;
+pub mod owned;
 pub mod pending;
 
 mod bnode;
@@ -58,6 +60,7 @@ use sync::{LlistNode, MaySleep, bug};
 
 pub use barrier::{kvfree_rcu_barrier, kvfree_rcu_barrier_on_cache};
 pub use head::{HasRcuPtr, MAX_OFFSET, RcuPtr};
+pub use owned::{kfree_rcu_owned, kfree_rcu_owned_mightsleep};
 
 /// Brings the storey up.
 ///
@@ -88,10 +91,12 @@ pub unsafe fn kfree_rcu(head: NonNull<RcuPtr>) {
     bulk::enqueue(object, Some(head));
 }
 
-/// [`kfree_rcu`] for a typed object, with its own head.
+/// [`kfree_rcu`] for a typed object, with its own head of either kind.
+///
+/// Context: as for [`kfree_rcu`].
 ///
 /// # Safety
-/// `object` came from `kmalloc` or a cache; no reader can find it any more, and the caller gives it up.
+/// `object` came from `kmalloc`, a cache or `vmalloc`; no reader can find it any more, and the caller gives it up.
 pub unsafe fn kfree_rcu_object<T: HasRcuPtr>(object: NonNull<T>) {
     // SAFETY: the trait says that a head lies at this offset; the caller vouches for the rest.
     unsafe { kfree_rcu(object.byte_add(T::OFFSET).cast()) };

@@ -1,0 +1,185 @@
+//! The ways into `kfree_rcu`: heads of either kind, anywhere in any object, owners, and no head at all.
+
+use core::mem::{ManuallyDrop, offset_of};
+use core::ptr::NonNull;
+
+use kfree_rcu::{
+    HasRcuPtr, MAX_OFFSET, RcuPtr, has_rcu_ptr, kfree_rcu, kfree_rcu_nolock, kfree_rcu_object, kfree_rcu_owned,
+    kfree_rcu_owned_mightsleep, kvfree_rcu_barrier,
+};
+use mm::AllocFlags;
+use rcu::{CallbackHead, call_rcu};
+use slab::typed::{Cache, TypedLayout};
+use slab::{CacheFlags, KBox, Layout, RawCache};
+use sync::MaySleep;
+
+use crate::{Failure, ensure_eq, ktest};
+
+/// Objects that are freed by both `call_rcu` and `kfree_rcu` keep the large head.
+#[repr(C)]
+struct Large {
+    key: u64,
+    rcu: CallbackHead,
+}
+
+has_rcu_ptr!(Large, rcu);
+
+/// The owner's field lends its place to the head.
+union Tail {
+    last_used: u64,
+    rcu: ManuallyDrop<RcuPtr>,
+}
+
+struct Lent {
+    key: u64,
+    tail: Tail,
+}
+
+has_rcu_ptr!(Lent, tail.rcu);
+
+struct Small {
+    key: u64,
+    rcu: RcuPtr,
+}
+
+has_rcu_ptr!(Small, rcu);
+
+const _: () = assert!(size_of::<Large>() == 24 && size_of::<Small>() == 16 && size_of::<Lent>() == 16);
+
+fn no_memory() -> Failure {
+    crate::__failed!("no memory")
+}
+
+fn typed<T>(name: &'static str) -> Result<Cache<T>, Failure> {
+    Cache::create(TypedLayout::new(name).flags(CacheFlags::NO_MERGE)).map_err(|error| crate::__failed!("{error}"))
+}
+
+/// Ends a cache whose objects have all been given up: were one lost, or freed twice, it would say so.
+fn end<T>(cache: Cache<T>, cx: &mut MaySleep) -> Result<(), Failure> {
+    cache.destroy(cx).map_err(|(_, leaked)| crate::__failed!("{leaked:?} after all were given up"))
+}
+
+/// What `call_rcu` calls for a [`Large`].
+///
+/// # Safety
+/// `head` is that of a `Large` that was given up.
+unsafe fn free_large(head: *mut CallbackHead) {
+    // SAFETY: by the caller; the head lies at this offset of an object of a cache.
+    unsafe { slab::kfree(NonNull::new_unchecked(head.byte_sub(offset_of!(Large, rcu))).cast()) };
+}
+
+/// Has `kfree_rcu` find the start of a block of `size` bytes from heads all over it; `alloc` makes such blocks.
+fn give_up_by_all_heads(size: usize, mut alloc: impl FnMut() -> Option<NonNull<u8>>) -> Result<(), Failure> {
+    let last = size.min(MAX_OFFSET) - size_of::<RcuPtr>();
+    for offset in [0, 8, last / 16 * 8, last] {
+        if offset > last {
+            continue;
+        }
+        let object = alloc().ok_or_else(no_memory)?;
+        // SAFETY: inside the object, aligned as a pointer is; the object is given up, and nobody else knows it.
+        unsafe {
+            let head = object.add(offset).cast::<RcuPtr>();
+            head.write(RcuPtr::new());
+            kfree_rcu(head);
+        }
+    }
+    Ok(())
+}
+
+ktest! {
+    /// A type with the 16-byte head goes to `call_rcu`, `kfree_rcu` and `kfree_rcu_nolock` as its user likes (S1-1, S1-3).
+    fn a_type_with_the_large_head_is_freed_by_callback_and_without(t: &mut Test) {
+        let cache = typed::<Large>("test_large_head")?;
+        for key in 0..300 {
+            let Ok(owner) = cache.alloc(Large { key, rcu: CallbackHead::new() }, AllocFlags::NOWAIT) else { continue };
+            if key % 5 == 4 {
+                kfree_rcu_owned(owner);
+                continue;
+            }
+            let object = slab::typed::CacheBox::into_raw(owner);
+            // SAFETY: given up by its box, and the head is a field of it.
+            unsafe {
+                let head = object.byte_add(Large::OFFSET).cast::<CallbackHead>();
+                match key % 5 {
+                    0 => call_rcu(head.as_ptr(), free_large),
+                    1 => kfree_rcu_object(object),
+                    2 => kfree_rcu_nolock(RcuPtr::in_callback(head)),
+                    _ => kfree_rcu(RcuPtr::in_callback(head)),
+                }
+            }
+        }
+        // What `call_rcu` has is no business of this storey's barrier; the end of a cache waits for both.
+        end(cache, t.cx)
+    }
+
+    /// A head may lie in a union with what only the object's owner looks at.
+    fn a_head_in_a_union_costs_nothing(t: &mut Test) {
+        let cache = typed::<Lent>("test_union_head")?;
+        for key in 0..100 {
+            let entry = Lent { key, tail: Tail { last_used: key } };
+            let owner = cache.alloc(entry, AllocFlags::NOWAIT).map_err(|_| no_memory())?;
+            // SAFETY: the owner's field, until the entry is given up.
+            ensure_eq!((owner.key, unsafe { owner.tail.last_used }), (key, key));
+            kfree_rcu_owned(owner);
+        }
+        end(cache, t.cx)
+    }
+
+    /// From a head anywhere in the first page, the object's start is found: in slabs of any size, large blocks, vmalloc areas.
+    fn the_object_is_found_from_a_head_anywhere_in_its_first_page(t: &mut Test) {
+        // Sizes that divide no page, and more than one.
+        for size in [8, 24, 40, 136, 1000, 4104, 6000] {
+            let layout = Layout::new("test_head_at", size).flags(CacheFlags::NO_MERGE);
+            let cache: &'static RawCache = slab::create(layout).map_err(|error| crate::__failed!("{error}"))?;
+            // Fill a slab or two, so that heads lie in all of its pages.
+            for _ in 0..10 {
+                give_up_by_all_heads(size, || cache.alloc(AllocFlags::NOWAIT))?;
+            }
+            // SAFETY: its objects have been given up, and nobody else knows it.
+            ensure_eq!(unsafe { slab::flush::destroy(cache, t.cx) }, Ok(()), "objects of {size} bytes");
+        }
+        for size in [8193, 50_000, 300_000] {
+            give_up_by_all_heads(size, || slab::kmalloc(size, AllocFlags::NOWAIT))?;
+        }
+        mm::vmalloc::purge(t.cx);
+        let (areas, _) = mm::vmalloc::usage();
+        give_up_by_all_heads(20_000, || mm::vmalloc(20_000, t.cx).ok())?;
+        kvfree_rcu_barrier(t.cx);
+        mm::vmalloc::purge(t.cx);
+        ensure_eq!(mm::vmalloc::usage().0, areas, "areas before and after");
+        Ok(())
+    }
+
+    /// Owners of either kind give up what they own, with a head or without, values of no size included.
+    fn an_owner_gives_up_its_object(t: &mut Test) {
+        let cache = typed::<Small>("test_owned")?;
+        for key in 0..50 {
+            let small = || Small { key, rcu: RcuPtr::new() };
+            kfree_rcu_owned(cache.alloc(small(), AllocFlags::NOWAIT).map_err(|_| no_memory())?);
+            kfree_rcu_owned(KBox::try_new(small(), AllocFlags::NOWAIT).map_err(|_| no_memory())?);
+            let bare = cache.alloc(small(), AllocFlags::NOWAIT).map_err(|_| no_memory())?;
+            ensure_eq!(bare.key, key);
+            kfree_rcu_owned_mightsleep(bare, t.cx);
+            kfree_rcu_owned_mightsleep(KBox::try_new(key, AllocFlags::NOWAIT).map_err(|_| no_memory())?, t.cx);
+            kfree_rcu_owned_mightsleep(KBox::try_new((), AllocFlags::NOWAIT).map_err(|_| no_memory())?, t.cx);
+        }
+        end(cache, t.cx)
+    }
+
+    /// `kvmalloc` gives blocks of either kind; which it was is found from the address, with a head and without.
+    fn a_block_of_kvmalloc_is_given_up_whatever_it_is(t: &mut Test) {
+        for size in [100, 5000, 3 << 20] {
+            let with_head = slab::kvmalloc(size, AllocFlags::MAY_SLEEP, t.cx).ok_or_else(no_memory)?;
+            let without = slab::kvmalloc(size, AllocFlags::MAY_SLEEP, t.cx).ok_or_else(no_memory)?;
+            // SAFETY: fresh blocks that nobody else knows, with room for a head.
+            unsafe {
+                with_head.cast::<RcuPtr>().write(RcuPtr::new());
+                kfree_rcu(with_head.cast());
+                kfree_rcu::kfree_rcu_mightsleep(without, t.cx);
+            }
+        }
+        kvfree_rcu_barrier(t.cx);
+        ensure_eq!(kfree_rcu::bulk::pending(), 0);
+        Ok(())
+    }
+}
