@@ -39,6 +39,7 @@ pub mod com2;
 mod examples;
 pub mod filter;
 pub mod frame;
+mod kfree;
 mod logged;
 mod nolock;
 pub mod outcome;

@@ -11,8 +11,9 @@ use kfree_rcu::{RcuPtr, kfree_rcu, kvfree_rcu_barrier};
 use mm::AllocFlags;
 use slab::{CacheFlags, Layout, RawCache, Stat};
 use sync::nmi::NmiHandler;
-use sync::{ATOMIC, MaySleep, Once, Rng};
+use sync::{ATOMIC, Once, Rng};
 
+use crate::kfree::ensure_all_back;
 use crate::outcome::needs_sheaves;
 use crate::storm::Storm;
 use crate::toggle::{Load, off, on, others, spawn, threads, toggle, toggle_all};
@@ -50,21 +51,6 @@ unsafe fn is_whole(object: NonNull<u8>, pattern: u64) -> bool {
 fn give_up(object: NonNull<u8>) {
     // SAFETY: the first word of an object is room for a head; the caller gives the object up.
     unsafe { kfree_rcu(object.cast::<RcuPtr>()) };
-}
-
-/// Every object is free again, and every page has gone back; CPUs that are offline have nothing.
-pub(super) fn ensure_all_back(cache: &'static RawCache, cx: &mut MaySleep) -> Result<(), Failure> {
-    kvfree_rcu_barrier(cx);
-    // A CPU that goes meanwhile gives back what it has before the guard is ours.
-    let _cpus = sched::keep_cpus(cx);
-    cache.shrink();
-    // A flush submits rcu_free sheaves that came in meanwhile.
-    rcu::rcu_barrier(cx);
-    cache.shrink();
-    let info = cache.info();
-    ensure_eq!(info.active_objs, 0, "objects of {} are lost", cache.name());
-    ensure_eq!(info.num_slabs, 0, "slabs of {} stay although they are empty", cache.name());
-    Ok(())
 }
 
 /// Objects that a thread has; what is left at its end goes back then.

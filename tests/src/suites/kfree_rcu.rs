@@ -7,72 +7,18 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::Seq
 
 use arch::trap::TrapFrame;
 use arch::{CpuId, cpu};
-use kfree_rcu::{RcuPtr, has_rcu_ptr, kfree_rcu, kfree_rcu_nolock, kfree_rcu_object, kvfree_rcu_barrier};
+use kfree_rcu::{kfree_rcu, kfree_rcu_nolock, kfree_rcu_object, kvfree_rcu_barrier};
 use mm::AllocFlags;
 use sched::Prio;
-use slab::{CacheFlags, Layout, RawCache, Stat};
+use slab::{RawCache, Stat};
 use sync::nmi::NmiHandler;
 use sync::{Once, Rng};
 
+use crate::kfree::{Node, cache, ensure_all_back, head, is_whole, node, node_nolock};
 use crate::outcome::needs_sheaves;
 use crate::stepping::{self, Visit};
 use crate::storm::Storm;
-use crate::{Failure, ensure, ensure_eq, ktest, skip};
-
-/// An object as users have them: content, and a head somewhere.
-#[repr(C)]
-struct Node {
-    stamp: u64,
-    more: [u64; 5],
-    rcu: RcuPtr,
-    last: u64,
-}
-
-has_rcu_ptr!(Node, rcu);
-
-const STAMP: u64 = 0x6772_616e_6765_2121;
-
-/// A cache of nodes for one test.
-fn cache(name: &'static str) -> Result<&'static RawCache, Failure> {
-    let layout = Layout::new(name, size_of::<Node>()).align(align_of::<Node>()).flags(CacheFlags::NO_MERGE);
-    slab::create(layout).map_err(|error| crate::__failed!("{name}: {error}"))
-}
-
-/// A node with its content, if there is memory.
-fn node(cache: &RawCache) -> Option<NonNull<Node>> {
-    stamp(cache.alloc(AllocFlags::NOWAIT)?)
-}
-
-fn stamp(object: NonNull<u8>) -> Option<NonNull<Node>> {
-    let node = object.cast::<Node>();
-    // SAFETY: a fresh object of the node's size and alignment.
-    unsafe { node.write(Node { stamp: STAMP, more: [STAMP; 5], rcu: RcuPtr::new(), last: STAMP }) };
-    Some(node)
-}
-
-/// Whether the content, but for the head, is as it was written.
-fn is_whole(node: NonNull<Node>) -> bool {
-    let node = node.as_ptr();
-    // SAFETY: only called where a reader or owner keeps the node from being freed.
-    unsafe {
-        (&raw const (*node).stamp).read_volatile() == STAMP
-            && (&raw const (*node).more).read_volatile() == [STAMP; 5]
-            && (&raw const (*node).last).read_volatile() == STAMP
-    }
-}
-
-/// Every object is free again, and every page has gone back.
-fn ensure_all_back(cache: &'static RawCache, cx: &mut sync::MaySleep) -> Result<(), Failure> {
-    kvfree_rcu_barrier(cx);
-    cache.shrink();
-    // A flush submits rcu_free sheaves that came in meanwhile.
-    rcu::rcu_barrier(cx);
-    cache.shrink();
-    let info = cache.info();
-    ensure_eq!(info.active_objs, 0, "objects of {} are lost", cache.name());
-    ensure_eq!(info.num_slabs, 0, "slabs of {} stay although they are empty", cache.name());
-    Ok(())
-}
+use crate::{ensure, ensure_eq, ktest, skip};
 
 ktest! {
     /// A reader that was there first keeps seeing the content, while everybody tries hard to reuse the object.
@@ -141,22 +87,6 @@ ktest! {
         ensure_all_back(cache, t.cx)
     }
 
-    /// `rcu_barrier` alone may leave objects in a sheaf that is not full; the barrier of `kfree_rcu` leaves none (S2-4).
-    fn only_the_right_barrier_waits_for_a_partly_filled_sheaf(t: &mut Test) {
-        let cache = cache("test_partial")?;
-        let Some(node) = node(cache) else { return Err(crate::__failed!("no memory")) };
-        // SAFETY: allocated here, and nobody else knows it.
-        unsafe { kfree_rcu_object(node) };
-        let ways = [Stat::BarnPut, Stat::SheafFlush, Stat::FreeSlowpath];
-        let given_back = || ways.iter().map(|&way| cache.stat(way)).sum::<u64>();
-        let before = given_back();
-        rcu::rcu_barrier(t.cx);
-        ensure_eq!(given_back(), before, "a sheaf that is not full was submitted by itself");
-        kvfree_rcu_barrier(t.cx);
-        ensure!(given_back() > before, "the object is still in its sheaf");
-        ensure_all_back(cache, t.cx)
-    }
-
     /// Large blocks and vmalloc areas have no sheaves: they wait in pages of pointers.
     fn large_blocks_and_vmalloc_areas_go_through_the_back_end(t: &mut Test) {
         let (before, _) = kfree_rcu::bulk::totals();
@@ -186,23 +116,6 @@ ktest! {
             unsafe { kfree_rcu::kfree_rcu_mightsleep(object, t.cx) };
         }
         ensure_all_back(cache, t.cx)
-    }
-
-    /// A cache may be destroyed while its objects wait in sheaves on every CPU.
-    fn a_cache_is_destroyed_with_objects_waiting_on_every_cpu(t: &mut Test) {
-        let cache = cache("test_destroy")?;
-        for on in cpu::online().iter() {
-            let thread = sched::spawn(t.cx, "give", Prio::NORMAL, Some(on), move |_| {
-                for _ in 0..100 {
-                    // SAFETY: allocated here, and nobody else knows it.
-                    node(cache).into_iter().for_each(|node| unsafe { kfree_rcu_object(node) });
-                }
-            });
-            thread.map_err(|error| crate::__failed!("{error}"))?.join(t.cx);
-        }
-        // SAFETY: nobody uses the cache any more.
-        ensure_eq!(unsafe { slab::flush::destroy(cache, t.cx) }, Ok(()));
-        Ok(())
     }
 
     /// An "NMI" at every instruction of `kfree_rcu` and of allocations, that itself calls `kfree_rcu_nolock`.
@@ -282,11 +195,9 @@ impl Visit for NolockPair {
 
 /// Allocates an object and gives it up, as an NMI handler would.
 fn nolock_pair(cache: &Once<&'static RawCache>) {
-    let Some(node) = cache.get().and_then(|cache| cache.alloc_nolock(AllocFlags::NOWAIT)).and_then(stamp) else {
-        return;
-    };
-    // SAFETY: allocated above, and nobody else knows it; the head is a field of it.
-    unsafe { kfree_rcu_nolock(node.byte_add(core::mem::offset_of!(Node, rcu)).cast()) };
+    let Some(node) = cache.get().and_then(|cache| node_nolock(cache)) else { return };
+    // SAFETY: allocated above, and nobody else knows it.
+    unsafe { kfree_rcu_nolock(head(node)) };
     GIVEN.fetch_add(1, Relaxed);
 }
 

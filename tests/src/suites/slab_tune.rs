@@ -12,7 +12,7 @@ use slab::flush::{Leaked, destroy};
 use slab::{CacheFlags, Layout, Prefilled, RawCache, Stat};
 use sync::{MaySleep, Rng};
 
-use super::hotplug_slab::ensure_all_back;
+use crate::kfree::ensure_all_back;
 use crate::outcome::needs_sheaves;
 use crate::toggle::{Load, others, spawn, threads, toggle};
 use crate::{Failure, ensure, ensure_eq, ktest, skip};
