@@ -13,34 +13,53 @@
 //!
 //! `rcu_barrier` alone is not enough (S2-4): what sits in a sheaf or page that is not full yet is no callback.
 
-use sched::hotplug::keep_cpus;
+use sched::hotplug::{CpusGuard, keep_cpus};
 use slab::RawCache;
-use sync::MaySleep;
+use sync::{MaySleep, bug};
 
 /// Waits until all objects given to `kfree_rcu` before are free.
 ///
 /// Context: task; sleeps.
 pub fn kvfree_rcu_barrier(cx: &mut MaySleep) {
-    cx.assert_may_sleep();
-    let cpus = keep_cpus(cx);
-    slab::deferred::flush(&cpus, cx);
-    slab::registry::for_each_unlocked(cx, |cache| cache.flush_rcu_free(&cpus));
-    slab::deferred::flush(&cpus, cx);
-    drop(cpus);
-    rcu::rcu_barrier(cx);
-    crate::bulk::drain(cx);
+    barrier(cx, |cpus, cx| slab::registry::for_each_unlocked(cx, |cache| cache.flush_rcu_free(cpus)));
 }
 
 /// The same for the objects of one cache; other caches' sheaves are left alone (S5-6).
 ///
 /// Context: task; sleeps. `cache` stays alive meanwhile.
 pub fn kvfree_rcu_barrier_on_cache(cache: &'static RawCache, cx: &mut MaySleep) {
+    barrier(cx, |cpus, _| cache.flush_rcu_free(cpus));
+}
+
+/// The five steps, of which `submit` is the second.
+fn barrier(cx: &mut MaySleep, submit: impl FnOnce(&CpusGuard, &mut MaySleep)) {
     cx.assert_may_sleep();
     let cpus = keep_cpus(cx);
-    slab::deferred::flush(&cpus, cx);
-    cache.flush_rcu_free(&cpus);
+    if !bug!(
+        "kfree_rcu.barrier_deferred_late",
+        "a barrier drains deferred lists when sheaves have gone",
+        "kfree_rcu_hooks"
+    ) {
+        slab::deferred::flush(&cpus, cx);
+    }
+    if !bug!(
+        "kfree_rcu.barrier_no_submit",
+        "a barrier leaves sheaves that are not full where they are",
+        "kfree_rcu_barrier"
+    ) {
+        submit(&cpus, cx);
+    }
     slab::deferred::flush(&cpus, cx);
     drop(cpus);
-    rcu::rcu_barrier(cx);
-    crate::bulk::drain(cx);
+    if !bug!(
+        "kfree_rcu.barrier_no_wait",
+        "a barrier does not wait for sheaves under way",
+        "kfree_rcu_barrier.*under_way*"
+    ) {
+        rcu::rcu_barrier(cx);
+    }
+    if !bug!("kfree_rcu.barrier_no_drain", "a barrier leaves the back end alone", "kfree_rcu_barrier.*nothing_is_left")
+    {
+        crate::bulk::drain(cx);
+    }
 }

@@ -14,7 +14,7 @@
 
 use arch::CpuId;
 use sched::hotplug::{CpusGuard, keep_cpus};
-use sync::{MaySleep, smp};
+use sync::{MaySleep, bug, smp};
 
 use crate::Spin;
 use crate::cache::{CacheFlags, RawCache};
@@ -45,6 +45,14 @@ enum What {
 
 /// Takes the sheaves of `cpu`, which are `held`.
 fn detach(cpu: CpuId, held: &mut Sheaves, what: What) -> Detached {
+    if bug!(
+        "kfree_rcu.flush_unused",
+        "a flush passes over a CPU that has nothing but an rcu_free sheaf",
+        "kfree_rcu_barrier.*nothing_but*"
+    ) && held.main.is_bootstrap()
+    {
+        return Detached::default();
+    }
     let rcu_free = held.rcu_free.take().inspect(|&sheaf| {
         sheaf.set_node(arch::cpu::node_of(cpu));
         waiting::detach(cpu, sheaf);
@@ -52,7 +60,16 @@ fn detach(cpu: CpuId, held: &mut Sheaves, what: What) -> Detached {
     if what == What::RcuFree {
         return Detached { rcu_free, ..Detached::default() };
     }
-    let main = core::mem::replace(&mut held.main, SheafRef::bootstrap());
+    let main = if held.main.is_empty()
+        && bug!(
+            "kfree_rcu.empty_main_stays",
+            "a flush leaves a main sheaf that is empty with its CPU",
+            "kfree_rcu_barrier.*empty_sheaf*"
+        ) {
+        SheafRef::bootstrap()
+    } else {
+        core::mem::replace(&mut held.main, SheafRef::bootstrap())
+    };
     Detached {
         main: Some(main).filter(|main| !main.is_bootstrap()),
         spare: held.spare.take(),
@@ -229,7 +246,13 @@ pub unsafe fn destroy(cache: &'static RawCache, cx: &mut MaySleep) -> Result<(),
         return Ok(());
     }
     crate::deferred::flush(&cpus, cx);
-    if let Some(hook) = BEFORE_DESTROY.get() {
+    if let Some(hook) = BEFORE_DESTROY.get()
+        && !bug!(
+            "kfree_rcu.destroy_no_barrier",
+            "a cache is destroyed while its objects wait in the back end",
+            "kfree_rcu_barrier.*destroyed*"
+        )
+    {
         hook(cache, cx);
     }
     cache.flush_cpus();

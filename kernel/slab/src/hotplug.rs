@@ -19,7 +19,7 @@
 
 use arch::CpuId;
 use sched::hotplug::{Notifier, Order};
-use sync::MaySleep;
+use sync::{MaySleep, bug};
 
 use crate::cache::RawCache;
 use crate::{deferred, registry};
@@ -34,6 +34,13 @@ fn online(_: CpuId, cx: &mut MaySleep) {
 fn dead(cpu: CpuId, cx: &mut MaySleep) {
     // SAFETY: this is called while the CPU is parked, by the one thread that could wake it.
     unsafe { deferred::drain_parked(cpu) };
+    if bug!(
+        "kfree_rcu.offline_sheaves",
+        "the sheaves of a CPU that goes are not flushed",
+        "hotplug_kfree_rcu kfree_rcu_barrier.*nothing_but*"
+    ) {
+        return;
+    }
     registry::for_each_unlocked(cx, |cache| {
         // SAFETY: as above.
         unsafe { cache.flush_parked(cpu) };

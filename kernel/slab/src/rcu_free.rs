@@ -123,11 +123,18 @@ fn push(cache: &RawCache, object: NonNull<u8>, spin: Spin) -> bool {
         bug!("rcu_free.wrong_node", "a sheaf goes to node 0's barn after its grace period", "slab_nolock.*own_node");
     sheaf.set_node(if other { arch::NodeId::new(0) } else { local_node() });
     waiting::detach(arch::cpu::current(), sheaf);
-    if spin == Spin::May || (arch::irq::enabled() && !sync::context::in_nmi()) {
+    let submit_or_defer = || {
+        if spin == Spin::May || (arch::irq::enabled() && !sync::context::in_nmi()) {
+            submit(sheaf);
+        } else {
+            crate::deferred::defer_rcu_sheaf(sheaf);
+        }
+    };
+    let late =
+        bug!("kfree_rcu.submitted_late", "a full sheaf is submitted without the sheaf lock", "kfree_rcu_hooks.*full*");
+    if !late {
         // RCUF-1: still under the sheaf lock.
-        submit(sheaf);
-    } else {
-        crate::deferred::defer_rcu_sheaf(sheaf);
+        submit_or_defer();
     }
     if bug!(
         "rcu_free.flag_left",
@@ -138,6 +145,10 @@ fn push(cache: &RawCache, object: NonNull<u8>, spin: Spin) -> bool {
         return true;
     }
     drop(held);
+    hook!("slab.unlocked.rcu_free_gone");
+    if late {
+        submit_or_defer();
+    }
     true
 }
 

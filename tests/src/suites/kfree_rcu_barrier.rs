@@ -8,11 +8,13 @@ use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 
 use arch::cpu;
 use kfree_rcu::{kfree_rcu_object, kvfree_rcu_barrier, kvfree_rcu_barrier_on_cache};
+use sched::Prio;
 use slab::{CacheFlags, Layout, RawCache};
 use sync::{ATOMIC, IrqGuard, MaySleep};
 
 use crate::kfree::{Node, Way, cache, ensure_all_back, ensure_none_in_use, give_up_large, give_up_many, node};
 use crate::outcome::needs_sheaves;
+use crate::together::soon;
 use crate::toggle::{MS, off, on, others, spawn};
 use crate::{Failure, Test, ensure, ensure_eq, ktest};
 
@@ -84,27 +86,32 @@ fn leave_in_every_stage(cache: &'static RawCache, cx: &mut MaySleep) -> Result<(
     Ok(())
 }
 
-/// While a reader is in its section `begin` starts something that must not end before the reader does. Returns what it
-/// returned.
+/// While a reader is in its section, does `before` and then starts `waits`, which must not end before the reader does. Returns
+/// what it returned.
 fn outlasts_a_reader<T: Send + 'static>(
     cx: &mut MaySleep,
     before: impl FnOnce(&mut MaySleep) -> Result<(), Failure>,
     waits: impl FnOnce(&mut MaySleep) -> T + Send + 'static,
 ) -> Result<T, Failure> {
     let reader = Reader::new(cx)?;
-    let done = Arc::new(AtomicBool::new(false));
-    let is_done = done.clone();
-    let begun = before(cx).and_then(|()| {
-        spawn(cx, None, move |cx| {
-            let result = waits(cx);
-            is_done.store(true, SeqCst);
-            result
-        })
-    });
-    sched::sleep_ns(cx, 5 * MS);
+    let (begun, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let (is_begun, is_done) = (begun.clone(), done.clone());
+    let waits = move |cx: &mut MaySleep| {
+        is_begun.store(true, SeqCst);
+        let result = waits(cx);
+        is_done.store(true, SeqCst);
+        result
+    };
+    // More urgent than the reader, which may have the only CPU.
+    let thread = before(cx)
+        .and_then(|()| sched::spawn(cx, "waits", Prio::HIGH, None, waits).map_err(|error| crate::__failed!("{error}")));
+    if thread.is_ok() {
+        soon(cx, || begun.load(SeqCst));
+        sched::sleep_ns(cx, 10 * MS);
+    }
     let too_early = done.load(SeqCst);
     reader.leave(cx);
-    let result = begun?.join(cx);
+    let result = thread?.join(cx);
     ensure!(!too_early, "it did not wait for the reader");
     Ok(result)
 }
@@ -140,6 +147,28 @@ ktest! {
             )?;
             ensure_eq!(destroyed, Ok(()));
         }
+        Ok(())
+    }
+
+    /// A CPU whose main sheaf is empty has that one taken as well (S0-13).
+    fn a_cache_is_destroyed_with_an_empty_sheaf_on_a_cpu(t: &mut Test) {
+        let cache = cache("test_bar_empty")?;
+        needs_sheaves(cache)?;
+        let here = cpu::current();
+        let given = spawn(t.cx, Some(here), move |cx| {
+            let mut nodes = Vec::new();
+            // As many as there are in main after the first.
+            nodes.extend(node(cache));
+            let rest = cache.sheaves_on(here).map_or(0, |fill| fill.main.size);
+            nodes.extend((0..rest).filter_map(|_| node(cache)));
+            // SAFETY: allocated here, and nobody else knows them.
+            nodes.into_iter().for_each(|node| unsafe { Way::Head.give_up(node, cx) });
+        })?;
+        given.join(t.cx);
+        let main = cache.sheaves_on(here).map(|fill| fill.main);
+        ensure!(main.is_some_and(|main| main.size == 0 && main.capacity != 0), "the main sheaf is not empty: {main:?}");
+        // SAFETY: nobody uses the cache any more.
+        ensure_eq!(unsafe { slab::flush::destroy(cache, t.cx) }, Ok(()));
         Ok(())
     }
 

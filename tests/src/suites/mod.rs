@@ -11,6 +11,8 @@ mod hotplug_slab;
 mod kfree_rcu;
 mod kfree_rcu_barrier;
 mod kfree_rcu_front;
+#[cfg(feature = "mutants")]
+mod kfree_rcu_hooks;
 mod mm;
 mod nmi;
 mod percpu;
