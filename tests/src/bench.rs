@@ -3,14 +3,16 @@
 //! A bench is written with [`bench!`](crate::bench!) in `benches/<storey>.rs`, and is found like a test, through the link
 //! section `linkme_BENCHES`. It runs as a thread of its own, bound to the CPU of the runner, and measures once, with
 //! [`Bencher::each`], [`Bencher::sections`] or [`Bencher::waits`]. Its figure goes out as one JSON object, in nanoseconds of
-//! the guest's clock. Under QEMU's `-icount shift=0` the clock counts instructions: one each nanosecond, those of all CPUs
+//! the guest's clock; what one number does not tell goes before it as rows ([`Bencher::row`]). Under QEMU's `-icount shift=0` the clock counts instructions: one each nanosecond, those of all CPUs
 //! together, and none while all of them halt, when it jumps to the next timer.
 //!
 //! What measuring itself costs (the loop, the two looks at the clock) is measured by the same code around nothing, and
 //! subtracted. Interrupts stay on: the tick hits a few of the samples, so the figure to quote is the median.
 
+use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
+use core::fmt::Write as _;
 use core::hint::black_box;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
@@ -124,6 +126,7 @@ pub struct Bencher<'a> {
     /// How many samples to take.
     pub samples: usize,
     figure: Option<Figure>,
+    rows: Vec<String>,
 }
 
 impl Bencher<'_> {
@@ -157,9 +160,19 @@ impl Bencher<'_> {
         self.take(Figure { samples, operations: 1, kind: Kind::Waits });
     }
 
+    /// Gives times that the bench has taken itself, each of so many operations.
+    pub fn took(&mut self, operations: u64, samples: Vec<u64>) {
+        self.take(Figure { samples, operations, kind: Kind::Runs });
+    }
+
     /// Gives a count that the bench has made itself, of whatever its name says; no clock comes in.
     pub fn counts(&mut self, samples: Vec<u64>) {
         self.take(Figure { samples, operations: 1, kind: Kind::Counted });
+    }
+
+    /// Tells more of what was measured: a row of a table, `of` what it is about and its named numbers.
+    pub fn row(&mut self, of: &str, values: &[(&str, u64)]) {
+        self.rows.push(row_json(of, values));
     }
 
     fn take(&mut self, figure: Figure) {
@@ -235,17 +248,33 @@ impl fmt::Display for PerOperation {
     }
 }
 
-/// Runs one bench in a thread on this CPU and reports its figure.
+/// The inside of a row's object, but for whose it is.
+fn row_json(of: &str, values: &[(&str, u64)]) -> String {
+    let mut text = alloc::format!(r#""of":"{of}","values":{{"#);
+    for (at, (name, value)) in values.iter().enumerate() {
+        let comma = if at == 0 { "" } else { "," };
+        // A String takes whatever is written.
+        let _ = write!(text, r#"{comma}"{name}":{value}"#);
+    }
+    text.push('}');
+    text
+}
+
+/// Runs one bench in a thread on this CPU and reports its rows and its figure.
 #[doc(hidden)]
 pub fn run_one(t: &mut Test<'_>, suite: &str, name: &str, body: Body) -> Result<(), Failure> {
     let here = arch::cpu::current();
     let thread = sched::spawn(t.cx, "bench", Prio::NORMAL, Some(here), move |cx| {
-        let mut bencher = Bencher { cx, samples: SAMPLES, figure: None };
-        body(&mut bencher).map(|()| bencher.figure)
+        let mut bencher = Bencher { cx, samples: SAMPLES, figure: None, rows: Vec::new() };
+        body(&mut bencher).map(|()| (bencher.figure, bencher.rows))
     });
-    let Some(mut figure) = thread.map_err(|error| crate::__failed!("{error}"))?.join(t.cx)? else {
+    let (figure, rows) = thread.map_err(|error| crate::__failed!("{error}"))?.join(t.cx)?;
+    let Some(mut figure) = figure else {
         return Err(crate::__failed!("the bench has measured nothing"));
     };
+    for row in rows {
+        t.figure(format_args!(r#"{{"row":"{suite}.{name}",{row}}}"#));
+    }
     figure.samples.sort_unstable();
     let operations = figure.operations * figure.samples.len() as u64;
     let (min, p50, p99) = (figure.at(0), figure.at(50), figure.at(99));
@@ -286,6 +315,12 @@ mod tests {
         assert_eq!(size_of::<BenchCase>(), 80);
         assert_eq!(core::mem::offset_of!(BenchCase, goal), 72);
         assert_eq!(core::mem::offset_of!(Goal, timed), 4);
+    }
+
+    #[test]
+    fn a_row_names_its_numbers() {
+        assert_eq!(row_json("sheaf", &[("ns", 5), ("gps", 2)]), r#""of":"sheaf","values":{"ns":5,"gps":2}"#);
+        assert_eq!(row_json("none", &[]), r#""of":"none","values":{}"#);
     }
 
     #[test]

@@ -100,6 +100,18 @@ impl Snapshot {
         0
     }
 
+    /// What came after `before`, an earlier snapshot of the same histogram. Its extremes are those of its buckets, within what
+    /// was ever recorded.
+    #[must_use]
+    pub fn since(&self, before: &Snapshot) -> Snapshot {
+        let buckets: [u64; BUCKETS] = core::array::from_fn(|i| self.buckets[i] - before.buckets[i]);
+        let filled = |&bucket: &usize| buckets[bucket] > 0;
+        let count = buckets.iter().sum();
+        let min = (0..BUCKETS).find(filled).map_or(0, |bucket| span_of(bucket).0.max(self.min));
+        let max = (0..BUCKETS).rfind(filled).map_or(0, |bucket| span_of(bucket).1.min(self.max));
+        Snapshot { buckets, count, sum: self.sum.wrapping_sub(before.sum), min, max }
+    }
+
     /// The buckets that hold something, smallest first: least value, greatest value, how many.
     pub fn buckets(&self) -> impl Iterator<Item = (u64, u64, u64)> + '_ {
         let filled = self.buckets.iter().enumerate().filter(|(_, count)| **count > 0);
@@ -140,6 +152,18 @@ mod tests {
         let s = of(&[]);
         assert_eq!((s.count, s.sum, s.min, s.max, s.mean(), s.percentile(50)), (0, 0, 0, 0, 0, 0));
         assert_eq!(s.buckets().count(), 0);
+    }
+
+    #[test]
+    fn what_came_since_a_snapshot_is_told_apart_from_what_was_before() {
+        let h = Histogram::new();
+        [1, 5_000].iter().for_each(|&v| h.record(v));
+        let before = h.snapshot();
+        assert_eq!(h.snapshot().since(&before).count, 0);
+        [90, 100].iter().for_each(|&v| h.record(v));
+        let s = h.snapshot().since(&before);
+        assert_eq!((s.count, s.sum, s.min, s.max), (2, 190, 64, 127));
+        assert!((64..128).contains(&s.percentile(50)));
     }
 
     #[test]

@@ -1,6 +1,9 @@
 //! The benches, one module a storey; the module's name is the suite's.
 
+mod kfree_load;
 mod kfree_rcu;
+mod kfree_rcu_flood;
+mod kfree_rcu_scale;
 mod rcu;
 mod rcu_list;
 mod rcu_scale;

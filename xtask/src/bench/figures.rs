@@ -9,6 +9,8 @@ use crate::ktap::Outcome;
 use crate::smp::measure::median;
 use crate::verdict::{Stream, TestId, Verdict, id_of};
 
+use super::rows::Row;
+
 /// What one operation costs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unit {
@@ -97,6 +99,8 @@ impl Figure {
 pub struct Figures {
     counted: bool,
     figures: Vec<Figure>,
+    /// What benches told besides, in the order in which they did.
+    rows: Vec<Row>,
     /// Benches that this machine cannot run, and why.
     skipped: Vec<(TestId, String)>,
     /// Boots so far.
@@ -114,7 +118,14 @@ impl Figures {
             let goal = (goal != 0).then_some(goal);
             Figure { id: bench.test.id.clone(), unit: Unit::Nanoseconds, goal, samples: Vec::new() }
         });
-        Figures { counted, figures: figures.collect(), skipped: Vec::new(), runs: 0, build: String::new() }
+        Figures {
+            counted,
+            figures: figures.collect(),
+            rows: Vec::new(),
+            skipped: Vec::new(),
+            runs: 0,
+            build: String::new(),
+        }
     }
 
     /// Takes in what a boot said, which was a pass.
@@ -129,6 +140,7 @@ impl Figures {
         }
         let said: Vec<Value> =
             objects(Kind::Json).filter_map(|frame| serde_json::from_str(&frame.payload).ok()).collect();
+        self.rows.extend(said.iter().filter_map(Row::read));
         for test in &verdict.tests {
             let id = id_of(test);
             if test.outcome == Outcome::Skipped {
@@ -158,6 +170,12 @@ impl Figures {
     /// The figures.
     pub fn iter(&self) -> impl Iterator<Item = &Figure> {
         self.figures.iter()
+    }
+
+    /// What benches told besides.
+    #[must_use]
+    pub fn rows(&self) -> &[Row] {
+        &self.rows
     }
 
     /// Those that do not reach their goal.
@@ -304,6 +322,19 @@ pub(super) mod tests {
     fn a_goal_is_missed_from_a_tenth_above_it() {
         let missed = |switch| of_boots(true, &[switch]).missed().count();
         assert_eq!((missed(150.0), missed(150.04), missed(150.1)), (0, 0, 1));
+    }
+
+    #[test]
+    fn rows_of_all_boots_are_kept() {
+        let mut figures = of_boots(true, &[]);
+        for ns in [7, 9] {
+            let (mut stream, verdict) = boot(1.0);
+            let payload = format!(r#"{{"row":"sched.switch","of":"near","values":{{"ns":{ns}}}}}"#);
+            stream.frames.push(Frame { seq: 3, kind: Kind::Json, payload });
+            figures.take(&stream, &verdict).unwrap();
+        }
+        let seen: Vec<_> = figures.rows().iter().map(|row| (row.bench.as_str(), row.of.as_str(), row["ns"])).collect();
+        assert_eq!(seen, [("sched.switch", "near", 7.0), ("sched.switch", "near", 9.0)]);
     }
 
     #[test]

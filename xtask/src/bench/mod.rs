@@ -3,6 +3,9 @@
 //! | module | does |
 //! |---|---|
 //! | [`figures`] | what a boot said over COM2, put together over several boots, and judged by the goals |
+//! | [`rows`] | what benches told beside their figure |
+//! | [`kfree`] | `bench kfree-rcu`: all machines, tables and plots for the question of back ends |
+//! | [`linux`] | `bench linux`: rcuscale's test of a Linux image on the same machines |
 //! | [`native`] | the slab allocator and RCU as a host program, beside others |
 //! | [`report`] | the table, JSON, CSV, and a saved run to compare with |
 //!
@@ -10,15 +13,18 @@
 //! same each time, whatever else the host does. Without, it is time under the emulator, of which only ratios mean much.
 
 pub mod figures;
+pub mod kfree;
+pub mod linux;
 pub mod native;
 pub mod report;
+pub mod rows;
 
 use std::path::Path;
 
 use serde_json::json;
 
 use crate::artifact::{self, Artifacts};
-use crate::cli::{BenchArgs, MachineArgs, Profile};
+use crate::cli::{BenchArgs, BenchWhat, MachineArgs, Profile};
 use crate::console;
 use crate::exit::{Exit, stop, usage};
 use crate::guest::{Boot, Left};
@@ -47,8 +53,20 @@ const LOG_LINES: usize = 40;
 /// # Errors
 /// See [`crate::exit`]; a goal that is missed is an [`Exit`], and only with `--check-goals`.
 pub fn bench(workspace: &Workspace, args: &BenchArgs) -> anyhow::Result<Exit> {
+    match &args.what {
+        Some(BenchWhat::KfreeRcu(args)) => return kfree::bench(workspace, args),
+        Some(BenchWhat::Linux(args)) => return kfree::beside_linux(workspace, args),
+        None => {}
+    }
     if args.native {
-        return native::run(workspace);
+        let printed = native::run(workspace)?;
+        println!("{printed}");
+        let dir = RunDir::create(workspace, "bench")?;
+        dir.describe(workspace, "bench", &json!({ "native": true }))?;
+        let lines: Vec<&str> = printed.lines().filter(|line| line.starts_with('{')).collect();
+        dir.write("native.jsonl", &(lines.join("\n") + "\n"))?;
+        println!("JSON lines in {}", workspace.short(dir.path()).display());
+        return Ok(Exit::Passed);
     }
     if args.runs == 0 {
         return Err(usage("--runs 0: at least 1"));
@@ -100,7 +118,9 @@ pub fn bench(workspace: &Workspace, args: &BenchArgs) -> anyhow::Result<Exit> {
     let mut measured = Vec::new();
     for machine in &machines {
         let line = kernel_line(machine, &all, &chosen)?;
-        let session = Session { workspace, machine, artifacts: &artifacts, line: &line, chosen: &chosen, dir: &dir };
+        let name = machine.shape.slug();
+        let (artifacts, line, name) = (&artifacts, line.as_str(), name.as_str());
+        let session = Session { workspace, machine, artifacts, line, chosen: &chosen, dir: &dir, name };
         let mut figures = Figures::new(args.count, &chosen);
         for run in 0..args.runs {
             if interrupted() {
@@ -174,12 +194,14 @@ struct Session<'a> {
     line: &'a str,
     chosen: &'a [KernelBench],
     dir: &'a RunDir,
+    /// What the folders of its boots begin with.
+    name: &'a str,
 }
 
 impl Session<'_> {
     /// Boots once and takes the figures in.
     fn run(&self, run: u32, figures: &mut Figures) -> anyhow::Result<()> {
-        let dir = self.dir.sub(&format!("{}-{run}", self.machine.shape.slug()))?;
+        let dir = self.dir.sub(&format!("{}-{run}", self.name))?;
         let boot = Boot {
             machine: self.machine,
             artifacts: self.artifacts,

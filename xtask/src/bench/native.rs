@@ -2,18 +2,15 @@
 //!
 //! What it is compared with is C and C++ code that nothing else here needs, so no other command builds it.
 
-use serde_json::json;
-
 use crate::exit::{Exit, stop};
 use crate::process::{output_of, run_shown};
-use crate::rundir::RunDir;
 use crate::workspace::Workspace;
 
-/// Builds and runs it, shows what it printed and keeps the JSON lines.
+/// Builds and runs it, and gives what it printed: JSON lines, then a table.
 ///
 /// # Errors
 /// [`Exit::Build`] if it cannot be built, [`Exit::TestsFailed`] if it stops before its end.
-pub fn run(workspace: &Workspace) -> anyhow::Result<Exit> {
+pub fn run(workspace: &Workspace) -> anyhow::Result<String> {
     let target = workspace.target.join("native");
     let mut build = workspace.cargo();
     build.args(["build", "--release", "--locked", "--manifest-path", "native/Cargo.toml"]);
@@ -21,12 +18,5 @@ pub fn run(workspace: &Workspace) -> anyhow::Result<Exit> {
         return Err(stop(Exit::Build, "the native bench did not build"));
     }
     let mut program = std::process::Command::new(target.join("release/grange-native"));
-    let printed = output_of(&mut program).ok_or_else(|| stop(Exit::TestsFailed, "the native bench failed"))?;
-    println!("{printed}");
-    let dir = RunDir::create(workspace, "bench")?;
-    dir.describe(workspace, "bench", &json!({ "native": true }))?;
-    let lines: Vec<&str> = printed.lines().filter(|line| line.starts_with('{')).collect();
-    dir.write("native.jsonl", &(lines.join("\n") + "\n"))?;
-    println!("JSON lines in {}", workspace.short(dir.path()).display());
-    Ok(Exit::Passed)
+    output_of(&mut program).ok_or_else(|| stop(Exit::TestsFailed, "the native bench failed"))
 }

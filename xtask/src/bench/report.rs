@@ -12,6 +12,7 @@ use crate::qemu::Machine;
 use crate::workspace::Workspace;
 
 use super::figures::{Figure, Figures};
+use super::rows;
 
 /// Where a run that was saved under `name` lies.
 #[must_use]
@@ -104,6 +105,9 @@ impl Report<'_> {
             if runs == 1 { "" } else { "s" },
             figures.build(),
         );
+        for bench in rows::benches(figures.rows()) {
+            let _ = write!(text, "{bench}, medians\n{}\n", rows::table(figures.rows(), bench));
+        }
         for (id, why) in figures.skipped() {
             let _ = writeln!(text, "skipped: {id}: {why}");
         }
@@ -170,6 +174,7 @@ impl Report<'_> {
             "runs": self.figures.runs(),
             "baseline": self.baseline.map(|baseline| &baseline.name),
             "figures": self.figures.iter().map(figure).collect::<Vec<_>>(),
+            "rows": self.figures.rows(),
         })
     }
 
@@ -252,7 +257,7 @@ pub fn csv_of(reports: &[Report<'_>]) -> String {
 }
 
 /// With a decimal where that says something.
-fn number(value: f64) -> String {
+pub(super) fn number(value: f64) -> String {
     if value < 1_000.0 { format!("{value:.1}") } else { format!("{value:.0}") }
 }
 
