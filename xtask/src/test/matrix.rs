@@ -53,7 +53,12 @@ impl Part {
             Part::All => true,
             Part::Race => test.is_race(),
             Part::RcuTree(_) => suite == "rcu_tree",
-            Part::SlabDebug => suite == "kfree_rcu" || suite == "slab" || suite.starts_with("slab_"),
+            Part::SlabDebug => {
+                let is_of = |storey: &str| {
+                    suite.strip_prefix(storey).is_some_and(|rest| rest.is_empty() || rest.starts_with('_'))
+                };
+                is_of("slab") || is_of("kfree_rcu") || suite == "rcu_pending" || suite == "rcu_sheaf"
+            }
         }
     }
 }
@@ -198,6 +203,7 @@ mod tests {
             test("slab", 0),
             test("slab_numa", 1),
             test("kfree_rcu", 0),
+            test("kfree_rcu_barrier", 0),
             test("slabs", 0),
             test("rcu", 1),
             test("rcu_tree", 0),
@@ -207,6 +213,6 @@ mod tests {
         assert_eq!(of(Part::All).len(), tests.len());
         assert_eq!(of(Part::Race), ["slab_numa", "rcu"]);
         assert_eq!(of(Part::RcuTree(Fanouts { leaf: 2, inner: 2 })), ["rcu_tree"]);
-        assert_eq!(of(Part::SlabDebug), ["slab", "slab_numa", "kfree_rcu"]);
+        assert_eq!(of(Part::SlabDebug), ["slab", "slab_numa", "kfree_rcu", "kfree_rcu_barrier"]);
     }
 }
