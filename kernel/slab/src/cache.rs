@@ -12,6 +12,7 @@ use core::sync::atomic::{
 
 use arch::{MAX_NODES, NodeId};
 use bitflags::bitflags;
+use rcu::srcu::{Core, Flavour, SrcuDomain};
 use sync::DynPerCpu;
 
 use crate::cpu::CacheCpu;
@@ -30,7 +31,8 @@ bitflags! {
         /// Objects start on cache lines.
         const HWCACHE_ALIGN = 1 << 0;
         /// Slab pages go back only after a grace period: an RCU reader may look at a freed object and find another
-        /// of the same type in its place, but never anything else (M-13).
+        /// of the same type in its place, but never anything else (M-13). Or a reader of the domain of SRCU that the layout
+        /// names (G-7).
         const TYPESAFE_BY_RCU = 1 << 1;
         /// No sheaves: for what sheaves are made of.
         const NO_SHEAVES = 1 << 2;
@@ -65,6 +67,7 @@ pub struct Layout {
     pub(crate) capacity: usize,
     pub(crate) debug: DebugFlags,
     pub(crate) harden: Harden,
+    pub(crate) srcu: Option<&'static Core>,
 }
 
 impl Layout {
@@ -79,6 +82,7 @@ impl Layout {
             capacity: 0,
             debug: DebugFlags::empty(),
             harden: Harden::empty(),
+            srcu: None,
         }
     }
 
@@ -90,6 +94,12 @@ impl Layout {
     /// What is special about the cache; replaces what was said before.
     pub const fn flags(self, flags: CacheFlags) -> Self {
         Self { flags, ..self }
+    }
+
+    /// Slab pages go back only after a grace period of `domain`, as with [`CacheFlags::TYPESAFE_BY_RCU`] after one of RCU. The
+    /// domain stays as long as the kernel: slabs may outlive the cache's last user.
+    pub const fn typesafe_by_srcu<F: Flavour>(self, domain: &'static SrcuDomain<F>) -> Self {
+        Self { srcu: Some(domain.core()), ..self }
     }
 
     /// Constructor.
@@ -170,6 +180,8 @@ pub struct RawCache {
     /// Sheaf capacity to come back to, plus one, while allocations can be made to fail ([`fail`](crate::fail)); else 0.
     pub(crate) fail: AtomicU32,
     ctor: Option<Ctor>,
+    /// The domain whose readers may look at free objects of a type-safe cache; none if those are RCU's.
+    srcu: Option<&'static Core>,
     name: &'static str,
     /// By node; null where there is no such node. Written before the cache is published.
     nodes: [AtomicPtr<CacheNode>; MAX_NODES],
@@ -182,7 +194,11 @@ pub struct RawCache {
 impl RawCache {
     /// A cache of the given layout without nodes.
     pub(crate) fn new(layout: Layout, cpu: DynPerCpu<CacheCpu>) -> Result<Self, CreateError> {
-        let Layout { name, size: object_size, mut align, flags, ctor, capacity, .. } = layout;
+        let mut layout = layout;
+        if layout.srcu.is_some() {
+            layout.flags |= CacheFlags::TYPESAFE_BY_RCU;
+        }
+        let Layout { name, size: object_size, mut align, flags, ctor, capacity, srcu, .. } = layout;
         if object_size == 0 || order::order_for(object_size) > mm::MAX_ORDER {
             return Err(CreateError::BadSize(object_size));
         }
@@ -227,6 +243,7 @@ impl RawCache {
             remote_node_defrag_ratio: AtomicU32::new(1000),
             fail: AtomicU32::new(0),
             ctor,
+            srcu,
             name,
             nodes: [const { AtomicPtr::new(ptr::null_mut()) }; MAX_NODES],
             sharing: Sharing::new(),
@@ -336,6 +353,11 @@ impl RawCache {
     /// Whether objects keep what is in them while they are free. Such a cache cannot give zeroed ones.
     pub(crate) fn keeps_content(&self) -> bool {
         keeps_content(self.ctor, self.flags)
+    }
+
+    /// The domain that a type-safe cache's slabs wait for; none if that is RCU.
+    pub(crate) fn srcu(&self) -> Option<&'static Core> {
+        self.srcu
     }
 
     #[inline(always)]

@@ -259,6 +259,10 @@ pub unsafe fn destroy(cache: &'static RawCache, cx: &mut MaySleep) -> Result<(),
     drop(cpus);
     // Sheaves that were under way before, and those just submitted (S0-22).
     rcu::rcu_barrier(cx);
+    if cache.srcu().is_some() {
+        // Objects of a debug cache.
+        cache.barrier_of_readers(cx);
+    }
     cache.shrink();
     let (leaked, lent) = (cache.leaked(), cache.lent());
     if leaked != 0 || lent.sheaves != 0 {
@@ -270,7 +274,7 @@ pub unsafe fn destroy(cache: &'static RawCache, cx: &mut MaySleep) -> Result<(),
     }
     if cache.flags().contains(CacheFlags::TYPESAFE_BY_RCU) {
         // Its last slabs' pages wait for a grace period.
-        rcu::rcu_barrier(cx);
+        cache.barrier_of_readers(cx);
     }
     assert!(!cache.is_on_any_cpu(), "CPU-5: {} is destroyed while a CPU has sheaves of it", cache.name());
     // SAFETY: no objects, so no slabs are left; all sheaves were flushed; the caller vouches for the rest.

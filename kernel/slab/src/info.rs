@@ -121,7 +121,8 @@ impl RawCache {
             ("store_user", debug(DebugFlags::STORE_USER)),
             ("trace", debug(DebugFlags::TRACE)),
             ("failslab", (self.is_selected() || self.debug().contains(DebugFlags::FAILSLAB)).into()),
-            ("destroy_by_rcu", flag(CacheFlags::TYPESAFE_BY_RCU)),
+            ("destroy_by_rcu", u64::from(self.flags().contains(CacheFlags::TYPESAFE_BY_RCU) && self.srcu().is_none())),
+            ("destroy_by_srcu", self.srcu().is_some().into()),
         ]
         .into_iter()
     }

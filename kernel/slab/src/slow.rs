@@ -376,7 +376,7 @@ impl RawCache {
         if spin == Spin::May && self.flags().contains(CacheFlags::TYPESAFE_BY_RCU) {
             // A reader may still look at an object of it (M-13).
             // SAFETY: the slab has no object in use and is on no list; it is RCU's from here on.
-            unsafe { rcu::call_rcu(slab.rcu_head(), after_grace_period) };
+            unsafe { self.call_after_readers(slab.rcu_head(), after_grace_period) };
             return 0;
         }
         let order = slab.order();

@@ -46,6 +46,7 @@ mod slab_numa;
 mod slab_prefill;
 mod slab_random;
 mod slab_reclaim;
+mod slab_srcu;
 mod slab_traffic;
 mod slab_tune;
 mod slab_typed;

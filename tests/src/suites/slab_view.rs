@@ -222,6 +222,7 @@ ktest! {
             ("aliases", 0),
             ("hwcache_align", 1),
             ("destroy_by_rcu", 0),
+            ("destroy_by_srcu", 0),
             ("slabs", 0),
             ("objects", 0),
             ("poison", 0),

@@ -60,22 +60,28 @@ impl Barrier {
 ///
 /// Context: task, sleeps. Not from a callback, nor in a section of `domain`.
 pub fn srcu_barrier<F: Flavour>(domain: &SrcuDomain<F>, cx: &mut MaySleep) {
-    cx.assert_may_sleep();
-    let core = domain.core();
-    let barrier = &core.barrier;
-    let target = barrier.seq.snap();
-    let _turn = barrier.turn.lock(cx);
-    if barrier.seq.done(target) {
-        return;
+    domain.core().barrier(cx);
+}
+
+impl Core {
+    /// [`srcu_barrier`] for who does not care for the flavour.
+    pub fn barrier(&self, cx: &mut MaySleep) {
+        cx.assert_may_sleep();
+        let barrier = &self.barrier;
+        let target = barrier.seq.snap();
+        let _turn = barrier.turn.lock(cx);
+        if barrier.seq.done(target) {
+            return;
+        }
+        barrier.seq.start();
+        barrier.missing.store(1, Ordering::Relaxed);
+        for (_, data) in self.cpus() {
+            entrain(self, data);
+        }
+        barrier.one_less();
+        barrier.all_ran.wait(cx);
+        barrier.seq.end();
     }
-    barrier.seq.start();
-    barrier.missing.store(1, Ordering::Relaxed);
-    for (_, data) in core.cpus() {
-        entrain(core, data);
-    }
-    barrier.one_less();
-    barrier.all_ran.wait(cx);
-    barrier.seq.end();
 }
 
 /// Puts the barrier's callback of one CPU behind all that are there. The caller has the turn.

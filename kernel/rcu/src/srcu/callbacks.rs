@@ -50,19 +50,29 @@ static QUEUE: Once<WorkQueue> = Once::new();
 /// # Safety
 /// `head` is valid, and nobody else uses it, until `func` is called with it; `func` may be called with it on any CPU.
 pub unsafe fn call_srcu<F: Flavour>(domain: &SrcuDomain<F>, head: *mut CallbackHead, func: CallbackFn) {
-    debug_assert!(!context::in_nmi(), "SRCU: call_srcu in NMI context");
-    debug_assert!(!head.is_null() && head.is_aligned(), "SRCU: no such callback {head:?}");
-    let core = domain.core();
-    let irqs_were_on = irq::enabled();
-    // In this order: the reschedule that a wake-up may ask for is looked at when interrupts are on again.
-    let _pin = PreemptGuard::new(ATOMIC);
-    let irqs = IrqGuard::new(ATOMIC);
-    // SAFETY: `head` is valid and ours by the caller.
-    unsafe { (*head).func = Some(func) };
-    // SAFETY: passed on from the caller; it leaves the list in `run`, before its function is called.
-    let (target, expedited, is_news) = unsafe { enqueue(core, head) };
-    if is_news {
-        gp::request_from(core, target, expedited, irqs_were_on, &irqs);
+    // SAFETY: passed on from the caller.
+    unsafe { domain.core().call(head, func) };
+}
+
+impl Core {
+    /// [`call_srcu`] for who does not care for the flavour.
+    ///
+    /// # Safety
+    /// As for [`call_srcu`].
+    pub unsafe fn call(&self, head: *mut CallbackHead, func: CallbackFn) {
+        debug_assert!(!context::in_nmi(), "SRCU: call_srcu in NMI context");
+        debug_assert!(!head.is_null() && head.is_aligned(), "SRCU: no such callback {head:?}");
+        let irqs_were_on = irq::enabled();
+        // In this order: the reschedule that a wake-up may ask for is looked at when interrupts are on again.
+        let _pin = PreemptGuard::new(ATOMIC);
+        let irqs = IrqGuard::new(ATOMIC);
+        // SAFETY: `head` is valid and ours by the caller.
+        unsafe { (*head).func = Some(func) };
+        // SAFETY: passed on from the caller; it leaves the list in `run`, before its function is called.
+        let (target, expedited, is_news) = unsafe { enqueue(self, head) };
+        if is_news {
+            gp::request_from(self, target, expedited, irqs_were_on, &irqs);
+        }
     }
 }
 

@@ -69,6 +69,12 @@ pub struct Core {
     free: Option<unsafe fn(NonNull<Core>)>,
 }
 
+impl fmt::Debug for Core {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SrcuDomain({})", self.name)
+    }
+}
+
 impl Core {
     const fn new<F: Flavour>(name: &'static str, place: DynPlace, free: Option<unsafe fn(NonNull<Core>)>) -> Core {
         Core {

@@ -59,7 +59,7 @@ impl RawCache {
         // SAFETY: the object was given up, its place stays while it is not on a freelist, and the function is made for it.
         unsafe {
             head.write(CallbackHead::new());
-            rcu::call_rcu(head.as_ptr(), after_grace_period);
+            self.call_after_readers(head.as_ptr(), after_grace_period);
         }
         true
     }
