@@ -16,6 +16,7 @@
 //! | [`head`] | the 8-byte and the 16-byte head, and finding an object from either |
 //! | [`owned`] | boxes that are given up: nothing is freed twice, or while it is borrowed |
 //! | [`bulk`] | the back end: per-CPU pages of pointers (K-1 to K-9) |
+//! | [`srcu`] | `kfree_srcu`: the same for the readers of a domain of SRCU |
 //! | [`pending`] | objects that wait by cookie, of any type, for RCU or an SRCU domain (S3) |
 //! | [`barrier`] | waiting until everything given before is free |
 //!
@@ -48,6 +49,7 @@ pub mod bulk;
 pub mod head;
 pub mod owned;
 pub mod pending;
+pub mod srcu;
 
 mod bnode;
 #[cfg(test)]
@@ -61,6 +63,7 @@ use sync::{LlistNode, MaySleep, bug};
 pub use barrier::{kvfree_rcu_barrier, kvfree_rcu_barrier_on_cache};
 pub use head::{HasRcuPtr, MAX_OFFSET, RcuPtr};
 pub use owned::{kfree_rcu_owned, kfree_rcu_owned_mightsleep};
+pub use srcu::{kfree_srcu, kfree_srcu_mightsleep, kfree_srcu_owned};
 
 /// Brings the storey up.
 ///

@@ -77,7 +77,7 @@ unsafe impl<T> sealed::GiveUp for CacheBox<'_, T> {
 }
 
 /// Refuses values with a destructor.
-const fn assert_plain<T>() {
+pub(crate) const fn assert_plain<T>() {
     assert!(!needs_drop::<T>(), "kfree_rcu runs no destructor: use rcu::RcuBox");
 }
 

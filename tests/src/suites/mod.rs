@@ -13,6 +13,7 @@ mod kfree_rcu_barrier;
 mod kfree_rcu_front;
 #[cfg(feature = "mutants")]
 mod kfree_rcu_hooks;
+mod kfree_srcu;
 mod mm;
 mod nmi;
 mod percpu;
