@@ -59,7 +59,7 @@ fn start(info: &'static mut BootInfo) -> ! {
     let mut cx = unsafe { sched::init() }.expect("memory for the first threads");
     start_tracing();
     rcu::init(&mut cx);
-    kfree_rcu::init();
+    kfree_rcu::init(&mut cx);
 
     start_other_cpus();
     sched::watchdog::start(&mut cx).expect("memory for a thread");

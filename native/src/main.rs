@@ -61,7 +61,7 @@ fn main() {
     let up = |cx: &mut MaySleep| {
         slab::init();
         rcu::init(cx);
-        kfree_rcu::init();
+        kfree_rcu::init(cx);
         rcu::boot_ended();
         let layout = slab::Layout::new("native", OBJECT.size()).flags(CacheFlags::NO_MERGE);
         CACHE.get_or_init(|| slab::create(layout).expect("memory for a cache"));

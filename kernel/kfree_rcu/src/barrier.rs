@@ -6,7 +6,7 @@
 //! 3. the deferred lists once more: a sheaf that was partly filled in step 1, and full before step 2 came to it, may have
 //!    been deferred (RCUF-1 of `slab::rcu_free`);
 //! 4. `rcu_barrier`, *always*: sheaves submitted earlier are in flight even if step 2 found none;
-//! 5. the back end is drained.
+//! 5. the back ends are drained.
 //!
 //! No CPU goes offline during the first three steps: it could take objects past them. From the fourth on they are callbacks, or in
 //! the back end, and both know where those of a CPU that went are.
@@ -60,6 +60,6 @@ fn barrier(cx: &mut MaySleep, submit: impl FnOnce(&CpusGuard, &mut MaySleep)) {
     }
     if !bug!("kfree_rcu.barrier_no_drain", "a barrier leaves the back end alone", "kfree_rcu_barrier.*nothing_is_left")
     {
-        crate::bulk::drain(cx);
+        crate::backend::drain(cx);
     }
 }

@@ -5,13 +5,13 @@
 
 use core::ptr::NonNull;
 
-use arch::PAGE_SIZE;
+use arch::{PAGE_SIZE, clock};
 use mm::AllocFlags;
 use rcu::FullCookie;
 use slab::waiting::{self, Stage};
 
 /// Pointers in a page: what the header leaves.
-pub(crate) const RECORDS: usize = (PAGE_SIZE - 32) / size_of::<usize>();
+pub(crate) const RECORDS: usize = (PAGE_SIZE - 40) / size_of::<usize>();
 
 /// One page of pointers, owned by whoever has the [`Bnode`].
 #[repr(C)]
@@ -20,10 +20,12 @@ struct Raw {
     /// Refreshed at each insert, so that it covers the last pointer.
     cookie: FullCookie,
     len: usize,
+    /// When the first pointer came, by the monotonic clock.
+    since_ns: u64,
     records: [*mut u8; RECORDS],
 }
 
-const _: () = assert!(size_of::<Raw>() <= PAGE_SIZE);
+const _: () = assert!(size_of::<Raw>() == PAGE_SIZE && RECORDS == 507);
 
 /// An owned page of pointers.
 pub(crate) struct Bnode(NonNull<Raw>);
@@ -41,6 +43,7 @@ impl Bnode {
             (&raw mut (*raw.as_ptr()).next).write(None);
             (&raw mut (*raw.as_ptr()).cookie).write(rcu::get_state_full());
             (&raw mut (*raw.as_ptr()).len).write(0);
+            (&raw mut (*raw.as_ptr()).since_ns).write(0);
         }
         Some(Self(raw))
     }
@@ -66,6 +69,9 @@ impl Bnode {
     /// Adds an object that waits for the grace period `cookie`, which is no earlier than any before.
     pub(crate) fn push(&mut self, object: NonNull<u8>, cookie: FullCookie) {
         let raw = self.raw_mut();
+        if raw.len == 0 {
+            raw.since_ns = clock::now_ns();
+        }
         raw.records[raw.len] = object.as_ptr();
         raw.len += 1;
         raw.cookie = cookie;
@@ -76,21 +82,31 @@ impl Bnode {
         rcu::poll(self.raw().cookie)
     }
 
-    /// Frees every object and the page.
+    /// Frees every object and the page. Says how many objects they were.
     ///
-    /// # Panics
-    /// In checking builds if the grace period is not over (K-6).
-    pub(crate) fn free_all(self) {
-        debug_assert!(self.expired(), "K-6: a page of objects is freed inside its grace period");
-        let raw = self.raw();
-        for &object in &raw.records[..raw.len] {
+    /// If the grace period is not over it says so in the log and leaks them instead (K-6): better no memory than an object
+    /// freed under its reader.
+    pub(crate) fn free_all(self) -> usize {
+        let len = self.len();
+        if !self.expired() {
+            return refuse(len);
+        }
+        for &object in &self.raw().records[..len] {
             let object = NonNull::new(object).expect("a record is an object");
             waiting::leave(Stage::Bulk, object);
             crate::free_now(object);
         }
         let page = mm::page_of(self.0.as_ptr().cast()).expect("a Bnode is a page");
         mm::free_pages(page, 0);
+        len
     }
+}
+
+/// `len` objects would be freed inside their grace period, and are leaked instead (K-6). Says that none was freed.
+#[cold]
+pub(crate) fn refuse(len: usize) -> usize {
+    log::error!("kfree_rcu: {len} objects are to be freed inside their grace period; they are leaked");
+    0
 }
 
 /// A queue of pages, oldest first.
@@ -111,6 +127,11 @@ impl Pages {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.first.is_none()
+    }
+
+    /// When the oldest object came.
+    pub(crate) fn since_ns(&self) -> Option<u64> {
+        self.first.as_ref().map(|page| page.raw().since_ns)
     }
 
     /// Objects in all pages.

@@ -5,7 +5,7 @@
 //! kfree_rcu ───────────► rcu_free sheaf of this CPU ──full──► call_rcu ──► barn ──► allocations
 //!    │  no sheaf, remote node,                  (slab::rcu_free)
 //!    │  large block, vmalloc
-//!    └─────────────────► back end: pages of pointers, or the list through the heads
+//!    └─────────────────► back end: pages of pointers, or what else is chosen
 //! kfree_rcu_nolock ────► rcu_free sheaf, by try-lock
 //!    │  busy
 //!    └─────────────────► deferred list of this CPU ──end of a guard or an interrupt──► kfree_rcu
@@ -15,8 +15,10 @@
 //! |---|---|
 //! | [`head`] | the 8-byte and the 16-byte head, and finding an object from either |
 //! | [`owned`] | boxes that are given up: nothing is freed twice, or while it is borrowed |
-//! | [`bulk`] | the back end: per-CPU pages of pointers (K-1 to K-9) |
 //! | [`srcu`] | `kfree_srcu`: the same for the readers of a domain of SRCU |
+//! | [`backend`] | what every back end does; the choice between them, and their counters |
+//! | [`bulk`] | per-CPU pages of pointers (K-1 to K-9) |
+//! | [`call`] | a callback for each object |
 //! | [`pending`] | objects that wait by cookie, of any type, for RCU or an SRCU domain (S3) |
 //! | [`barrier`] | waiting until everything given before is free |
 //!
@@ -44,8 +46,10 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod backend;
 pub mod barrier;
 pub mod bulk;
+pub mod call;
 pub mod head;
 pub mod owned;
 pub mod pending;
@@ -60,6 +64,7 @@ use core::ptr::NonNull;
 use slab::Spin;
 use sync::{LlistNode, MaySleep, bug};
 
+pub use backend::{BackEnd, Head};
 pub use barrier::{kvfree_rcu_barrier, kvfree_rcu_barrier_on_cache};
 pub use head::{HasRcuPtr, MAX_OFFSET, RcuPtr};
 pub use owned::{kfree_rcu_owned, kfree_rcu_owned_mightsleep};
@@ -68,11 +73,10 @@ pub use srcu::{kfree_srcu, kfree_srcu_mightsleep, kfree_srcu_owned};
 /// Brings the storey up.
 ///
 /// Context: boot CPU, once, after `slab::init` and `rcu::init`. Objects given before this wait without a timer (S2-7).
-pub fn init() {
+pub fn init(cx: &mut MaySleep) {
     slab::deferred::RCU_OBJECT.set(undefer);
     slab::flush::BEFORE_DESTROY.set(barrier::kvfree_rcu_barrier_on_cache);
-    bulk::init();
-    sched::hotplug::register(&bulk::NOTIFIER);
+    backend::init(cx);
 }
 
 /// Frees the object that `head` lies in after a grace period.
@@ -88,10 +92,10 @@ pub fn init() {
 pub unsafe fn kfree_rcu(head: NonNull<RcuPtr>) {
     let object = head::object_of(head).unwrap_or_else(|| bad_head(head));
     // SAFETY: the caller gives the object up.
-    if unsafe { slab::rcu_free::free(object, Spin::May) } {
+    if backend::sheaves_first() && unsafe { slab::rcu_free::free(object, Spin::May) } {
         return;
     }
-    bulk::enqueue(object, Some(head));
+    backend::enqueue(object, Some(Head::Link(head)));
 }
 
 /// [`kfree_rcu`] for a typed object, with its own head of either kind.
@@ -114,7 +118,9 @@ pub unsafe fn kfree_rcu_object<T: HasRcuPtr>(object: NonNull<T>) {
 /// # Safety
 /// As for [`kfree_rcu`]; the object came from `kmalloc`, `kmalloc_nolock` or a cache.
 pub unsafe fn kfree_rcu_nolock(head: NonNull<RcuPtr>) {
-    if let Some(object) = slab::object_of(head.cast()) {
+    if backend::sheaves_first()
+        && let Some(object) = slab::object_of(head.cast())
+    {
         // SAFETY: the caller gives the object up.
         if unsafe { slab::rcu_free::free(object, Spin::Never) } {
             return;
@@ -140,7 +146,10 @@ pub unsafe fn kfree_rcu_nolock(head: NonNull<RcuPtr>) {
 pub unsafe fn kfree_rcu_mightsleep(object: NonNull<u8>, cx: &mut MaySleep) {
     cx.assert_may_sleep();
     // SAFETY: the caller gives the object up.
-    if unsafe { slab::rcu_free::free(object, Spin::May) } || bulk::enqueue(object, None) {
+    if backend::sheaves_first() && unsafe { slab::rcu_free::free(object, Spin::May) } {
+        return;
+    }
+    if backend::enqueue(object, None) {
         return;
     }
     rcu::synchronize_rcu(cx);

@@ -21,7 +21,7 @@ pub(crate) fn machine(cpus: usize, nodes: usize, body: impl FnOnce(&mut MaySleep
     let before_others = |cx: &mut MaySleep| {
         slab::init();
         rcu::init(cx);
-        crate::init();
+        crate::init(cx);
         rcu::boot_ended();
     };
     if let Err(stopped) = shared::try_machine_on(cpus, nodes, before_others, body) {

@@ -1,6 +1,6 @@
 //! `kfree_rcu` while CPUs go and come: its barrier covers what was given on a CPU that has gone since.
 
-use kfree_rcu::{bulk, kvfree_rcu_barrier};
+use kfree_rcu::{backend, kvfree_rcu_barrier};
 use sync::Rng;
 
 use crate::kfree::{Way, cache, ensure_none_in_use, give_up_large, give_up_many, node};
@@ -23,7 +23,7 @@ ktest! {
                 .join(t.cx);
                 off(cpu, t.cx)?;
                 kvfree_rcu_barrier(t.cx);
-                let pending = bulk::pending();
+                let pending = backend::waiting().objects;
                 let none_in_use = ensure_none_in_use(cache, t.cx);
                 on(cpu, t.cx)?;
                 none_in_use?;
@@ -61,7 +61,7 @@ ktest! {
         result?;
         kvfree_rcu_barrier(t.cx);
         t.note(format_args!("barriers: {turns:?}"));
-        ensure_eq!(bulk::pending(), 0, "objects wait in the back end");
+        ensure_eq!(backend::waiting().objects, 0, "objects wait in the back end");
         ensure!(turns.iter().all(|&turns| turns > 5), "too little happened: {turns:?}");
         Ok(())
     }

@@ -7,6 +7,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::Seq
 
 use arch::trap::TrapFrame;
 use arch::{CpuId, cpu};
+use kfree_rcu::backend::{self, Event, Waiting};
 use kfree_rcu::{kfree_rcu, kfree_rcu_nolock, kfree_rcu_object, kvfree_rcu_barrier};
 use mm::AllocFlags;
 use sched::Prio;
@@ -89,7 +90,7 @@ ktest! {
 
     /// Large blocks and vmalloc areas have no sheaves: they wait in pages of pointers.
     fn large_blocks_and_vmalloc_areas_go_through_the_back_end(t: &mut Test) {
-        let (before, _) = kfree_rcu::bulk::totals();
+        let before = backend::total(backend::current(), Event::Enqueued);
         for _ in 0..20 {
             let Some(large) = slab::kmalloc(50_000, AllocFlags::NOWAIT) else {
                 return Err(crate::__failed!("no memory"));
@@ -100,10 +101,10 @@ ktest! {
             // SAFETY: as above.
             unsafe { kfree_rcu(area.cast()) };
         }
-        let (after, _) = kfree_rcu::bulk::totals();
+        let after = backend::total(backend::current(), Event::Enqueued);
         ensure!(after >= before + 40, "{} objects entered the back end", after - before);
         kvfree_rcu_barrier(t.cx);
-        ensure_eq!(kfree_rcu::bulk::pending(), 0);
+        ensure_eq!(backend::waiting(), Waiting::default());
         Ok(())
     }
 

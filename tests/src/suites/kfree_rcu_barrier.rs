@@ -128,7 +128,7 @@ ktest! {
             },
             kvfree_rcu_barrier,
         )?;
-        ensure_eq!(kfree_rcu::bulk::pending(), 0, "objects wait in the back end");
+        ensure_eq!(kfree_rcu::backend::waiting().objects, 0, "objects wait in the back end");
         ensure_none_in_use(with, t.cx)?;
         ensure_none_in_use(without, t.cx)?;
         ensure_all_back(with, t.cx)?;

@@ -179,7 +179,7 @@ ktest! {
             }
         }
         kvfree_rcu_barrier(t.cx);
-        ensure_eq!(kfree_rcu::bulk::pending(), 0);
+        ensure_eq!(kfree_rcu::backend::waiting().objects, 0);
         Ok(())
     }
 }

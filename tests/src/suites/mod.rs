@@ -9,6 +9,7 @@ mod hotplug_mm;
 mod hotplug_rcu;
 mod hotplug_slab;
 mod kfree_rcu;
+mod kfree_rcu_backend;
 mod kfree_rcu_barrier;
 mod kfree_rcu_front;
 #[cfg(feature = "mutants")]

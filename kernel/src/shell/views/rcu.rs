@@ -4,6 +4,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
+use ::kfree_rcu::backend::{self, BackEnd, Event};
 use ::rcu::stall::{Awaited, awaited};
 use ::rcu::{Kind, NodeStats, Stats};
 use arch::clock;
@@ -210,7 +211,7 @@ fn mask(bits: u64) -> Value {
 }
 
 fn kfree_rcu(session: &mut Session<'_>, _: &[&str]) -> Result<(), Complaint> {
-    let (objects, by_head) = ::kfree_rcu::bulk::totals();
+    let total = |event| -> u64 { BackEnd::ENGINES.iter().map(|&back_end| backend::total(back_end, event)).sum() };
     let mut sheaf = (0, 0);
     ::slab::registry::for_each(|cache| {
         sheaf.0 += cache.stat(::slab::Stat::FreeRcuSheaf);
@@ -220,9 +221,9 @@ fn kfree_rcu(session: &mut Session<'_>, _: &[&str]) -> Result<(), Complaint> {
     let facts: [(&str, u64); 5] = [
         ("into sheaves", sheaf.0),
         ("refused by sheaves", sheaf.1),
-        ("into the back end", objects),
-        ("of these through their heads", by_head),
-        ("pending in the back end", ::kfree_rcu::bulk::pending() as u64),
+        ("into the back ends", total(Event::Enqueued)),
+        ("of these through their heads", total(Event::ByHead)),
+        ("pending in the back ends", backend::waiting().objects as u64),
     ];
     for (what, value) in facts {
         table.row([what.into(), value.into()]);
