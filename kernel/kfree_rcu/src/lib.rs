@@ -77,6 +77,7 @@ pub fn init(cx: &mut MaySleep) {
     slab::deferred::RCU_OBJECT.set(undefer);
     slab::flush::BEFORE_DESTROY.set(barrier::kvfree_rcu_barrier_on_cache);
     backend::init(cx);
+    mm::shrinker::register(&pending::SHRINKER);
 }
 
 /// Frees the object that `head` lies in after a grace period.

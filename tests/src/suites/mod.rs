@@ -24,6 +24,7 @@ mod rcu_callbacks;
 mod rcu_exp;
 mod rcu_list;
 mod rcu_nocb;
+mod rcu_pending;
 mod rcu_poll;
 mod rcu_readers;
 mod rcu_stall;

@@ -3,6 +3,8 @@
 use core::ptr::NonNull;
 
 use rcu::pending::{self, Batch, LiveCookie};
+use slab::waiting::{self, Stage};
+use sync::bug;
 
 use super::links::{Link, Links};
 use super::object::Deferred;
@@ -61,16 +63,16 @@ impl<S: Store> Bucket<S> {
     /// # Safety
     /// As for [`Bucket::pop`], and no reader is left.
     pub(super) unsafe fn finish<T: Deferred>(&mut self, mut between: impl FnMut()) {
-        self.store.drain(&mut |objects| {
+        let mut end = |objects: &mut [NonNull<u8>]| {
+            objects.iter().for_each(|&object| waiting::leave(Stage::Pending, object));
             // SAFETY: by the caller.
             unsafe { T::finish(objects) };
             between();
-        });
+        };
+        self.store.drain(&mut end);
         // SAFETY: by the caller.
         while let Some(object) = unsafe { self.links.pop::<T>() } {
-            // SAFETY: as above.
-            unsafe { T::finish(&mut [object]) };
-            between();
+            end(&mut [object]);
         }
     }
 }
@@ -130,6 +132,18 @@ pub struct Counts {
     pub asked: u64,
     /// Callbacks submitted.
     pub callbacks: u64,
+}
+
+impl Counts {
+    pub(super) fn add(self, other: Self) -> Self {
+        Self {
+            enqueued: self.enqueued + other.enqueued,
+            linked: self.linked + other.linked,
+            dequeued: self.dequeued + other.dequeued,
+            asked: self.asked + other.asked,
+            callbacks: self.callbacks + other.callbacks,
+        }
+    }
 }
 
 /// One CPU's part. Under its lock.
@@ -213,6 +227,11 @@ impl<C: LiveCookie, S: Store> State<C, S> {
         self.buckets.take_done()
     }
 
+    /// Takes what is not over: a deliberate bug.
+    pub(super) fn take_newest(&mut self) -> Bucket<S> {
+        self.buckets.take_with(|bucket| Some(core::mem::take(bucket))).unwrap_or_default()
+    }
+
     /// So many objects and bytes are no more.
     pub(super) fn finished(&mut self, objects: usize, bytes: usize) {
         self.objects -= objects;
@@ -222,7 +241,12 @@ impl<C: LiveCookie, S: Store> State<C, S> {
     /// The callback has been called: whether it is wanted again, and whether there is something to finish.
     pub(super) fn grace_period_over(&mut self) -> (bool, bool) {
         self.buckets.advance();
-        self.armed = self.buckets.is_waiting();
+        self.armed = self.buckets.is_waiting()
+            && !bug!(
+                "kfree_rcu.pending_stranded",
+                "a tracker's callback does not come again",
+                "rcu_pending.*stranded*"
+            );
         self.counts.callbacks += u64::from(self.armed);
         (self.armed, !self.buckets.done().is_empty())
     }

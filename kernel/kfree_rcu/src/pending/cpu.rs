@@ -5,9 +5,9 @@ use core::mem::offset_of;
 use core::ptr::{self, NonNull};
 
 use arch::{CpuId, clock};
-use rcu::hist::Histogram;
 use sched::{Mutex, MutexGuard, WorkItem, work};
-use sync::{ATOMIC, CallbackHead, LockClass, MaySleep, PreemptGuard, SpinLock, bug, hook};
+use slab::waiting::{self, Stage};
+use sync::{ATOMIC, CallbackHead, LockClass, MaySleep, PreemptGuard, SpinLock, bug, context, hook};
 
 use super::Refused;
 use super::bucket::{Ask, Entry, State, Way};
@@ -15,6 +15,7 @@ use super::domain::GracePeriods;
 use super::links::Link;
 use super::object::Deferred;
 use super::store::{Stash, Store};
+use crate::head::RcuPtr;
 
 static CLASS: LockClass = LockClass::new("kfree_rcu.pending");
 static TURN_CLASS: LockClass = LockClass::new("kfree_rcu.pending_turn");
@@ -24,14 +25,6 @@ const KEEP: usize = 2;
 
 /// Each time that so many more objects wait on a CPU, its grace period is hurried (S3-29): as RCU does for callbacks.
 pub const FLOOD: usize = 10_000;
-
-/// What all CPUs of a tracker share.
-pub(super) struct Shared<D> {
-    pub(super) name: &'static str,
-    pub(super) domain: D,
-    /// How long the oldest object of each lot waited until it was finished, in nanoseconds.
-    pub(super) residence: Histogram,
-}
 
 /// See the module documentation.
 pub(super) struct Cpu<T, D: GracePeriods, S: Store> {
@@ -43,107 +36,84 @@ pub(super) struct Cpu<T, D: GracePeriods, S: Store> {
     rcu: UnsafeCell<CallbackHead>,
     work: WorkItem,
     home: CpuId,
-    /// Stays as long as this.
-    shared: NonNull<Shared<D>>,
+    domain: D,
     of: core::marker::PhantomData<fn() -> T>,
 }
 
 // SAFETY: shared by its locks; the head belongs to who has set `armed`.
 unsafe impl<T: Deferred, D: GracePeriods, S: Store> Sync for Cpu<T, D, S> {}
-// SAFETY: bound to no thread; `shared` is used from any.
+// SAFETY: bound to no thread.
 unsafe impl<T: Deferred, D: GracePeriods, S: Store> Send for Cpu<T, D, S> {}
 
 impl<T: Deferred, D: GracePeriods, S: Store> Cpu<T, D, S> {
-    pub(super) fn new(home: CpuId, shared: NonNull<Shared<D>>) -> Self {
+    pub(super) fn new(home: CpuId, domain: D) -> Self {
         Self {
             state: SpinLock::new(State::new(), &CLASS),
             turn: Mutex::new((), &TURN_CLASS),
             rcu: UnsafeCell::new(CallbackHead::new()),
             work: WorkItem::new(finish_here::<T, D, S>),
             home,
-            shared,
+            domain,
             of: core::marker::PhantomData,
         }
     }
 
-    fn shared(&self) -> &Shared<D> {
-        // SAFETY: it stays as long as this does.
-        unsafe { self.shared.as_ref() }
-    }
-
-    fn domain(&self) -> D {
-        self.shared().domain
-    }
-
     /// Puts an object in; the caller is pinned.
-    pub(super) fn enqueue(&self, object: NonNull<u8>, own: Option<NonNull<crate::RcuPtr>>) -> Result<(), Refused<()>> {
+    pub(super) fn enqueue(&self, object: NonNull<u8>, own: Option<NonNull<RcuPtr>>) -> Result<(), Refused> {
+        debug_assert!(!context::in_nmi(), "a tracker takes nothing from an NMI");
         // SAFETY: the object was given up to us.
         let bytes = unsafe { T::bytes(object) };
         let apart = T::is_apart(object);
-        let domain = self.domain();
-        let mut fetched = Stash::<S>::new();
-        let mut link = None;
-        if apart && own.is_none() {
-            link = Some(Link::allocated(object).ok_or(Refused::NoMemory(()))?);
+        let mut link = own.map(Link::own);
+        if apart && link.is_none() {
+            link = Some(Link::allocated(object).ok_or(Refused::NoMemory)?);
         }
-        let mut looked = false;
-        let mut taken_at = None;
+        let mut nodes = Stash::<S>::new();
+        let (mut taken, mut looked) = (None, false);
         let (ask, floods) = loop {
             let mut state = self.state.lock_irqsave(ATOMIC);
             hook!("kfree_rcu.pending");
-            // PEND-1: under the lock at first.
-            let cookie = *taken_at.get_or_insert_with(|| domain.get_state());
+            // PEND-1.
+            let cookie = *taken.get_or_insert_with(|| self.domain.get_state());
             if looked && rcu::poll(cookie) {
                 drop(state);
-                if let Some(link) = link {
-                    link.discard();
-                }
-                return Err(Refused::Over(()));
+                link.into_iter().for_each(Link::discard);
+                return Err(Refused::Over);
             }
-            fetched.spill(0, &mut state.stash);
+            nodes.spill(0, &mut state.stash);
             let missing = if apart { 0 } else { state.missing(cookie) };
-            let way = match (apart || missing != 0, own.map(Link::own).or(link)) {
-                (false, _) => {
-                    if let Some(link) = link.take() {
-                        link.discard();
-                    }
-                    Way::Store
+            let way = if !apart && missing == 0 {
+                Way::Store
+            } else if let Some(link) = link.take_if(|_| apart || looked) {
+                Way::Link(link)
+            } else if looked {
+                return Err(Refused::NoMemory);
+            } else {
+                drop(state);
+                // PEND-3.
+                looked = true;
+                if !nodes.fill(missing) && link.is_none() {
+                    link = Link::allocated(object);
                 }
-                (true, Some(link)) if apart || looked => Way::Link(link),
-                (true, None) if looked => return Err(Refused::NoMemory(())),
-                (true, _) => {
-                    let enough = missing;
-                    drop(state);
-                    looked = true;
-                    // PEND-3.
-                    if !fetched.fill(enough) && own.is_none() {
-                        link = Link::allocated(object);
-                    }
-                    hook!("kfree_rcu.pending.unlocked");
-                    continue;
-                }
+                hook!("kfree_rcu.pending.unlocked");
+                continue;
             };
+            // Before others can find it.
+            waiting::enter(Stage::Pending, object);
             let ask = state.push(cookie, Entry { object, bytes, way }, clock::now_ns);
-            state.stash.spill(KEEP, &mut fetched);
+            state.stash.spill(KEEP, &mut nodes);
             break (ask, state.objects.is_multiple_of(FLOOD));
         };
+        // One that turned out not to be needed.
+        link.into_iter().for_each(Link::discard);
         match ask {
             Ask::Nothing => {}
-            // SAFETY: `armed` was not set, so the last call of it has ended its use; we have set it, so nobody else submits it.
-            Ask::Callback => unsafe { domain.call(self.rcu.get(), grace_period_over::<T, D, S>) },
-            Ask::GracePeriod => {
-                let forget = bug!(
-                    "kfree_rcu.pending_not_asked",
-                    "nobody asks for the grace period of a second cookie",
-                    "rcu_pending.*"
-                );
-                if !forget {
-                    domain.start_poll(false);
-                }
-            }
+            // SAFETY: `armed` was not set, so whoever had the head has let go of it; we have set it, so nobody else submits it.
+            Ask::Callback => unsafe { self.domain.call(self.rcu.get(), grace_period_over::<T, D, S>) },
+            Ask::GracePeriod => self.domain.start_poll(false),
         }
         if floods {
-            domain.start_poll(true);
+            self.domain.start_poll(true);
         }
         Ok(())
     }
@@ -157,6 +127,9 @@ impl<T: Deferred, D: GracePeriods, S: Store> Cpu<T, D, S> {
         let object = unsafe { state.pop::<T>() };
         state.stash.spill(KEEP, &mut surplus);
         drop(state);
+        if let Some(object) = object {
+            waiting::leave(Stage::Pending, object);
+        }
         object
     }
 
@@ -178,14 +151,22 @@ impl<T: Deferred, D: GracePeriods, S: Store> Cpu<T, D, S> {
                 let mut state = self.state.lock_irqsave(ATOMIC);
                 hook!("kfree_rcu.pending");
                 state.finished(objects, bytes);
-                state.take_done()
+                if bug!(
+                    "kfree_rcu.pending_early",
+                    "a tracker's newest bucket is finished at once",
+                    "rcu_pending.*reader*"
+                ) {
+                    state.take_newest()
+                } else {
+                    state.take_done()
+                }
             };
             let Some(since) = bucket.since() else { return all };
             (objects, bytes) = (bucket.objects(), bucket.bytes());
             all += bytes;
             // SAFETY: only `enqueue` of this `T` puts something in, and it is over.
             unsafe { bucket.finish::<T>(|| sched::cond_resched(cx)) };
-            self.shared().residence.record(clock::now_ns().saturating_sub(since));
+            waiting::record(Stage::Pending, clock::now_ns().saturating_sub(since));
         }
     }
 
@@ -212,7 +193,7 @@ unsafe fn grace_period_over<T: Deferred, D: GracePeriods, S: Store>(head: *mut C
     }
     if again {
         // SAFETY: `armed` has stayed set, so nobody else submits it, and this call of it is over with it.
-        unsafe { cpu.domain().call(head, grace_period_over::<T, D, S>) };
+        unsafe { cpu.domain.call(head, grace_period_over::<T, D, S>) };
     }
 }
 

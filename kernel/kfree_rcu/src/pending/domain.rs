@@ -13,6 +13,9 @@ pub trait GracePeriods: Copy + Send + Sync + 'static {
     /// A point in time, to be asked later whether a grace period has passed since.
     type Cookie: LiveCookie + Send;
 
+    /// Whether a reader may come to reclaim, which then must not wait for readers.
+    const READERS_MAY_ALLOCATE: bool;
+
     /// A cookie for now; starts nothing. Context: any.
     fn get_state(self) -> Self::Cookie;
 
@@ -38,6 +41,7 @@ pub struct TreeRcu;
 
 impl GracePeriods for TreeRcu {
     type Cookie = FullCookie;
+    const READERS_MAY_ALLOCATE: bool = false;
 
     #[inline]
     fn get_state(self) -> FullCookie {
@@ -64,6 +68,7 @@ impl GracePeriods for TreeRcu {
 
 impl<F: Flavour> GracePeriods for &'static SrcuDomain<F> {
     type Cookie = SrcuCookie<'static>;
+    const READERS_MAY_ALLOCATE: bool = true;
 
     #[inline]
     fn get_state(self) -> SrcuCookie<'static> {

@@ -18,6 +18,8 @@
 //! | `store`, `radix`, `pages` | where addresses are kept: [`Radix`] or [`Pages`], a type parameter |
 //! | `links` | what finds no place there: lists through the objects |
 //! | `bucket`, `cpu` | what waits for one cookie, and on one CPU |
+//! | `reuse` | [`ReuseCache`]: a cache that allocates from what waits |
+//! | `registry` | all trackers, for reports and for the page allocator |
 //!
 //! ```no_run
 //! use grange_kfree_rcu::pending::{Pending, TreeRcu};
@@ -46,7 +48,8 @@
 //!   again. Who has no memory puts the object on a list through its own link. Only objects without one can be refused.
 //! - **PEND-4** Objects are finished with no spin lock held; what is being finished still counts.
 //!
-//! Lock: each CPU's `kfree_rcu.pending`, interrupts off, nothing inside. Outside of it the mutex `kfree_rcu.pending_turn`.
+//! Locks: each CPU's `kfree_rcu.pending`, interrupts off, nothing inside. Outside of it the mutex `kfree_rcu.pending_turn`, held
+//! while objects of a CPU are finished. Those of the list of trackers are outside of both.
 //!
 //! Answers to the series "rcu_pending" of 2024 and `fs/bcachefs/rcu_pending.c` in Linux 6.12; rows S3-1 to S3-16, S3-21.
 
@@ -57,6 +60,8 @@ mod links;
 mod object;
 mod pages;
 mod radix;
+mod registry;
+mod reuse;
 mod store;
 #[cfg(test)]
 mod store_tests;
@@ -68,7 +73,6 @@ use core::mem::ManuallyDrop;
 use core::ptr::NonNull;
 
 use arch::{clock, cpu as cpus};
-use rcu::hist;
 use sync::percpu_dyn::{DynPerCpu, PerCpuFull};
 use sync::{ATOMIC, MaySleep, PreemptGuard};
 
@@ -78,10 +82,13 @@ pub use self::domain::{GracePeriods, TreeRcu};
 pub use self::object::{Deferred, GivenUp, Reusable};
 pub use self::pages::Pages;
 pub use self::radix::Radix;
+pub(crate) use self::registry::SHRINKER;
+pub use self::registry::for_each;
+pub use self::reuse::{Origin, ReuseCache, TwoKinds};
 pub use self::store::{Stash, Store};
 
-use self::bucket::State;
-use self::cpu::{Cpu, Shared};
+use self::cpu::Cpu;
+use self::registry::Tracked;
 
 /// What waits in a tracker: a sum of moments.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -97,19 +104,24 @@ pub struct Waiting {
 }
 
 /// Why an object was not taken.
-pub(crate) enum Refused<T> {
+enum Refused {
     /// It needs no more waiting (S3-9).
-    Over(T),
+    Over,
     /// There is no memory to note its address, and it has no link.
-    NoMemory(T),
+    NoMemory,
 }
 
 /// Objects that wait for grace periods of `D`, with their addresses in an `S`; see the [module](self).
 ///
 /// Ends with [`exit`](Self::exit). Dropped without, it says so and stays for ever, and so does what waits in it until then.
-pub struct Pending<T: Deferred, D: GracePeriods = TreeRcu, S: Store = Radix> {
-    cpus: ManuallyDrop<DynPerCpu<Cpu<T, D, S>>>,
-    shared: NonNull<Shared<D>>,
+pub struct Pending<T: Deferred, D: GracePeriods = TreeRcu, S: Store = Radix>(NonNull<Inner<T, D, S>>);
+
+/// A tracker, at a place of its own.
+struct Inner<T: Deferred, D: GracePeriods, S: Store> {
+    name: &'static str,
+    domain: D,
+    cpus: DynPerCpu<Cpu<T, D, S>>,
+    next: registry::Next,
 }
 
 // SAFETY: what it points to is shared by locks, and the objects in it are `Send`.
@@ -118,19 +130,17 @@ unsafe impl<T: Deferred, D: GracePeriods, S: Store> Sync for Pending<T, D, S> {}
 unsafe impl<T: Deferred, D: GracePeriods, S: Store> Send for Pending<T, D, S> {}
 
 impl<T: Deferred, D: GracePeriods, S: Store> Pending<T, D, S> {
-    /// An empty tracker. The name is for reports.
+    /// An empty tracker, whose objects the page allocator's reclaim knows to ask for. The name is for reports.
     ///
     /// Context: task; allocates. After `rcu::init`.
     ///
     /// # Errors
     /// The dynamic part of the per-CPU areas is full.
     pub fn new(name: &'static str, domain: D) -> Result<Self, PerCpuFull> {
-        let shared = NonNull::from(Box::leak(Box::new(Shared { name, domain, residence: hist::Histogram::new() })));
-        let cpus = DynPerCpu::new(|cpu| Cpu::new(cpu, shared)).inspect_err(|_| {
-            // SAFETY: leaked above, and nobody has got it.
-            drop(unsafe { Box::from_raw(shared.as_ptr()) });
-        })?;
-        Ok(Self { cpus: ManuallyDrop::new(cpus), shared })
+        let cpus = DynPerCpu::new(|cpu| Cpu::new(cpu, domain))?;
+        let inner = Box::leak(Box::new(Inner { name, domain, cpus, next: registry::Next::new() }));
+        registry::add(inner);
+        Ok(Self(NonNull::from(inner)))
     }
 
     /// Takes `object`, to [finish](Deferred::finish) it when a grace period has passed.
@@ -143,15 +153,15 @@ impl<T: Deferred, D: GracePeriods, S: Store> Pending<T, D, S> {
     pub fn enqueue(&self, object: T) -> Result<(), T> {
         let (address, link) = object.into_parts();
         let _pin = PreemptGuard::new(ATOMIC);
-        match self.here().enqueue(address, link) {
+        match self.inner().here().enqueue(address, link) {
             Ok(()) => Ok(()),
-            Err(Refused::Over(())) => {
+            Err(Refused::Over) => {
                 // SAFETY: from `into_parts`, and a grace period has passed since.
                 unsafe { T::finish(&mut [address]) };
                 Ok(())
             }
             // SAFETY: from `into_parts`, and nobody else has it.
-            Err(Refused::NoMemory(())) => Err(unsafe { T::from_object(address) }),
+            Err(Refused::NoMemory) => Err(unsafe { T::from_object(address) }),
         }
     }
 
@@ -162,9 +172,9 @@ impl<T: Deferred, D: GracePeriods, S: Store> Pending<T, D, S> {
     pub fn enqueue_mightsleep(&self, object: T, cx: &mut MaySleep) {
         cx.assert_may_sleep();
         let Err(object) = self.enqueue(object) else { return };
-        self.here().try_finish(cx);
+        self.inner().here().try_finish(cx);
         let Err(object) = self.enqueue(object) else { return };
-        self.domain().synchronize(false, cx);
+        self.inner().domain.synchronize(false, cx);
         let (address, _) = object.into_parts();
         // SAFETY: from `into_parts`, and a grace period has passed since it was given up.
         unsafe { T::finish(&mut [address]) };
@@ -178,7 +188,7 @@ impl<T: Deferred, D: GracePeriods, S: Store> Pending<T, D, S> {
         T: Reusable,
     {
         // SAFETY: it waited, so it is from `into_parts`, and taken out once.
-        self.here().dequeue().map(|object| unsafe { T::from_object(object) })
+        self.inner().here().dequeue().map(|object| unsafe { T::from_object(object) })
     }
 
     /// The same from any CPU, this one first.
@@ -190,21 +200,16 @@ impl<T: Deferred, D: GracePeriods, S: Store> Pending<T, D, S> {
     {
         self.dequeue().or_else(|| {
             // SAFETY: as in `dequeue`.
-            self.cpus().find_map(Cpu::dequeue).map(|object| unsafe { T::from_object(object) })
+            self.inner().cpus().find_map(Cpu::dequeue).map(|object| unsafe { T::from_object(object) })
         })
     }
 
-    /// Gives memory back: finishes what is over, and with `hurry` an expedited grace period later the rest. Returns bytes.
+    /// Gives memory back: finishes what is over, and with `hurry` an expedited grace period later the rest. Returns bytes. Readers
+    /// of an SRCU domain may be the very threads that want memory, so there the grace period is asked for and not waited for.
     ///
     /// Context: task; sleeps. It waits for no lock that is held while objects are finished, so a shrinker may call it.
     pub fn reclaim(&self, hurry: bool, cx: &mut MaySleep) -> usize {
-        let finish_all = |cx: &mut MaySleep| self.cpus().map(|cpu| cpu.try_finish(cx)).sum::<usize>();
-        let mut bytes = finish_all(cx);
-        if hurry && self.waiting().objects != 0 {
-            self.domain().synchronize(true, cx);
-            bytes += finish_all(cx);
-        }
-        bytes
+        self.inner().reclaim(hurry, cx)
     }
 
     /// Waits until every object that was taken before is finished.
@@ -215,8 +220,8 @@ impl<T: Deferred, D: GracePeriods, S: Store> Pending<T, D, S> {
         if self.waiting().objects == 0 {
             return;
         }
-        self.domain().synchronize(false, cx);
-        self.cpus().for_each(|cpu| _ = cpu.finish(cx));
+        self.inner().domain.synchronize(false, cx);
+        self.inner().cpus().for_each(|cpu| _ = cpu.finish(cx));
     }
 
     /// Waits until everything is finished, and ends the tracker (S3-15).
@@ -227,74 +232,47 @@ impl<T: Deferred, D: GracePeriods, S: Store> Pending<T, D, S> {
     /// If something waits although nothing is on its way, which cannot be (PEND-2).
     pub fn exit(self, cx: &mut MaySleep) {
         cx.assert_may_sleep();
+        let inner = self.inner();
         loop {
-            let is_idle = self.cpus().all(|cpu| cpu.with(|state| state.is_idle()));
+            let is_idle = inner.cpus().all(|cpu| cpu.with(|state| state.is_idle()));
             // Also if all is idle: the last callback may have said so and be about to return, the last worker too.
-            self.domain().barrier(cx);
-            self.cpus().for_each(|cpu| cpu.flush_work(cx));
+            inner.domain.barrier(cx);
+            inner.cpus().for_each(|cpu| cpu.flush_work(cx));
             if is_idle {
                 break;
             }
         }
-        assert_eq!(self.waiting().objects, 0, "PEND-2: objects are left in {}", self.name());
-        let mut this = ManuallyDrop::new(self);
-        // SAFETY: nobody uses the parts any more: no callback, no work, and the tracker is ours; `drop` is not run.
-        unsafe {
-            ManuallyDrop::drop(&mut this.cpus);
-            drop(Box::from_raw(this.shared.as_ptr()));
-        }
+        assert_eq!(inner.waiting().objects, 0, "PEND-2: objects are left in {}", inner.name);
+        registry::remove(inner, cx);
+        let this = ManuallyDrop::new(self);
+        // SAFETY: from `new`; nobody uses it any more: no callback, no work, no shrinker, and the tracker is ours.
+        drop(unsafe { Box::from_raw(this.0.as_ptr()) });
     }
 
     /// What waits.
     ///
     /// Context: any but NMI.
     pub fn waiting(&self) -> Waiting {
-        let now = clock::now_ns();
-        self.cpus().fold(Waiting::default(), |sum, cpu| {
-            cpu.with(|state| Waiting {
-                objects: sum.objects + state.objects,
-                bytes: sum.bytes + state.bytes,
-                oldest_ns: sum.oldest_ns.max(state.oldest().map_or(0, |since| now.saturating_sub(since))),
-                nodes: sum.nodes + state.nodes(),
-            })
-        })
+        self.inner().waiting()
     }
 
     /// Objects that wait on this CPU (S3-16). Context: any but NMI.
     pub fn waiting_here(&self) -> usize {
-        self.here().with(|state| state.objects)
+        self.inner().here().with(|state| state.objects)
     }
 
     /// What has happened, over all CPUs. Context: any but NMI.
     pub fn counts(&self) -> Counts {
-        self.cpus().map(|cpu| cpu.with(|state: &mut State<_, _>| state.counts)).fold(Counts::default(), |a, b| Counts {
-            enqueued: a.enqueued + b.enqueued,
-            linked: a.linked + b.linked,
-            dequeued: a.dequeued + b.dequeued,
-            asked: a.asked + b.asked,
-            callbacks: a.callbacks + b.callbacks,
-        })
+        self.inner().cpus().map(|cpu| cpu.with(|state| state.counts)).fold(Counts::default(), Counts::add)
     }
 
-    /// How long lots of objects waited until they were finished, in nanoseconds.
-    pub fn residence(&self) -> hist::Snapshot {
-        self.shared().residence.snapshot()
+    fn inner(&self) -> &Inner<T, D, S> {
+        // SAFETY: it stays until `exit` frees it, or for ever.
+        unsafe { self.0.as_ref() }
     }
+}
 
-    /// Its name.
-    pub fn name(&self) -> &'static str {
-        self.shared().name
-    }
-
-    fn shared(&self) -> &Shared<D> {
-        // SAFETY: it stays until `exit` drops it.
-        unsafe { self.shared.as_ref() }
-    }
-
-    fn domain(&self) -> D {
-        self.shared().domain
-    }
-
+impl<T: Deferred, D: GracePeriods, S: Store> Inner<T, D, S> {
     /// This CPU's part, or that of one that was this CPU a moment ago: any will do, because it is locked.
     fn here(&self) -> &Cpu<T, D, S> {
         // SAFETY: initialised for every present CPU, and shared by its locks.
@@ -307,8 +285,44 @@ impl<T: Deferred, D: GracePeriods, S: Store> Pending<T, D, S> {
     }
 }
 
+impl<T: Deferred, D: GracePeriods, S: Store> Tracked for Inner<T, D, S> {
+    fn next(&self) -> &registry::Next {
+        &self.next
+    }
+
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn waiting(&self) -> Waiting {
+        let now = clock::now_ns();
+        self.cpus().fold(Waiting::default(), |sum, cpu| {
+            cpu.with(|state| Waiting {
+                objects: sum.objects + state.objects,
+                bytes: sum.bytes + state.bytes,
+                oldest_ns: sum.oldest_ns.max(state.oldest().map_or(0, |since| now.saturating_sub(since))),
+                nodes: sum.nodes + state.nodes(),
+            })
+        })
+    }
+
+    fn reclaim(&self, hurry: bool, cx: &mut MaySleep) -> usize {
+        let finish_all = |cx: &mut MaySleep| self.cpus().map(|cpu| cpu.try_finish(cx)).sum::<usize>();
+        let mut bytes = finish_all(cx);
+        if hurry && self.waiting().objects != 0 {
+            if D::READERS_MAY_ALLOCATE {
+                self.domain.start_poll(true);
+            } else {
+                self.domain.synchronize(true, cx);
+                bytes += finish_all(cx);
+            }
+        }
+        bytes
+    }
+}
+
 impl<T: Deferred, D: GracePeriods, S: Store> Drop for Pending<T, D, S> {
     fn drop(&mut self) {
-        log::error!("kfree_rcu: tracker {} was dropped instead of ended, and stays for ever", self.name());
+        log::error!("kfree_rcu: tracker {} was dropped instead of ended, and stays for ever", self.inner().name);
     }
 }
