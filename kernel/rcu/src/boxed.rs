@@ -7,17 +7,26 @@
 //! | [`Polled`] | the same, and a grace period was asked for | the box again once that is over |
 //!
 //! Each is moved into the next, so a value cannot be freed, changed or published again while a reader may look at it.
-//! None of the steps allocates: the callback's head lies beside the value.
+//! None of the steps allocates: the head lies in front of the value. There are two kinds:
+//!
+//! | made by | in front of the value | retired |
+//! |---|---|---|
+//! | [`RcuBox::new`] | 16 bytes, a [`CallbackHead`] | by a callback, which drops the value |
+//! | [`RcuBox::try_new_in`] a [`Memory`] | 8 bytes, a link | in a batch with others, as memory: for values without destructor |
+//!
+//! What holds boxes does not care. The last word in front of the value tells the kinds apart while the value lives, when neither a
+//! callback nor a link is needed: it is null, or names the memory.
 //!
 //! Invariants
 //! - BOX-1: a published box is reachable through [`Link`](crate::link::Link)s alone, and `value` is not written.
 //! - BOX-2: whoever makes a [`Retired`] has put the box out of reach of new readers, and gives it away.
 //!   [`Retired::give_back`] is called after a grace period that began later.
-//! - BOX-3: readers hold references to `value`, never to the whole [`Inner`], whose head `call_rcu` writes meanwhile.
+//! - BOX-3: readers hold references to the value, which its head, written meanwhile by `call_rcu`, is no part of.
+//! - BOX-4: from when a box is made until it is retired, the word in front of its value is null or a `&'static Memory`.
 
-use alloc::alloc::{Layout, alloc};
-use alloc::boxed::Box;
-use core::mem::ManuallyDrop;
+use alloc::alloc::{Layout, alloc, dealloc, handle_alloc_error};
+use core::marker::PhantomData;
+use core::mem::{ManuallyDrop, needs_drop};
 use core::ops::{Deref, DerefMut};
 use core::ptr::NonNull;
 
@@ -28,21 +37,50 @@ use crate::call::call_rcu;
 use crate::poll::{Cookie, Pollable, cond_synchronize, start_poll};
 use crate::sync_gp::synchronize_rcu;
 
-/// A value with room for the callback that will free it.
-#[repr(C)]
+/// A value with a head in front of it.
+#[repr(transparent)]
 pub(crate) struct Inner<T> {
-    /// First, so that a head is its box.
-    head: CallbackHead,
     pub(crate) value: T,
 }
 
-/// A value on the heap with room for the callback that will free it, so that retiring it allocates nothing.
-pub struct RcuBox<T>(Box<Inner<T>>);
+/// Where boxes without callbacks come from and go to. Each is a static of whoever can free many at once.
+#[derive(Debug)]
+pub struct Memory {
+    /// Memory of that layout, if there is some.
+    pub alloc: fn(Layout) -> Option<NonNull<u8>>,
+    /// Gives it back.
+    ///
+    /// # Safety of the call
+    /// It is from `alloc`, and nobody uses it.
+    pub free: unsafe fn(NonNull<u8>),
+    /// The same after a grace period, by the address of 8 bytes in it that nobody else uses. Context: any but NMI. Does not
+    /// allocate or wait.
+    ///
+    /// # Safety of the call
+    /// It is from `alloc`, and no new reader can find it.
+    pub free_after_grace_period: unsafe fn(NonNull<u8>),
+}
+
+/// The layout of a box with a head, and where in it the value is.
+const fn layout_of<Head, T>() -> (Layout, usize) {
+    match Layout::new::<Head>().extend(Layout::new::<T>()) {
+        Ok((layout, at)) => (layout.pad_to_align(), at),
+        Err(_) => panic!("a value as large as the address space"),
+    }
+}
+
+/// A value with a head in front of it, so that retiring it allocates nothing.
+pub struct RcuBox<T>(NonNull<Inner<T>>, PhantomData<T>);
+
+// SAFETY: a box is its value: it may go where that may go. Its memory is bound to no thread.
+unsafe impl<T: Send> Send for RcuBox<T> {}
+// SAFETY: a shared box gives shared references to its value and nothing else.
+unsafe impl<T: Sync> Sync for RcuBox<T> {}
 
 impl<T> RcuBox<T> {
     /// Allocates. Context: where the global allocator may be used.
     pub fn new(value: T) -> Self {
-        RcuBox(Box::new(Inner { head: CallbackHead::new(), value }))
+        Self::try_new(value).unwrap_or_else(|_| handle_alloc_error(layout_of::<CallbackHead, T>().0))
     }
 
     /// Allocates, if there is memory. Context: where the global allocator may be used.
@@ -50,25 +88,58 @@ impl<T> RcuBox<T> {
     /// # Errors
     /// The value, when there is no memory.
     pub fn try_new(value: T) -> Result<Self, T> {
+        let (layout, at) = const { layout_of::<CallbackHead, T>() };
         // SAFETY: the layout's size is not zero, it has a head in it.
-        let place: *mut Inner<T> = unsafe { alloc(Layout::new::<Inner<T>>()) }.cast();
-        if place.is_null() {
-            return Err(value);
+        let Some(block) = NonNull::new(unsafe { alloc(layout) }) else { return Err(value) };
+        // SAFETY: fresh memory of that layout. BOX-4: a head at rest ends in no function, which is null.
+        unsafe {
+            let place = block.byte_add(at).cast::<Inner<T>>();
+            place.byte_sub(size_of::<CallbackHead>()).cast().write(CallbackHead::new());
+            Ok(Self::fill(place, value))
         }
-        // SAFETY: fresh memory of that layout.
-        unsafe { place.write(Inner { head: CallbackHead::new(), value }) };
-        // SAFETY: from the global allocator with that layout, and it holds a value.
-        Ok(unsafe { Self::from_raw(place) })
+    }
+
+    /// Allocates of `memory`, if there is some: a box that costs 8 bytes, and no callback when it is retired. Context: that of the
+    /// memory.
+    ///
+    /// It cannot wait for a domain of SRCU.
+    ///
+    /// # Errors
+    /// The value, when there is no memory.
+    pub fn try_new_in(value: T, memory: &'static Memory) -> Result<Self, T> {
+        const { assert!(!needs_drop::<T>(), "memory that is freed in batches runs no destructor: use RcuBox::new") };
+        let (layout, at) = const { layout_of::<&Memory, T>() };
+        let Some(block) = (memory.alloc)(layout) else { return Err(value) };
+        // SAFETY: fresh memory of that layout (BOX-4).
+        unsafe {
+            let place = block.byte_add(at).cast::<Inner<T>>();
+            word(place).write(Some(memory));
+            Ok(Self::fill(place, value))
+        }
+    }
+
+    /// # Safety
+    /// `place` is for a value, and its head is written.
+    unsafe fn fill(place: NonNull<Inner<T>>, value: T) -> Self {
+        // SAFETY: by the caller.
+        unsafe { place.write(Inner { value }) };
+        RcuBox(place, PhantomData)
     }
 
     /// The value, without its box.
     pub fn into_inner(this: Self) -> T {
-        this.0.value
+        let place = NonNull::new(this.into_raw()).expect("a box is somewhere");
+        // SAFETY: the box owned the value, which is read once, and then its memory is not used any more.
+        unsafe {
+            let value = place.read().value;
+            free_memory(place);
+            value
+        }
     }
 
     /// Gives the box away, to be had again by [`RcuBox::from_raw`].
     pub(crate) fn into_raw(self) -> *mut Inner<T> {
-        Box::into_raw(self.0)
+        ManuallyDrop::new(self).0.as_ptr()
     }
 
     /// The box that was given away.
@@ -76,21 +147,72 @@ impl<T> RcuBox<T> {
     /// # Safety
     /// `inner` is from [`RcuBox::into_raw`]; nobody else uses it.
     pub(crate) unsafe fn from_raw(inner: *mut Inner<T>) -> Self {
-        // SAFETY: by the caller; `into_raw` got it from a box.
-        RcuBox(unsafe { Box::from_raw(inner) })
+        // SAFETY: by the caller; a box is somewhere.
+        RcuBox(unsafe { NonNull::new_unchecked(inner) }, PhantomData)
+    }
+
+    /// Whether it has a callback's head.
+    pub(crate) fn has_callback(&self) -> bool {
+        // SAFETY: BOX-4: not retired.
+        unsafe { word(self.0).read() }.is_none()
+    }
+}
+
+/// The word of BOX-4.
+fn word<T>(place: NonNull<Inner<T>>) -> NonNull<Option<&'static Memory>> {
+    const { assert!(align_of::<Option<&Memory>>() == align_of::<CallbackHead>()) };
+    // SAFETY: a head lies in front of each place, and is at least a word.
+    unsafe { place.byte_sub(size_of::<usize>()) }.cast()
+}
+
+/// The head of a box that has a callback's.
+pub(crate) fn head_of<T>(place: NonNull<Inner<T>>) -> *mut CallbackHead {
+    place.as_ptr().wrapping_byte_sub(size_of::<CallbackHead>()).cast()
+}
+
+/// The place whose [`head_of`] is `head`.
+fn of_head<T>(head: *mut CallbackHead) -> *mut Inner<T> {
+    head.wrapping_add(1).cast()
+}
+
+/// Gives the memory of a box back.
+///
+/// # Safety
+/// The value is gone, and so is the box. BOX-4 holds, or the box was retired by callback.
+unsafe fn free_memory<T>(place: NonNull<Inner<T>>) {
+    // SAFETY: a word in memory that is still there.
+    let Some(memory) = (unsafe { word(place).read() }) else {
+        let (layout, at) = const { layout_of::<CallbackHead, T>() };
+        // SAFETY: allocated by `try_new` with that layout.
+        return unsafe { dealloc(place.as_ptr().wrapping_byte_sub(at).cast(), layout) };
+    };
+    let (_, at) = const { layout_of::<&Memory, T>() };
+    // SAFETY: allocated by `try_new_in` of this memory, the value behind as many bytes.
+    unsafe { (memory.free)(place.byte_sub(at).cast()) };
+}
+
+impl<T> Drop for RcuBox<T> {
+    fn drop(&mut self) {
+        // SAFETY: the box owns its value and memory, and goes.
+        unsafe {
+            self.0.drop_in_place();
+            free_memory(self.0);
+        }
     }
 }
 
 impl<T> Deref for RcuBox<T> {
     type Target = T;
     fn deref(&self) -> &T {
-        &self.0.value
+        // SAFETY: a valid value, which the box owns.
+        unsafe { &self.0.as_ref().value }
     }
 }
 
 impl<T> DerefMut for RcuBox<T> {
     fn deref_mut(&mut self) -> &mut T {
-        &mut self.0.value
+        // SAFETY: as above, and borrowed exclusively.
+        unsafe { &mut self.0.as_mut().value }
     }
 }
 
@@ -114,8 +236,8 @@ impl<T: Send + Sync + 'static> Retired<T> {
         Retired(inner)
     }
 
-    /// Drops the value after a grace period, by a callback. Context: any but NMI. Does not allocate or wait; the drop
-    /// itself runs where callbacks run, in softirq context.
+    /// Drops the value after a grace period. Context: any but NMI. Does not allocate or wait; a drop by callback runs where
+    /// callbacks run, in softirq context.
     pub fn retire(self) {
         drop(self);
     }
@@ -163,14 +285,27 @@ impl<T: Send + Sync + 'static> Deref for Retired<T> {
 
 impl<T: Send + Sync + 'static> Drop for Retired<T> {
     fn drop(&mut self) {
-        /// # Safety
-        /// `head` is the first field of an `Inner<T>` that was given away, and nobody else uses it any more.
-        unsafe fn free<T>(head: *mut CallbackHead) {
-            // SAFETY: by the caller; `Inner` is `repr(C)` with the head first.
-            drop(unsafe { RcuBox::from_raw(head.cast::<Inner<T>>()) });
+        // SAFETY: BOX-4: it is retired here and now.
+        match unsafe { word(self.0).read() } {
+            // SAFETY: the box is ours alone until the callback has it (BOX-2), and `T` is `Send`.
+            None => unsafe { call_rcu(head_of(self.0), drop_box::<T>) },
+            // SAFETY: BOX-2; allocated of this memory, and the value needs no drop. The word is of no more use.
+            Some(memory) => unsafe { (memory.free_after_grace_period)(word(self.0).cast()) },
         }
-        // SAFETY: the box is ours alone until the callback has it (BOX-2), and `T` is `Send`.
-        unsafe { call_rcu(self.0.as_ptr().cast(), free::<T>) };
+    }
+}
+
+/// Drops the box that was retired by callback.
+///
+/// # Safety
+/// `head` is that of an `Inner<T>` that was given away, and nobody else uses it any more.
+pub(crate) unsafe fn drop_box<T>(head: *mut CallbackHead) {
+    // SAFETY: by the caller.
+    let place = unsafe { NonNull::new_unchecked(of_head::<T>(head)) };
+    // SAFETY: it is ours. BOX-4: it is a box again.
+    unsafe {
+        word(place).write(None);
+        drop(RcuBox::from_raw(place.as_ptr()));
     }
 }
 

@@ -135,7 +135,7 @@ pub use barrier::rcu_barrier;
 #[cfg(not(loom))]
 pub use boost::{boost_delay, set_boost_delay};
 #[cfg(not(loom))]
-pub use boxed::{Polled, RcuBox, Retired};
+pub use boxed::{Memory, Polled, RcuBox, Retired};
 #[cfg(not(loom))]
 pub use call::{call_rcu, call_rcu_hurry};
 pub use exp::synchronize_rcu_expedited;

@@ -36,14 +36,13 @@ use core::ptr::{self, NonNull};
 
 use sync::MaySleep;
 use sync::atomic::{AtomicPtr, Ordering};
-use sync::callback::CallbackHead;
 
 use super::callbacks::call_srcu;
 use super::domain::SrcuDomain;
 use super::flavour::Flavour;
 use super::reader::InSection;
 use super::wait::synchronize_srcu;
-use crate::boxed::{Inner, RcuBox};
+use crate::boxed::{Inner, RcuBox, drop_box, head_of};
 
 /// A pointer to a value that readers of a domain may be using while updaters replace it.
 pub struct Srcu<'d, T: Send + Sync + 'static, F: Flavour> {
@@ -59,8 +58,11 @@ impl<'d, T: Send + Sync + 'static, F: Flavour> Srcu<'d, T, F> {
     }
 
     /// Points to `value`.
+    ///
+    /// # Panics
+    /// If the value's box has no callback's head ([`RcuBox::try_new_in`]): it could not wait for the domain.
     pub fn new(domain: &'d SrcuDomain<F>, value: RcuBox<T>) -> Self {
-        Srcu { domain, ptr: AtomicPtr::new(value.into_raw()) }
+        Srcu { domain, ptr: AtomicPtr::new(raw(value)) }
     }
 
     /// The value now, for as long as the section lasts. Context: that of the section. One load and a comparison.
@@ -78,13 +80,22 @@ impl<'d, T: Send + Sync + 'static, F: Flavour> Srcu<'d, T, F> {
     }
 
     /// Puts `new` in the place of the old value, for sections that begin from now on. Context: any. Wait-free.
+    ///
+    /// # Panics
+    /// As for [`new`](Self::new).
     pub fn replace(&self, new: Option<RcuBox<T>>) -> Option<SrcuRetired<'d, T, F>> {
-        let new = new.map_or(ptr::null_mut(), RcuBox::into_raw);
+        let new = new.map_or(ptr::null_mut(), raw);
         // Release: pairs with the Acquire in `read`. Acquire: the old value as whoever put it here left it.
         let old = self.ptr.swap(new, Ordering::AcqRel);
         // Null or a box that was put here; the swap gave it to us alone (PTR-1).
         NonNull::new(old).map(|inner| SrcuRetired { domain: self.domain, inner })
     }
+}
+
+/// The box as a pointer has it.
+fn raw<T>(value: RcuBox<T>) -> *mut Inner<T> {
+    assert!(value.has_callback(), "SRCU: a box without a callback's head cannot wait for a domain");
+    value.into_raw()
 }
 
 impl<T: Send + Sync + 'static, F: Flavour> Drop for Srcu<'_, T, F> {
@@ -109,14 +120,8 @@ unsafe impl<T: Send + Sync + 'static, F: Flavour> Send for SrcuRetired<'_, T, F>
 impl<T: Send + Sync + 'static, F: Flavour> SrcuRetired<'_, T, F> {
     /// Drops the value after a grace period, by a callback. Context: any but NMI. Does not allocate or wait.
     pub fn retire(self) {
-        /// # Safety
-        /// `head` is that of an `Inner<T>` from `RcuBox::into_raw` that nobody else uses any more.
-        unsafe fn free<T>(head: *mut CallbackHead) {
-            // SAFETY: by the caller; the head is the first field.
-            drop(unsafe { RcuBox::from_raw(head.cast::<Inner<T>>()) });
-        }
         // SAFETY: the box is ours alone until the callback has it (PTR-2), and `T` is `Send`.
-        unsafe { call_srcu(self.domain, self.inner.as_ptr().cast(), free::<T>) };
+        unsafe { call_srcu(self.domain, head_of(self.inner), drop_box::<T>) };
     }
 
     /// Waits until no reader uses the value, and gives it back. Context: task, sleeps; not in a section of the domain.
