@@ -44,6 +44,8 @@ use core::ptr::NonNull;
 
 use sync::{CallbackHead, LlistNode, bug};
 
+use crate::backend::Head;
+
 /// Head of an object that is given to [`kfree_rcu`](crate::kfree_rcu), embedded anywhere in its first 4096 bytes.
 ///
 /// Holds nothing while the object lives. Of the 16 bytes of a `CallbackHead` it saves 8 in every object (D-13).
@@ -97,60 +99,75 @@ impl RcuPtr {
     }
 }
 
-/// What may be named as an object's head: [`RcuPtr`], [`CallbackHead`], or either in a union.
+/// What may be named as an object's head: [`RcuPtr`], [`CallbackHead`], or either in a union. Nobody who only looks at an object
+/// writes its head.
 ///
 /// # Safety
 /// It begins with a word that is a link to whoever has the object.
-pub unsafe trait Head {}
+pub unsafe trait Named {
+    /// Whether it has room for a callback.
+    const LARGE: bool;
+}
 
 // SAFETY: it is that word.
-unsafe impl Head for RcuPtr {}
+unsafe impl Named for RcuPtr {
+    const LARGE: bool = false;
+}
 // SAFETY: `next` is its first word (CB-2).
-unsafe impl Head for CallbackHead {}
+unsafe impl Named for CallbackHead {
+    const LARGE: bool = true;
+}
 // SAFETY: of the same layout as what is in it.
-unsafe impl<H: Head> Head for ManuallyDrop<H> {}
+unsafe impl<H: Named> Named for ManuallyDrop<H> {
+    const LARGE: bool = H::LARGE;
+}
 
-/// An object that carries a [`Head`].
+/// For the macro: of which kind the field is that this leads to.
+#[doc(hidden)]
+pub const fn is_large<T, H: Named>(_: fn(*const T) -> *const H) -> bool {
+    H::LARGE
+}
+
+/// An object that carries a head.
 ///
 /// Implement it with [`has_rcu_ptr!`](crate::has_rcu_ptr).
 ///
 /// # Safety
-/// `OFFSET` is where in `Self` a [`Head`] lies, and is below [`MAX_OFFSET`].
+/// `OFFSET` is where in `Self` a head lies, a [`CallbackHead`] if `LARGE`, and is below [`MAX_OFFSET`].
 pub unsafe trait HasRcuPtr {
     /// Bytes from the start of the object to its head.
     const OFFSET: usize;
+    /// Whether the head is one of 16 bytes.
+    const LARGE: bool;
+}
+
+/// The head of `object`.
+///
+/// # Safety
+/// `object` is one of that type.
+pub(crate) unsafe fn head_of<T: HasRcuPtr>(object: NonNull<T>) -> Head {
+    // SAFETY: the trait says that a head lies at this offset of the caller's object.
+    let head = unsafe { object.byte_add(T::OFFSET) };
+    if T::LARGE { Head::Callback(head.cast()) } else { Head::Link(head.cast()) }
 }
 
 /// Says which field of a type is its head: `has_rcu_ptr!(Node, rcu);`, or, in a union that is a field, `has_rcu_ptr!(Node, tail.rcu);`
 ///
-/// The field may be of either kind. One that is no head is refused, and so is one too far behind the start:
-///
-/// ```compile_fail,E0277
-/// struct Node { key: u64, rcu: u64 }
-/// grange_kfree_rcu::has_rcu_ptr!(Node, rcu);
-/// ```
-///
-/// ```compile_fail,E0080
-/// struct Node { page: [u64; 512], rcu: grange_kfree_rcu::RcuPtr }
-/// grange_kfree_rcu::has_rcu_ptr!(Node, rcu);
-/// # let _ = <Node as grange_kfree_rcu::HasRcuPtr>::OFFSET;
-/// ```
+/// The field may be of either kind. One that is no head is refused, and so is one too far behind the start
+/// (tests/ui/a_head_out_of_reach.rs).
 #[macro_export]
 macro_rules! has_rcu_ptr {
     ($type:ty, $($field:ident).+) => {
         // SAFETY: the offset is that of the field, whose type is checked below, and is checked against the limit.
         unsafe impl $crate::HasRcuPtr for $type {
-            const OFFSET: usize = {
-                let offset = ::core::mem::offset_of!($type, $($field).+);
-                assert!(offset < $crate::MAX_OFFSET, "the head must lie in the first 4096 bytes of the object");
-                offset
-            };
-        }
-        const _: fn(*const $type) = |object| {
-            fn is_head<H: $crate::head::Head>(_: *const H) {}
+            const OFFSET: usize = ::core::mem::offset_of!($type, $($field).+);
             // SAFETY: nothing is read; and never called.
-            is_head(unsafe { &raw const (*object).$($field).+ });
-        };
+            const LARGE: bool = $crate::head::is_large(|object: *const $type| unsafe { &raw const (*object).$($field).+ });
+        }
+        const _: () = assert!(
+            <$type as $crate::HasRcuPtr>::OFFSET < $crate::MAX_OFFSET,
+            "the head must lie in the first 4096 bytes of the object"
+        );
     };
 }
 

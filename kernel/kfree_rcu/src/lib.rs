@@ -14,7 +14,9 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`head`] | the 8-byte and the 16-byte head, and finding an object from either |
+//! | [`boxed`] | boxes with the small head, for what readers follow |
 //! | [`owned`] | boxes that are given up: nothing is freed twice, or while it is borrowed |
+//! | [`bulk_call`] | many objects in one call |
 //! | [`srcu`] | `kfree_srcu`: the same for the readers of a domain of SRCU |
 //! | [`backend`] | what every back end does; the choice between them, and their counters |
 //! | [`bulk`] | per-CPU pages of pointers (K-1 to K-9) |
@@ -48,7 +50,9 @@ extern crate std;
 
 pub mod backend;
 pub mod barrier;
+pub mod boxed;
 pub mod bulk;
+pub mod bulk_call;
 pub mod call;
 pub mod head;
 pub mod owned;
@@ -62,10 +66,12 @@ mod test_machine;
 use core::ptr::NonNull;
 
 use slab::Spin;
-use sync::{LlistNode, MaySleep, bug};
+use sync::{CallbackHead, LlistNode, MaySleep, bug};
 
 pub use backend::{BackEnd, Head};
 pub use barrier::{kvfree_rcu_barrier, kvfree_rcu_barrier_on_cache};
+pub use boxed::try_small_box;
+pub use bulk_call::{kfree_rcu_bulk, kfree_rcu_bulk_mightsleep};
 pub use head::{HasRcuPtr, MAX_OFFSET, RcuPtr};
 pub use owned::{kfree_rcu_owned, kfree_rcu_owned_mightsleep};
 pub use srcu::{kfree_srcu, kfree_srcu_mightsleep, kfree_srcu_owned};
@@ -106,8 +112,32 @@ pub unsafe fn kfree_rcu(head: NonNull<RcuPtr>) {
 /// # Safety
 /// `object` came from `kmalloc`, a cache or `vmalloc`; no reader can find it any more, and the caller gives it up.
 pub unsafe fn kfree_rcu_object<T: HasRcuPtr>(object: NonNull<T>) {
-    // SAFETY: the trait says that a head lies at this offset; the caller vouches for the rest.
-    unsafe { kfree_rcu(object.byte_add(T::OFFSET).cast()) };
+    // SAFETY: passed on from the caller.
+    match unsafe { head::head_of(object) } {
+        // SAFETY: as above.
+        Head::Link(head) => unsafe { kfree_rcu(head) },
+        // SAFETY: as above.
+        Head::Callback(head) => unsafe { kfree_rcu_callback(head) },
+    }
+}
+
+/// [`kfree_rcu`] by a head of 16 bytes. Under the back end of callbacks the object needs no memory to be remembered by.
+///
+/// Context: as for [`kfree_rcu`].
+///
+/// # Safety
+/// As for [`kfree_rcu`].
+///
+/// # Panics
+/// As for [`kfree_rcu`].
+pub unsafe fn kfree_rcu_callback(head: NonNull<CallbackHead>) {
+    let link = RcuPtr::in_callback(head);
+    let object = head::object_of(link).unwrap_or_else(|| bad_head(link));
+    // SAFETY: the caller gives the object up.
+    if backend::sheaves_first() && unsafe { slab::rcu_free::free(object, Spin::May) } {
+        return;
+    }
+    backend::enqueue(object, Some(Head::Callback(head)));
 }
 
 /// Frees the object that `head` lies in after a grace period, from any context.

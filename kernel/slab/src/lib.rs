@@ -28,7 +28,7 @@
 //! | [`numa`], [`remote`] | objects of a node, and the reserve; frees of other nodes' objects |
 //! | `sleep` | allocating in a thread that may wait |
 //! | [`bulk`], [`prefill`] | many objects in one call; sheaves for callers who must not fail later |
-//! | [`rcu_free`] | sheaves of objects that wait for a grace period |
+//! | [`rcu_free`], [`rcu_free_many`] | sheaves of objects that wait for a grace period |
 //! | [`deferred`] | what an NMI could not do itself |
 //! | [`waiting`] | how much waits on RCU, where, and since when |
 //! | [`flush`] | emptying sheaves and barns: shrink, destroy, barriers |
@@ -75,6 +75,7 @@ pub mod merge;
 pub mod numa;
 pub mod prefill;
 pub mod rcu_free;
+pub mod rcu_free_many;
 pub mod registry;
 pub mod remote;
 pub mod stats;

@@ -32,7 +32,7 @@
 //! fn tracker(cx: &mut sync::MaySleep) -> Result<(), sync::percpu_dyn::PerCpuFull> {
 //!     let pending = Pending::<KBox<Node>>::new("nodes", TreeRcu)?;
 //!     if let Ok(node) = KBox::try_new(Node { key: 1, rcu: RcuPtr::new() }, mm::AllocFlags::NOWAIT) {
-//!         pending.enqueue(node).expect("a node has a link");
+//!         assert!(pending.enqueue(node).is_ok(), "a node has a link");
 //!     }
 //!     pending.exit(cx);
 //!     Ok(())
