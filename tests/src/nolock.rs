@@ -417,6 +417,7 @@ pub(crate) const PATHS: &[Path] = &[
     path("kfree_rcu into the sheaf", |b| takes(b, 2) && gives_rcu(b, 1), |b| b.give_rcu(1)),
     path("kfree_rcu, full sheaf goes to RCU", |b| hold(b, 1, 0) && gives_rcu(b, b.capacity() - 1), |b| b.give_rcu(1)),
     bare(path("kfree_rcu of a cache without sheaves", |b| takes(b, 1), |b| b.give_rcu(1))),
+    bare(path("kfree_rcu of a large object", |_| true, |_| large_given_up())),
     path("nolock, free into main", |b| takes(b, 1), |b| b.give_nolock(1)),
     path("nolock, kfree_rcu", |b| takes(b, 1), |b| b.give_rcu_nolock(1)),
     bare(path("nolock, free is deferred", |b| takes(b, 1), |b| b.give_nolock(1))),
@@ -500,6 +501,13 @@ fn bulk(cache: &RawCache) {
     if let Some(objects) = cache.alloc_bulk(&mut places, AllocFlags::NOWARN) {
         // SAFETY: just allocated from the cache, and given up here.
         unsafe { cache.free_bulk(objects) };
+    }
+}
+
+fn large_given_up() {
+    if let Some(object) = slab::kmalloc(20_000, AllocFlags::NOWARN) {
+        // SAFETY: allocated here, and given up; a head lies in it.
+        unsafe { kfree_rcu(object.add(HEAD).cast()) };
     }
 }
 

@@ -147,7 +147,7 @@ pub unsafe fn kfree_rcu_callback(head: NonNull<CallbackHead>) {
 /// its own head, so it cannot fail (S1-9).
 ///
 /// # Safety
-/// As for [`kfree_rcu`]; the object came from `kmalloc`, `kmalloc_nolock` or a cache.
+/// As for [`kfree_rcu`].
 pub unsafe fn kfree_rcu_nolock(head: NonNull<RcuPtr>) {
     if backend::sheaves_first()
         && let Some(object) = slab::object_of(head.cast())

@@ -16,7 +16,7 @@
 //! | a CPU that is about to idle | the same word, the last thing before it halts |
 //!
 //! Only a CPU whose tick is stopped, an idle one, has none of these to come: there, and only there, the raise is a self-IPI
-//! (`sched::idle`, case 4). [`counts`] says how often, [`LATENESS`] how long things lay here.
+//! (`sched::idle`, case 4). [`counts`] says how often, and [`waiting::residence`] how long things lay here.
 //!
 //! # Invariants
 //! - **DEFER-1** Pushing takes no lock, allocates nothing and cannot fail: the link lies in the object itself, or in the
@@ -34,7 +34,6 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
 
 use arch::{CpuId, clock};
-use rcu::hist::Histogram;
 use sched::Softirq;
 use sched::hotplug::CpusGuard;
 use sched::softirq;
@@ -72,9 +71,6 @@ sync::per_cpu! {
     static RAISES: u64 = 0;
     static INTERRUPTS: u64 = 0;
 }
-
-/// Nanoseconds that the oldest entry had waited when a drain began.
-pub static LATENESS: Histogram = Histogram::new();
 
 /// What was deferred since boot, and what it took to have it done.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -210,7 +206,7 @@ fn drain(deferred: &Deferred) {
     fence(Ordering::Release);
     let since = deferred.since.swap(0, Ordering::Relaxed);
     if since != 0 {
-        LATENESS.record(clock::now_ns().saturating_sub(since));
+        waiting::record(Stage::Deferred, clock::now_ns().saturating_sub(since));
     }
     oldest_first(&deferred.frees, |node| {
         // SAFETY: pushed by `defer_free`, so it lies in an object that is ours to free.

@@ -3,6 +3,7 @@
 mod kfree_load;
 mod kfree_rcu;
 mod kfree_rcu_flood;
+mod kfree_rcu_nolock;
 mod kfree_rcu_scale;
 mod rcu;
 mod rcu_list;

@@ -14,6 +14,8 @@ mod kfree_rcu_barrier;
 mod kfree_rcu_front;
 #[cfg(feature = "mutants")]
 mod kfree_rcu_hooks;
+mod kfree_rcu_nolock;
+mod kfree_rcu_nolock_storm;
 mod kfree_srcu;
 mod mm;
 mod nmi;

@@ -59,22 +59,24 @@ impl Visit for Visitor {
 
 /// At which boundaries of a path there are visits.
 #[derive(Clone, Copy)]
-struct Plan {
+pub(super) struct Plan {
     /// Boundaries that are visited alone: so many, evenly spread.
-    alone: u64,
+    pub(super) alone: u64,
     /// Runs with a visit at every so many boundaries, beginning at the one behind.
-    dense: &'static [(usize, usize)],
+    pub(super) dense: &'static [(usize, usize)],
 }
 
-/// What was done on a path.
+/// What was done on a path, or on several.
 #[derive(Default)]
-struct Walked {
+pub(super) struct Walked {
     /// Boundaries of the path when nobody visits.
-    length: u64,
+    pub(super) length: u64,
     /// Of these visited alone.
     alone: u64,
     /// Visits in all.
-    visits: u64,
+    pub(super) visits: u64,
+    /// Paths.
+    paths: u64,
 }
 
 /// Steps over `path`, with visits as planned; nothing if there is no such path on this machine.
@@ -84,7 +86,7 @@ fn walk(path: &Path, plan: Plan, t: &mut Test<'_>) -> Result<Option<Walked>, Fai
     let mut bed = Bed::new(cache);
     let Some(before) = nolock::operations_before(path, &mut bed) else { return Ok(None) };
     let Some(length) = run(path, before, &mut bed, stepping::NOWHERE) else { return Ok(None) };
-    let mut walked = Walked { length, ..Walked::default() };
+    let mut walked = Walked { length, paths: 1, ..Walked::default() };
     let spacing = length.div_ceil(plan.alone).max(1);
     let first = t.rng.below(spacing);
     for at in (first..length).step_by(spacing as usize) {
@@ -127,21 +129,30 @@ fn run(path: &Path, before: usize, bed: &mut Bed, at: (usize, usize)) -> Option<
     Some(boundaries)
 }
 
-fn walk_all(t: &mut Test<'_>, plan: Plan) -> Result<(), Failure> {
+/// Walks the paths whose name `which` says yes to, and adds up.
+pub(super) fn walk_some(t: &mut Test<'_>, plan: Plan, which: fn(&str) -> bool) -> Result<Walked, Failure> {
     needs_sheaves(nolock::Kind::Small.cache())?;
-    let (mut all, mut paths) = (Walked::default(), 0);
-    for path in PATHS {
+    let mut all = Walked::default();
+    for path in PATHS.iter().filter(|path| which(path.name)) {
         let walked = walk(path, plan, t).inspect_err(|_| log::error!("on the path: {}", path.name))?;
         let Some(walked) = walked else {
             t.note(format_args!("no such path on this machine: {}", path.name));
             continue;
         };
-        let Walked { length, alone, visits } = walked;
+        let Walked { length, alone, visits, .. } = walked;
         t.note(format_args!("{length:6} boundaries, {alone:6} visited alone, {visits:7} visits: {}", path.name));
-        all = Walked { length: all.length + length, alone: all.alone + alone, visits: all.visits + visits };
-        paths += 1;
+        all = Walked {
+            length: all.length + length,
+            alone: all.alone + alone,
+            visits: all.visits + visits,
+            paths: all.paths + 1,
+        };
     }
-    let Walked { length, alone, visits } = all;
+    Ok(all)
+}
+
+fn walk_all(t: &mut Test<'_>, plan: Plan) -> Result<(), Failure> {
+    let Walked { length, alone, visits, paths } = walk_some(t, plan, |_| true)?;
     t.note(format_args!("{length:6} boundaries, {alone:6} visited alone, {visits:7} visits: all {paths} paths"));
     ensure!(length > 10_000 && visits > length / 4, "only {length} boundaries and {visits} visits");
     Ok(())
