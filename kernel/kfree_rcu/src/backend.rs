@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | `Sheaf` | yes | as `Bulk` |
 //! | `Bulk` | | pages of pointers, a batch of pages a callback ([`crate::bulk`]) |
+//! | `Pending` | | trackers: a bucket for each cookie that can be live ([`crate::pending`]) |
 //! | `CallRcu` | | a callback an object ([`crate::call`]) |
 //!
 //! Each is an [`Engine`]. All of them are up at all times: what the choice decides is only where a new object goes. So
@@ -31,10 +32,11 @@ use crate::bulk::Bulk;
 use crate::call::CallRcu;
 use crate::head::RcuPtr;
 use crate::kvfree_rcu_barrier;
+use crate::pending::ByCookie;
 
 sync::param! {
     /// Where `kfree_rcu` puts objects.
-    static CHOICE: choice = "grange.kfree_rcu", default "sheaf", one of ["sheaf", "bulk", "call_rcu"];
+    static CHOICE: choice = "grange.kfree_rcu", default "sheaf", one of ["sheaf", "bulk", "pending", "call_rcu"];
 }
 
 /// What becomes of an object that is given to `kfree_rcu`.
@@ -45,6 +47,8 @@ pub enum BackEnd {
     Sheaf,
     /// Into a page of pointers.
     Bulk,
+    /// Into a tracker, by its cookie.
+    Pending,
     /// To `call_rcu`, by itself.
     CallRcu,
 }
@@ -120,6 +124,7 @@ macro_rules! engine {
     ($back_end:expr, $function:ident($($arg:expr),*)) => {
         match $back_end {
             BackEnd::Sheaf | BackEnd::Bulk => Bulk::$function($($arg),*),
+            BackEnd::Pending => ByCookie::$function($($arg),*),
             BackEnd::CallRcu => CallRcu::$function($($arg),*),
         }
     };
@@ -127,9 +132,9 @@ macro_rules! engine {
 
 impl BackEnd {
     /// All of them, as the boot parameter names them.
-    pub const ALL: [BackEnd; 3] = [BackEnd::Sheaf, BackEnd::Bulk, BackEnd::CallRcu];
+    pub const ALL: [BackEnd; 4] = [BackEnd::Sheaf, BackEnd::Bulk, BackEnd::Pending, BackEnd::CallRcu];
     /// Those with an engine of their own.
-    pub const ENGINES: [BackEnd; 2] = [BackEnd::Bulk, BackEnd::CallRcu];
+    pub const ENGINES: [BackEnd; 3] = [BackEnd::Bulk, BackEnd::Pending, BackEnd::CallRcu];
 
     /// As `grange.kfree_rcu=` has it.
     #[must_use]
@@ -137,6 +142,7 @@ impl BackEnd {
         match self {
             BackEnd::Sheaf => "sheaf",
             BackEnd::Bulk => "bulk",
+            BackEnd::Pending => "pending",
             BackEnd::CallRcu => "call_rcu",
         }
     }
@@ -324,6 +330,7 @@ pub(crate) fn init(cx: &mut MaySleep) {
     RECLAIM.call_once(|| queue.expect("memory for a work queue"));
     let choice = BackEnd::from_name(CHOICE.get()).expect("the parameter allows names of back ends only");
     CURRENT.store(choice as u8, Relaxed);
+    crate::pending::init();
     crate::call::init();
     crate::bulk::init();
     sched::hotplug::register(&NOTIFIER);

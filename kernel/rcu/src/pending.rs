@@ -342,6 +342,54 @@ mod tests {
         }
     }
 
+    proptest! {
+        /// PND-1, and both ways round [`Pending::add`]: a batch is found by exactly its cookie, the newest is the first to be
+        /// asked, and one that is emptied is gone.
+        #[test]
+        fn a_batch_is_found_by_its_cookie_and_the_newest_gives_first(ops in ops(), takes in proptest::collection::vec(0..3_usize, 200)) {
+            let (clock, mut pending) = (clock(), Pending::<Full, Vec<Full>>::new());
+            // Cookies in the order in which they came first, without those that have nothing.
+            let (mut order, mut inside): (Vec<Full>, usize) = (Vec::new(), 0);
+            for (op, takes) in ops.into_iter().zip(takes) {
+                match op {
+                    Op::Step(kind) => step(clock, kind),
+                    Op::Add(meanwhile) => {
+                        let cookie = Full::take(clock, &meanwhile);
+                        match pending.batch_mut(cookie) {
+                            Some(batch) => batch.push(cookie),
+                            None => {
+                                order.push(cookie);
+                                let _is_news = pending.add(cookie, std::vec![cookie]);
+                            }
+                        }
+                        inside += 1;
+                    }
+                    Op::Take => {
+                        pending.advance();
+                        order.retain(|cookie| !cookie.is_over());
+                        for _ in 0..takes {
+                            let newest = pending.segments().next().map(|(cookie, _)| cookie);
+                            prop_assert_eq!(newest.map(|cookie| cookie.1), order.last().map(|cookie| cookie.1));
+                            let Some(taken) = pending.take_with(Vec::pop) else { break };
+                            inside -= 1;
+                            prop_assert!(newest.is_none_or(|newest| newest == taken), "not of the newest");
+                            if newest.is_some_and(|newest| pending.batch_mut(newest).is_none()) {
+                                order.pop();
+                            }
+                        }
+                    }
+                }
+                pending.advance();
+                order.retain(|cookie| !cookie.is_over());
+                for (cookie, batch) in pending.segments() {
+                    prop_assert!(!batch.is_empty() && batch.iter().all(|item| *item == cookie));
+                }
+                prop_assert_eq!(pending.segments().map(|(_, batch)| batch.len()).sum::<usize>() + pending.done.len(), inside);
+                prop_assert_eq!(pending.is_empty(), inside == 0);
+            }
+        }
+    }
+
     #[test]
     fn what_need_not_wait_is_done_at_once() {
         let mut pending = Pending::<FullCookie, Chain>::new();

@@ -27,6 +27,8 @@ mod rcu_exp;
 mod rcu_list;
 mod rcu_nocb;
 mod rcu_pending;
+#[cfg(feature = "mutants")]
+mod rcu_pending_hooks;
 mod rcu_poll;
 mod rcu_readers;
 mod rcu_stall;

@@ -6,8 +6,9 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 
 use arch::cpu;
-use kfree_rcu::pending::{GivenUp, GracePeriods, Pages, Pending, Radix, Store, TreeRcu};
-use kfree_rcu::{RcuPtr, has_rcu_ptr};
+use kfree_rcu::backend::{self, BackEnd, Event};
+use kfree_rcu::pending::{self, GivenUp, GracePeriods, Keep, Pages, Pending, Radix, Store, TreeRcu};
+use kfree_rcu::{RcuPtr, has_rcu_ptr, kfree_rcu, kfree_rcu_mightsleep, kvfree_rcu_barrier};
 use mm::AllocFlags;
 use rcu::srcu::{Normal, SrcuDomain, srcu_read_lock};
 use slab::{KBox, fail};
@@ -219,8 +220,8 @@ ktest! {
     /// S3-8, S3-11: vmalloc areas, large blocks and objects without a head, with memory for nodes and without, and without even
     /// that for a head: then the caller is told, or waits.
     fn objects_without_a_head_get_one_or_are_refused(t: &mut Test) {
-        let pending: Pending<GivenUp> = match Pending::new("given_up", TreeRcu) {
-            Ok(pending) => pending,
+        let given_up: Pending<GivenUp> = match Pending::new("given_up", TreeRcu) {
+            Ok(given_up) => given_up,
             Err(error) => return Err(crate::__failed!("{error}")),
         };
         let mut given = Vec::new();
@@ -238,39 +239,39 @@ ktest! {
         let second = given.split_off(45);
         let areas = given.iter().filter(|given| mm::is_vmalloc(given.object().as_ptr())).count() as u64;
         for object in given {
-            ensure!(pending.enqueue(object).is_ok(), "there is memory");
+            ensure!(given_up.enqueue(object).is_ok(), "there is memory");
         }
-        ensure_eq!(pending.counts().linked, areas, "areas, and nothing else, are on lists");
+        ensure_eq!(given_up.counts().linked, areas, "areas, and nothing else, are on lists");
         let thread = Some(sched::current().tid());
         let (mut refused, nodes) = (Vec::new(), "kmalloc-512,kmalloc-1k,kmalloc-2k");
         fail::with(nodes, t.cx, |selection, _| {
             let _armed = selection.arm(Plan::From(1), thread);
-            refused.extend(second.into_iter().filter_map(|object| pending.enqueue(object).err()));
+            refused.extend(second.into_iter().filter_map(|object| given_up.enqueue(object).err()));
         })
         .map_err(|error| crate::__failed!("{error}"))?;
         ensure_eq!(refused.len(), 0, "a head of 16 bytes was to be had");
         // Nothing at all, and a fresh bucket.
-        pending.flush(t.cx);
+        given_up.flush(t.cx);
         let all = fail::with("kmalloc-*", t.cx, |selection, cx| {
             let mut refused = 0;
             for object in left {
                 let armed = selection.arm(Plan::From(1), thread);
-                let result = pending.enqueue(object);
+                let result = given_up.enqueue(object);
                 drop(armed);
                 let Err(object) = result else { continue };
                 refused += 1;
                 if refused == 1 {
                     let armed = selection.arm(Plan::From(1), thread);
-                    pending.enqueue_mightsleep(object, cx);
+                    given_up.enqueue_mightsleep(object, cx);
                     drop(armed);
                 } else {
-                    pending.enqueue_mightsleep(object, cx);
+                    given_up.enqueue_mightsleep(object, cx);
                 }
             }
             refused
         });
         ensure!(all.map_err(|error| crate::__failed!("{error}"))? > 0, "there was memory after all");
-        pending.exit(t.cx);
+        given_up.exit(t.cx);
         Ok(())
     }
 
@@ -288,6 +289,39 @@ ktest! {
         }
         ensure_eq!(alive.load(SeqCst), 0);
         end(nodes, t.cx)
+    }
+
+    /// The back end over a tracker, with either store: caches' objects, large blocks, areas, with a head and without.
+    fn both_stores_serve_kfree_rcu(t: &mut Test) {
+        let (at_first, kept) = (backend::current(), pending::store());
+        for keep in Keep::ALL {
+            pending::set_store(keep);
+            backend::switch(BackEnd::Pending, t.cx);
+            let count = |event| backend::total(BackEnd::Pending, event);
+            let (enqueued, freed) = (count(Event::Enqueued), count(Event::Freed));
+            for i in 0..600 {
+                let object = match i % 20 {
+                    0 => mm::vmalloc(20_000, t.cx).ok(),
+                    1 => slab::kmalloc(50_000, AllocFlags::NOWAIT),
+                    _ => slab::kmalloc(24 + i, AllocFlags::NOWAIT),
+                };
+                let Some(object) = object else { return Err(crate::__failed!("no memory")) };
+                if i % 3 == 0 {
+                    // SAFETY: fresh, and nobody else's.
+                    unsafe { kfree_rcu_mightsleep(object, t.cx) };
+                } else {
+                    // SAFETY: as above; it begins with room for a head.
+                    unsafe { kfree_rcu(object.cast()) };
+                }
+            }
+            kvfree_rcu_barrier(t.cx);
+            ensure!(count(Event::Enqueued) >= enqueued + 600, "{}: some went elsewhere", keep.name());
+            ensure_eq!(count(Event::Freed) - freed, count(Event::Enqueued) - enqueued, "{}", keep.name());
+            ensure_eq!(BackEnd::Pending.waiting().objects, 0, "{}", keep.name());
+        }
+        pending::set_store(kept);
+        backend::switch(at_first, t.cx);
+        Ok(())
     }
 
     /// S3-17: what has expired is given back without a new grace period; only if that is not enough one is expedited.

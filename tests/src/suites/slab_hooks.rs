@@ -8,6 +8,7 @@ use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering
 
 use arch::trap::TrapFrame;
 use arch::{cpu, ipi};
+use kfree_rcu::backend::{self, BackEnd};
 use kfree_rcu::kfree_rcu;
 use mm::AllocFlags;
 use slab::{CacheFlags, Layout, RawCache};
@@ -260,7 +261,7 @@ fn walk_all(handler: fn(&'static Site), t: &mut Test<'_>) -> Result<(), Failure>
     Ok(())
 }
 
-/// What is no path of one operation, with somebody who steps in: caches come and go, and the back end of `kfree_rcu` gets
+/// What is no path of one operation, with somebody who steps in: caches come and go, and the back ends of `kfree_rcu` get
 /// something to do.
 fn work_around(cx: &mut MaySleep) -> Result<(), Failure> {
     LEFT.store(2_000, Relaxed);
@@ -268,11 +269,16 @@ fn work_around(cx: &mut MaySleep) -> Result<(), Failure> {
     ensure!(attached.is_some(), "somebody else is attached");
     let layout = Layout::new("test_hooks", 200).flags(CacheFlags::NO_MERGE);
     let cache = slab::create(layout).map_err(|error| crate::__failed!("{error}"))?;
-    for _ in 0..10 {
-        let Some(large) = slab::kmalloc(50_000, AllocFlags::NOWAIT) else { continue };
-        // SAFETY: allocated above, given up here; the head lies at its start.
-        unsafe { kfree_rcu(large.cast()) };
+    let at_first = backend::current();
+    for back_end in BackEnd::ALL {
+        backend::switch(back_end, cx);
+        for _ in 0..10 {
+            let Some(large) = slab::kmalloc(50_000, AllocFlags::NOWAIT) else { continue };
+            // SAFETY: allocated above, given up here; the head lies at its start.
+            unsafe { kfree_rcu(large.cast()) };
+        }
     }
+    backend::switch(at_first, cx);
     let mut bed = Bed::new(cache);
     bed.take(500);
     bed.give_rcu(300);

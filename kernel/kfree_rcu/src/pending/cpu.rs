@@ -15,6 +15,7 @@ use super::domain::GracePeriods;
 use super::links::Link;
 use super::object::Deferred;
 use super::store::{Stash, Store};
+use crate::backend::{self, Event};
 use crate::head::RcuPtr;
 
 static CLASS: LockClass = LockClass::new("kfree_rcu.pending");
@@ -70,7 +71,7 @@ impl<T: Deferred, D: GracePeriods, S: Store> Cpu<T, D, S> {
         }
         let mut nodes = Stash::<S>::new();
         let (mut taken, mut looked) = (None, false);
-        let (ask, floods) = loop {
+        let (ask, by_head, floods) = loop {
             let mut state = self.state.lock_irqsave(ATOMIC);
             hook!("kfree_rcu.pending");
             // PEND-1.
@@ -92,7 +93,9 @@ impl<T: Deferred, D: GracePeriods, S: Store> Cpu<T, D, S> {
                 drop(state);
                 // PEND-3.
                 looked = true;
-                if !nodes.fill(missing) && link.is_none() {
+                let filled = nodes.fill(missing);
+                Self::note(Event::Pages, nodes.len());
+                if !filled && link.is_none() {
                     link = Link::allocated(object);
                 }
                 hook!("kfree_rcu.pending.unlocked");
@@ -102,17 +105,25 @@ impl<T: Deferred, D: GracePeriods, S: Store> Cpu<T, D, S> {
             waiting::enter(Stage::Pending, object);
             let ask = state.push(cookie, Entry { object, bytes, way }, clock::now_ns);
             state.stash.spill(KEEP, &mut nodes);
-            break (ask, state.objects.is_multiple_of(FLOOD));
+            break (ask, matches!(way, Way::Link(_)), state.objects.is_multiple_of(FLOOD));
         };
+        Self::note(Event::ByHead, usize::from(by_head));
         // One that turned out not to be needed.
         link.into_iter().for_each(Link::discard);
         match ask {
             Ask::Nothing => {}
-            // SAFETY: `armed` was not set, so whoever had the head has let go of it; we have set it, so nobody else submits it.
-            Ask::Callback => unsafe { self.domain.call(self.rcu.get(), grace_period_over::<T, D, S>) },
-            Ask::GracePeriod => self.domain.start_poll(false),
+            Ask::Callback => {
+                Self::note(Event::Callbacks, 1);
+                // SAFETY: `armed` was not set, so whoever had the head has let go of it; we have set it, so nobody else submits it.
+                unsafe { self.domain.call(self.rcu.get(), grace_period_over::<T, D, S>) };
+            }
+            Ask::GracePeriod => {
+                Self::note(Event::GracePeriods, 1);
+                self.domain.start_poll(false);
+            }
         }
         if floods {
+            Self::note(Event::GracePeriods, 1);
             self.domain.start_poll(true);
         }
         Ok(())
@@ -175,6 +186,20 @@ impl<T: Deferred, D: GracePeriods, S: Store> Cpu<T, D, S> {
         self.work.flush(cx);
     }
 
+    /// Gives the nodes back that are kept for the next objects.
+    pub(super) fn trim(&self) {
+        let _nodes = self.with(|state| core::mem::take(&mut state.stash));
+    }
+
+    /// Counts an event for who wants it counted.
+    fn note(event: Event, n: usize) {
+        if let Some(back_end) = T::COUNTED_AS
+            && n != 0
+        {
+            backend::count(back_end, event, n);
+        }
+    }
+
     /// Looks at the state, or changes it.
     pub(super) fn with<R>(&self, f: impl FnOnce(&mut State<D::Cookie, S>) -> R) -> R {
         f(&mut self.state.lock_irqsave(ATOMIC))
@@ -189,9 +214,10 @@ unsafe fn grace_period_over<T: Deferred, D: GracePeriods, S: Store>(head: *mut C
     let _pin = PreemptGuard::new(ATOMIC);
     if has_done {
         // SAFETY: a `Cpu` stays until its work is flushed with nobody queueing it again.
-        unsafe { work::system().queue_raw(cpu.home, &cpu.work) };
+        unsafe { backend::reclaim_queue().unwrap_or_else(work::system).queue_raw(cpu.home, &cpu.work) };
     }
     if again {
+        Cpu::<T, D, S>::note(Event::Callbacks, 1);
         // SAFETY: `armed` has stayed set, so nobody else submits it, and this call of it is over with it.
         unsafe { cpu.domain.call(head, grace_period_over::<T, D, S>) };
     }

@@ -19,6 +19,7 @@
 //! | `links` | what finds no place there: lists through the objects |
 //! | `bucket`, `cpu` | what waits for one cookie, and on one CPU |
 //! | `reuse` | [`ReuseCache`]: a cache that allocates from what waits |
+//! | `back_end` | the back end `pending` of `kfree_rcu` |
 //! | `registry` | all trackers, for reports and for the page allocator |
 //!
 //! ```no_run
@@ -53,6 +54,7 @@
 //!
 //! Answers to the series "rcu_pending" of 2024 and `fs/bcachefs/rcu_pending.c` in Linux 6.12; rows S3-1 to S3-16, S3-21.
 
+mod back_end;
 mod bucket;
 mod cpu;
 mod domain;
@@ -62,6 +64,8 @@ mod pages;
 mod radix;
 mod registry;
 mod reuse;
+#[cfg(test)]
+mod state_tests;
 mod store;
 #[cfg(test)]
 mod store_tests;
@@ -76,6 +80,8 @@ use arch::{clock, cpu as cpus};
 use sync::percpu_dyn::{DynPerCpu, PerCpuFull};
 use sync::{ATOMIC, MaySleep, PreemptGuard};
 
+pub(crate) use self::back_end::{ByCookie, init};
+pub use self::back_end::{Keep, set_store, store};
 pub use self::bucket::Counts;
 pub use self::cpu::FLOOD;
 pub use self::domain::{GracePeriods, TreeRcu};
@@ -266,6 +272,11 @@ impl<T: Deferred, D: GracePeriods, S: Store> Pending<T, D, S> {
         self.inner().cpus().map(|cpu| cpu.with(|state| state.counts)).fold(Counts::default(), Counts::add)
     }
 
+    /// Itself, whatever it is of.
+    fn tracked(&'static self) -> &'static dyn Tracked {
+        self.inner()
+    }
+
     fn inner(&self) -> &Inner<T, D, S> {
         // SAFETY: it stays until `exit` frees it, or for ever.
         unsafe { self.0.as_ref() }
@@ -294,6 +305,10 @@ impl<T: Deferred, D: GracePeriods, S: Store> Tracked for Inner<T, D, S> {
         self.name
     }
 
+    fn node_bytes(&self) -> usize {
+        S::NODE
+    }
+
     fn waiting(&self) -> Waiting {
         let now = clock::now_ns();
         self.cpus().fold(Waiting::default(), |sum, cpu| {
@@ -317,6 +332,7 @@ impl<T: Deferred, D: GracePeriods, S: Store> Tracked for Inner<T, D, S> {
                 bytes += finish_all(cx);
             }
         }
+        self.cpus().for_each(Cpu::trim);
         bytes
     }
 }

@@ -5,6 +5,7 @@ use core::ptr::NonNull;
 use slab::KBox;
 use slab::typesafe::TypesafeBox;
 
+use crate::backend::BackEnd;
 use crate::head::{HasRcuPtr, RcuPtr, object_of};
 
 /// The owner of an object, which can be taken apart into the object's address and put together again.
@@ -15,6 +16,10 @@ use crate::head::{HasRcuPtr, RcuPtr, object_of};
 /// - `object_of` gives for that link that address.
 /// - The address is not null, and belongs to this owner only.
 pub unsafe trait Deferred: Send + Sized + 'static {
+    /// The back end of `kfree_rcu` among whose events those of a tracker of these are counted.
+    #[doc(hidden)]
+    const COUNTED_AS: Option<BackEnd> = None;
+
     /// The object, and its own link if it has one: it is used where there is no memory to note the address.
     fn into_parts(self) -> (NonNull<u8>, Option<NonNull<RcuPtr>>);
 

@@ -29,6 +29,8 @@ pub(super) trait Tracked: Sync {
     fn next(&self) -> &Next;
     /// Its name.
     fn name(&self) -> &'static str;
+    /// Bytes of a node of its store.
+    fn node_bytes(&self) -> usize;
     /// What waits in it.
     fn waiting(&self) -> Waiting;
     /// [`Pending::reclaim`](super::Pending::reclaim).

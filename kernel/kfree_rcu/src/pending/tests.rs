@@ -4,13 +4,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::vec::Vec;
 
+use core::ptr::NonNull;
+
 use arch::hosted::in_own_process;
 use mm::AllocFlags;
+use mm::inject::{self, Plan};
 use rcu::srcu::{Normal, srcu_read_lock};
-use slab::KBox;
+use sched::Prio;
+use slab::{KBox, fail};
 use sync::{ATOMIC, MaySleep};
 
-use super::{GracePeriods, Pages, Pending, Radix, Store, TreeRcu};
+use super::{Deferred, GracePeriods, Pages, Pending, Radix, Store, TreeRcu};
 use crate::test_machine::{machine, spawn};
 use crate::{RcuPtr, has_rcu_ptr};
 
@@ -130,6 +134,83 @@ fn nothing_is_finished_under_a_reader_of_the_domain() {
             waits_for::<_, Radix, _>(TreeRcu, || rcu::read_lock(ATOMIC), cx);
             waits_for::<_, Pages, _>(TreeRcu, || rcu::read_lock(ATOMIC), cx);
             waits_for::<_, Radix, _>(&DOMAIN, || srcu_read_lock(&DOMAIN), cx);
+        });
+    });
+}
+
+#[test]
+fn without_pages_objects_wait_on_lists() {
+    in_own_process(|| {
+        machine(1, 1, |cx| {
+            let (pending, alive) = (tracker::<_, Pages>(TreeRcu), Arc::new(AtomicUsize::new(0)));
+            let nodes: Vec<_> = (0..2_000).map(|_| Node::make(&alive)).collect();
+            let armed = inject::arm(Plan::From(1)).expect("nobody else arms");
+            nodes.into_iter().for_each(|node| pending.enqueue(node).unwrap_or_else(|_| panic!("a node has a link")));
+            drop(armed);
+            assert_eq!((pending.counts().linked, pending.waiting().nodes), (2_000, 0));
+            pending.flush(cx);
+            assert_eq!(alive.load(SeqCst), 0);
+            end(pending, cx);
+        });
+    });
+}
+
+/// An object without a link, whose end notes which thread brought it.
+struct Headless(NonNull<u8>);
+
+// SAFETY: a block of `kmalloc` that nobody else knows.
+unsafe impl Send for Headless {}
+
+static ENDED_BY: std::sync::Mutex<Vec<u64>> = std::sync::Mutex::new(Vec::new());
+
+// SAFETY: as above; there is no link.
+unsafe impl Deferred for Headless {
+    fn into_parts(self) -> (NonNull<u8>, Option<NonNull<RcuPtr>>) {
+        (self.0, None)
+    }
+
+    unsafe fn from_object(object: NonNull<u8>) -> Self {
+        Self(object)
+    }
+
+    unsafe fn object_of(_: NonNull<RcuPtr>) -> NonNull<u8> {
+        unreachable!("it has no link")
+    }
+
+    unsafe fn finish(objects: &mut [NonNull<u8>]) {
+        for &mut object in objects {
+            ENDED_BY.lock().expect("no panic").push(sched::current().tid());
+            // SAFETY: by the caller.
+            unsafe { slab::kfree(object) };
+        }
+    }
+}
+
+#[test]
+fn who_may_sleep_finishes_what_is_over_before_waiting() {
+    in_own_process(|| {
+        machine(2, 1, |cx| {
+            let pending = Pending::<Headless>::new("headless", TreeRcu).expect("room for it");
+            let make = || Headless(slab::kmalloc(100, AllocFlags::NOWAIT).expect("memory"));
+            let me = sched::current();
+            let late = make();
+            fail::with("kmalloc-*", cx, |selection, cx| {
+                // The worker of this CPU is less urgent, and does not get to it.
+                sched::set_prio(me, Prio::CRITICAL);
+                (0..10).for_each(|_| assert!(pending.enqueue(make()).is_ok()));
+                let cookie = rcu::start_poll_full();
+                while !rcu::poll(cookie) {
+                    sched::yield_now(cx);
+                }
+                assert_eq!(*ENDED_BY.lock().expect("no panic"), []);
+                let armed = selection.arm(Plan::From(1), Some(me.tid()));
+                pending.enqueue_mightsleep(late, cx);
+                drop(armed);
+                sched::set_prio(me, Prio::NORMAL);
+            })
+            .expect("nobody else selects");
+            assert_eq!(*ENDED_BY.lock().expect("no panic"), [me.tid(); 11]);
+            pending.exit(cx);
         });
     });
 }
