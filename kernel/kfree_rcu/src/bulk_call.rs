@@ -18,6 +18,7 @@
 
 use core::ptr::NonNull;
 
+use slab::debug::may_wait;
 use slab::rcu_free_many::free_many;
 use sync::MaySleep;
 
@@ -30,6 +31,7 @@ use crate::{backend, free_now};
 ///
 /// # Safety
 /// As for [`kfree_rcu_object`](crate::kfree_rcu_object); each stands there once.
+#[cfg_attr(debug_assertions, track_caller)]
 pub unsafe fn kfree_rcu_bulk<T: HasRcuPtr>(objects: &[NonNull<T>]) {
     // SAFETY: as many pointers of the same size and validity.
     let addresses = unsafe { core::slice::from_raw_parts(objects.as_ptr().cast(), objects.len()) };
@@ -49,6 +51,7 @@ pub unsafe fn kfree_rcu_bulk<T: HasRcuPtr>(objects: &[NonNull<T>]) {
 ///
 /// # Safety
 /// As for [`kfree_rcu_mightsleep`](crate::kfree_rcu_mightsleep); each stands there once.
+#[cfg_attr(debug_assertions, track_caller)]
 pub unsafe fn kfree_rcu_bulk_mightsleep(objects: &[NonNull<u8>], cx: &mut MaySleep) {
     cx.assert_may_sleep();
     let mut has_waited = false;
@@ -70,11 +73,29 @@ pub unsafe fn kfree_rcu_bulk_mightsleep(objects: &[NonNull<u8>], cx: &mut MaySle
 ///
 /// # Safety
 /// As for [`free_many`].
-unsafe fn give(objects: &[NonNull<u8>], mut otherwise: impl FnMut(NonNull<u8>)) {
-    if backend::sheaves_first() {
-        // SAFETY: passed on from the caller.
-        unsafe { free_many(objects, otherwise) };
-    } else {
-        objects.iter().for_each(|&object| otherwise(object));
+#[cfg_attr(debug_assertions, track_caller)]
+unsafe fn give(mut objects: &[NonNull<u8>], mut otherwise: impl FnMut(NonNull<u8>)) {
+    while !objects.is_empty() {
+        let accepted = if cfg!(debug_assertions) { accepted(objects) } else { objects.len() };
+        let (these, behind) = objects.split_at(accepted);
+        if backend::sheaves_first() {
+            // SAFETY: passed on from the caller.
+            unsafe { free_many(these, &mut otherwise) };
+        } else {
+            these.iter().for_each(|&object| otherwise(object));
+        }
+        // The first of them was refused, and reported.
+        objects = behind.get(1..).unwrap_or_default();
     }
+}
+
+/// How many of `objects`, in a row, may be given up.
+#[cfg_attr(debug_assertions, track_caller)]
+fn accepted(objects: &[NonNull<u8>]) -> usize {
+    for (index, &object) in objects.iter().enumerate() {
+        if !may_wait(object) {
+            return index;
+        }
+    }
+    objects.len()
 }

@@ -66,6 +66,7 @@ mod test_machine;
 use core::ptr::NonNull;
 
 use slab::Spin;
+use slab::debug::may_wait;
 use sync::{CallbackHead, LlistNode, MaySleep, bug};
 
 pub use backend::{BackEnd, Head};
@@ -96,13 +97,25 @@ pub fn init(cx: &mut MaySleep) {
 ///
 /// # Panics
 /// If `head` lies in no such object.
+#[cfg_attr(debug_assertions, track_caller)]
 pub unsafe fn kfree_rcu(head: NonNull<RcuPtr>) {
     let object = head::object_of(head).unwrap_or_else(|| bad_head(head));
+    if may_wait(object) {
+        // SAFETY: the caller gives the object up.
+        unsafe { accepted(object, Head::Link(head)) };
+    }
+}
+
+/// [`kfree_rcu`] for an object that was asked whether it may.
+///
+/// # Safety
+/// As for [`kfree_rcu`].
+unsafe fn accepted(object: NonNull<u8>, head: Head) {
     // SAFETY: the caller gives the object up.
     if backend::sheaves_first() && unsafe { slab::rcu_free::free(object, Spin::May) } {
         return;
     }
-    backend::enqueue(object, Some(Head::Link(head)));
+    backend::enqueue(object, Some(head));
 }
 
 /// [`kfree_rcu`] for a typed object, with its own head of either kind.
@@ -111,6 +124,7 @@ pub unsafe fn kfree_rcu(head: NonNull<RcuPtr>) {
 ///
 /// # Safety
 /// `object` came from `kmalloc`, a cache or `vmalloc`; no reader can find it any more, and the caller gives it up.
+#[cfg_attr(debug_assertions, track_caller)]
 pub unsafe fn kfree_rcu_object<T: HasRcuPtr>(object: NonNull<T>) {
     // SAFETY: passed on from the caller.
     match unsafe { head::head_of(object) } {
@@ -130,14 +144,14 @@ pub unsafe fn kfree_rcu_object<T: HasRcuPtr>(object: NonNull<T>) {
 ///
 /// # Panics
 /// As for [`kfree_rcu`].
+#[cfg_attr(debug_assertions, track_caller)]
 pub unsafe fn kfree_rcu_callback(head: NonNull<CallbackHead>) {
     let link = RcuPtr::in_callback(head);
     let object = head::object_of(link).unwrap_or_else(|| bad_head(link));
-    // SAFETY: the caller gives the object up.
-    if backend::sheaves_first() && unsafe { slab::rcu_free::free(object, Spin::May) } {
-        return;
+    if may_wait(object) {
+        // SAFETY: the caller gives the object up.
+        unsafe { accepted(object, Head::Callback(head)) };
     }
-    backend::enqueue(object, Some(Head::Callback(head)));
 }
 
 /// Frees the object that `head` lies in after a grace period, from any context.
@@ -148,12 +162,14 @@ pub unsafe fn kfree_rcu_callback(head: NonNull<CallbackHead>) {
 ///
 /// # Safety
 /// As for [`kfree_rcu`].
+#[cfg_attr(debug_assertions, track_caller)]
 pub unsafe fn kfree_rcu_nolock(head: NonNull<RcuPtr>) {
-    if backend::sheaves_first()
-        && let Some(object) = slab::object_of(head.cast())
-    {
+    if let Some(object) = slab::object_of(head.cast()) {
+        if !may_wait(object) {
+            return;
+        }
         // SAFETY: the caller gives the object up.
-        if unsafe { slab::rcu_free::free(object, Spin::Never) } {
+        if backend::sheaves_first() && unsafe { slab::rcu_free::free(object, Spin::Never) } {
             return;
         }
     }
@@ -174,8 +190,12 @@ pub unsafe fn kfree_rcu_nolock(head: NonNull<RcuPtr>) {
 ///
 /// # Safety
 /// `object` came from `kmalloc`, a cache or `vmalloc`; no reader can find it any more, and the caller gives it up.
+#[cfg_attr(debug_assertions, track_caller)]
 pub unsafe fn kfree_rcu_mightsleep(object: NonNull<u8>, cx: &mut MaySleep) {
     cx.assert_may_sleep();
+    if !may_wait(object) {
+        return;
+    }
     // SAFETY: the caller gives the object up.
     if backend::sheaves_first() && unsafe { slab::rcu_free::free(object, Spin::May) } {
         return;
@@ -187,17 +207,19 @@ pub unsafe fn kfree_rcu_mightsleep(object: NonNull<u8>, cx: &mut MaySleep) {
     free_now(object);
 }
 
-/// A deferred object comes back in a context that may take locks.
+/// A deferred object, which was accepted, comes back in a context that may take locks.
 ///
 /// # Safety
 /// As for [`kfree_rcu`].
 unsafe fn undefer(node: NonNull<LlistNode>) {
+    let head = RcuPtr::from_node(node);
     // SAFETY: the caller's contract; the node is the object's head.
-    unsafe { kfree_rcu(RcuPtr::from_node(node)) };
+    unsafe { accepted(head::object_of(head).unwrap_or_else(|| bad_head(head)), Head::Link(head)) };
 }
 
 /// Frees an object whose grace period is over.
 fn free_now(object: NonNull<u8>) {
+    slab::debug::wait_over(object);
     if mm::is_vmalloc(object.as_ptr()) {
         mm::vfree_deferred(object);
     } else {

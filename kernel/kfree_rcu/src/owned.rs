@@ -84,6 +84,7 @@ pub(crate) const fn assert_plain<T>() {
 /// Frees the box's object after a grace period, by its head.
 ///
 /// Context: task, softirq, hardirq; not NMI. Never sleeps, never fails.
+#[cfg_attr(debug_assertions, track_caller)]
 pub fn kfree_rcu_owned<O: Owner>(owner: O)
 where
     O::Value: HasRcuPtr,
@@ -96,6 +97,7 @@ where
 /// [`kfree_rcu_mightsleep`] for a box: without a head.
 ///
 /// Context: task; may sleep.
+#[cfg_attr(debug_assertions, track_caller)]
 pub fn kfree_rcu_owned_mightsleep<O: Owner>(owner: O, cx: &mut MaySleep) {
     const { assert_plain::<O::Value>() };
     let object = owner.give_up();

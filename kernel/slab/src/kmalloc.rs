@@ -202,7 +202,7 @@ unsafe fn free_miss(object: NonNull<u8>) {
 }
 
 /// The first page of a large object; nothing if it is none.
-fn large_page(object: NonNull<u8>) -> Option<&'static mm::Page> {
+pub(crate) fn large_page(object: NonNull<u8>) -> Option<&'static mm::Page> {
     mm::page_of(object.as_ptr()).filter(|page| page.kind() == PageKind::Large && page.virt() == object.as_ptr())
 }
 
@@ -283,6 +283,9 @@ pub unsafe fn kfree_nolock(object: NonNull<u8>) {
         }
     } else {
         let Some(page) = large_page(object) else { return report_no_object(None, object) };
+        if !RawCache::may_free_large(object) {
+            return;
+        }
         // Who frees it once more, before the list is drained, finds no large object.
         page.set_kind(PageKind::Allocated);
     }

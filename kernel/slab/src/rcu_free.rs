@@ -35,20 +35,12 @@ use crate::{Spin, exchange, local_node, waiting};
 /// Context: any but NMI with [`Spin::May`], any with [`Spin::Never`].
 ///
 /// # Safety
-/// If the answer is true the caller has given the object up: nobody but readers that started before looks at it.
+/// If the answer is true the caller has given the object up: nobody but readers that started before looks at it. It was asked
+/// whether it [may](crate::debug::may_wait).
 pub unsafe fn free(object: NonNull<u8>, spin: Spin) -> bool {
     let Some(slab) = SlabRef::of(object) else { return false };
     let cache = slab.cache();
-    let mut done = slab.is_home() && cache.sheaf_capacity() != 0;
-    if done {
-        if !cache.may_free(slab, object) {
-            return true;
-        }
-        done = push(cache, object, spin);
-        if !done {
-            cache.still_used(object);
-        }
-    }
+    let done = slab.is_home() && cache.sheaf_capacity() != 0 && push(cache, object, spin);
     cache.count(if done { Stat::FreeRcuSheaf } else { Stat::FreeRcuSheafFail });
     done
 }
@@ -181,7 +173,9 @@ unsafe fn to_barn(head: *mut CallbackHead) {
     let sheaf = unsafe { SheafRef::from_rcu_head(head) };
     let cache = sheaf.cache();
     let barn = cache.node(sheaf.node()).map(|node| &node.barn);
-    waiting::returned(sheaf);
+    if !waiting::returned(sheaf) {
+        return;
+    }
     sync::trace!(
         "slab.rcu_done",
         cache = sync::trace::text(cache.name()),
@@ -206,7 +200,9 @@ unsafe fn to_barn(head: *mut CallbackHead) {
 unsafe fn to_slabs(head: *mut CallbackHead) {
     // SAFETY: RCU hands back what `submit_flushed` handed over.
     let sheaf = unsafe { SheafRef::from_rcu_head(head) };
-    waiting::returned(sheaf);
+    if !waiting::returned(sheaf) {
+        return;
+    }
     sheaf.cache().flush_and_free(sheaf);
 }
 

@@ -19,7 +19,8 @@ use crate::stats::Stat;
 /// Context: any but NMI.
 ///
 /// # Safety
-/// Each stands there once, and the caller has given it up: nobody but readers that started before looks at it.
+/// Each stands there once, and the caller has given it up: nobody but readers that started before looks at it. Each was asked whether it
+/// [may](crate::debug::may_wait).
 pub unsafe fn free_many(mut objects: &[NonNull<u8>], mut otherwise: impl FnMut(NonNull<u8>)) {
     while let Some((&first, behind)) = objects.split_first() {
         let taken = SlabRef::local_cache_of(first).map_or(0, |cache| push_run(cache, objects));
@@ -40,22 +41,17 @@ fn push_run(cache: &RawCache, objects: &[NonNull<u8>]) -> usize {
     let Some(held) = cache.sheaves() else { return 0 };
     let Some(sheaf) = held.rcu_free else { return 0 };
     let mut room = sheaf.capacity() - sheaf.size() - 1;
-    let (mut taken, mut refused) = (0, 0);
+    let mut taken = 0;
     for &object in objects {
         if room == 0 || !SlabRef::local_cache_of(object).is_some_and(|other| core::ptr::eq(other, cache)) {
             break;
         }
         taken += 1;
-        if !RawCache::may_free_at(Some(cache), object) {
-            // Reported, and left alone.
-            refused += 1;
-            continue;
-        }
         let fits = sheaf.push(object);
         debug_assert!(fits, "S0-1: a full rcu_free sheaf stayed with its CPU");
         room -= 1;
     }
     drop(held);
-    cache.count_many(Stat::FreeRcuSheaf, taken as u64 - refused);
+    cache.count_many(Stat::FreeRcuSheaf, taken as u64);
     taken
 }

@@ -255,6 +255,12 @@ impl SheafRef {
         unsafe { self.as_ptr().cast::<u8>().add(HEADER).cast::<*mut u8>().add(index) }
     }
 
+    /// The objects in the sheaf.
+    pub(crate) fn objects(self) -> impl Iterator<Item = NonNull<u8>> {
+        // SAFETY: the first `size` slots hold objects (SHEAF-2), and the holder owns the sheaf (SHEAF-1).
+        (0..self.size()).map(move |index| unsafe { NonNull::new_unchecked(self.slot(index).read()) })
+    }
+
     /// Takes the object put in last, or `None` when empty.
     #[inline(always)]
     pub(crate) fn pop(self) -> Option<NonNull<u8>> {

@@ -12,7 +12,7 @@ use sync::{Rng, smp};
 use super::*;
 use crate::debug::DebugFlags;
 use crate::test_machine::{machine, spawn};
-use crate::{CreateError, Layout, create, kfree_nolock, rcu_free};
+use crate::{CreateError, Layout, create, debug, kfree_nolock, rcu_free};
 
 const WORDS: usize = 16;
 
@@ -67,7 +67,11 @@ impl Held {
         unsafe {
             match rng.below(4) {
                 0 => kfree_nolock(object.cast()),
-                1 if rcu_free::free(object.cast(), crate::Spin::May) => {}
+                1 if debug::may_wait(object.cast()) && rcu_free::free(object.cast(), crate::Spin::May) => {}
+                1 => {
+                    debug::wait_over(object.cast());
+                    self.cache.free(object.cast());
+                }
                 _ => self.cache.free(object.cast()),
             }
         }

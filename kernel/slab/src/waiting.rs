@@ -8,7 +8,8 @@
 //! | [`Deferred`](Stage::Deferred) | on a CPU's deferred list: an NMI gave it up | by the object |
 //!
 //! An object leaves when its grace period is over, also where a sheaf or a worker keeps it for a moment more. Objects count
-//! with all the bytes of their place in the slab, large blocks and vmalloc areas with those of their pages.
+//! with all the bytes of their place in the slab, large blocks and vmalloc areas with those of their pages. An area on a deferred list does
+//! not count: to ask for its size takes a lock.
 //!
 //! # Invariants
 //! - **WAIT-1** An object is counted at one stage at most; whoever moves it leaves the one before it enters the next. What is
@@ -36,9 +37,9 @@ use sync::ATOMIC;
 
 use crate::cache::RawCache;
 use crate::cpu::CacheCpu;
-use crate::registry;
 use crate::sheaf::{Sheaf, SheafRef};
 use crate::slab_ref::SlabRef;
+use crate::{debug, registry};
 
 pub(crate) use detached::{Detached, Stamp};
 
@@ -287,6 +288,7 @@ pub(crate) fn detach(cpu: CpuId, sheaf: SheafRef) {
     let cache = sheaf.cache();
     let here = cache.collecting(cpu);
     here.sheaf.store(ptr::null_mut(), Relaxed);
+    debug::sheaf_leaves(sheaf);
     let now_ns = arch::clock::now_ns();
     record(Stage::Sheaf, now_ns.saturating_sub(here.since_ns.load(Relaxed)));
     if let Some(node) = cache.node(sheaf.node()) {
@@ -294,13 +296,16 @@ pub(crate) fn detach(cpu: CpuId, sheaf: SheafRef) {
     }
 }
 
-/// The grace period of `sheaf` is over; nothing has been taken out of it yet.
+/// The grace period of `sheaf` is over; nothing has been taken out of it yet. False, in builds with assertions, if it is not:
+/// then the sheaf is left to leak (K-6).
 ///
 /// Context: any.
-pub(crate) fn returned(sheaf: SheafRef) {
+#[must_use = "a sheaf that is back too early must not be used"]
+pub(crate) fn returned(sheaf: SheafRef) -> bool {
     if let Some(node) = sheaf.cache().node(sheaf.node()) {
         record(Stage::Detached, node.waiting.leave(sheaf.size(), sheaf.stamp(), arch::clock::now_ns()));
     }
+    debug::sheaf_returns(sheaf)
 }
 
 impl RawCache {

@@ -349,8 +349,7 @@ ktest! {
             |_, object| unsafe { slab::kfree(object) },
             // SAFETY: as above.
             |_, object| unsafe { slab::kfree_nolock(object) },
-            // SAFETY: as above.
-            |_, object| unsafe { _ = slab::rcu_free::free(object, slab::Spin::May) },
+            |_, object| _ = slab::debug::may_wait(object),
         ];
         for free in twice {
             let report = the_report(cache, || free(cache, object))?;

@@ -13,6 +13,7 @@
 use core::ptr::{self, NonNull};
 
 use super::report::{Cure, Fault, Kind, report};
+use super::waits::waits;
 use crate::cache::RawCache;
 use crate::slab_ref::SlabRef;
 
@@ -66,12 +67,23 @@ impl RawCache {
         match (SlabRef::of(object), cache) {
             (Some(slab), cache) => cache.unwrap_or(slab.cache()).may_free(slab, object),
             // No slab: a large block, perhaps.
-            (None, None) => true,
+            (None, None) => Self::may_free_large(object),
             (None, Some(_)) => {
                 report_no_object(cache, object);
                 false
             }
         }
+    }
+
+    /// Whether `block`, a large one, may be freed, asked in builds with assertions. Reports one that waits for a grace period.
+    ///
+    /// Context: any.
+    pub(crate) fn may_free_large(block: NonNull<u8>) -> bool {
+        let free = !cfg!(debug_assertions) || !waits(block);
+        if !free {
+            report(None, Fault::of_call(Kind::FreedWaiting, block), Cure::NotFreed);
+        }
+        free
     }
 
     /// Whether `object` in `slab` is one of this cache's, asked on the slow path.

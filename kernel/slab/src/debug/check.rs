@@ -9,6 +9,7 @@ use mm::AllocFlags;
 use super::cell::{Cell, State as Is};
 use super::report::{Cure, Fault, Kind, report};
 use super::track::Track;
+use super::waits::waits;
 use super::{DebugFlags, poison};
 use crate::Spin;
 use crate::cache::RawCache;
@@ -195,6 +196,7 @@ impl RawCache {
         match self.follow(slab, state, self.depth(state), |free| is_free |= free == object) {
             Err(fault) => Some(fault),
             Ok(()) if is_free => Some(Fault::of_call(Kind::DoubleFree, object)),
+            Ok(()) if cfg!(debug_assertions) && waits(object) => Some(Fault::of_call(Kind::FreedWaiting, object)),
             Ok(()) => cell.inspect(Is::Used),
         }
     }

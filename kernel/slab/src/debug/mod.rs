@@ -20,6 +20,7 @@
 //! | `layout`, `poison`, `track` | what surrounds an object, with what bytes, and who had it |
 //! | `call` | frees that are wrong in themselves, also of ordinary caches |
 //! | `shadow` | which objects are in use, also of ordinary caches, in builds with assertions |
+//! | `waits` | objects that wait for a grace period, also of ordinary caches and large blocks, in the same builds |
 //! | `cell` | one object with what surrounds it |
 //! | `delay` | objects of type-safe caches, which readers may be looking at when they are freed |
 //! | `check` | on the way out of a slab, and on the way in |
@@ -61,6 +62,7 @@ mod shadow;
 mod traces;
 mod track;
 mod validate;
+mod waits;
 
 #[cfg(test)]
 mod machine_tests;
@@ -72,6 +74,8 @@ pub(crate) use shadow::init;
 pub use traces::Traces;
 pub use track::Track;
 pub use validate::{Validation, validate_all};
+pub use waits::{Given, may_wait, wait_over};
+pub(crate) use waits::{sheaf_leaves, sheaf_returns};
 
 use crate::cache::{CacheFlags, Layout};
 use crate::order::order_for;

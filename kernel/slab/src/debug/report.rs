@@ -12,6 +12,7 @@ use sync::{ATOMIC, IrqGuard, LocalTryLock, LockClass, SpinIrqGuard, SpinLock};
 
 use super::cell::Cell;
 use super::track::Track;
+use super::waits::{Given, place_of};
 use crate::cache::RawCache;
 
 /// Reports that are kept.
@@ -22,6 +23,12 @@ const KEPT: usize = 16;
 pub enum Kind {
     /// An object was freed that is free, or was never allocated.
     DoubleFree,
+    /// An object was given to `kfree_rcu` that waits for its grace period already.
+    WaitsTwice,
+    /// An object was freed that waits for its grace period.
+    FreedWaiting,
+    /// An object was about to be used again before the grace period that it waits for was over.
+    TooEarly,
     /// An object was about to be handed out that is in use.
     HandedOutTwice,
     /// An object was freed to another cache than its own.
@@ -49,6 +56,9 @@ impl Kind {
     pub const fn words(self) -> &'static str {
         match self {
             Self::DoubleFree => "Object already free",
+            Self::WaitsTwice => "Object already given to kfree_rcu",
+            Self::FreedWaiting => "Object freed that waits for a grace period",
+            Self::TooEarly => "Object back before its grace period is over",
             Self::HandedOutTwice => "Object in use handed out",
             Self::WrongCache => "Object freed to another cache",
             Self::InsideObject => "Invalid object pointer",
@@ -124,6 +134,10 @@ pub struct Report {
     pub allocated: Track,
     /// Who freed it last.
     pub freed: Track,
+    /// Who gave it to `kfree_rcu` last, if that is remembered: in builds with assertions, if it waits or is freed twice.
+    pub given: Option<Given>,
+    /// The call that was wrong, of the same.
+    pub call: Track,
     /// What was done about it.
     pub cure: Cure,
 }
@@ -175,6 +189,12 @@ pub(super) fn report(cache: Option<&RawCache>, fault: Fault, cure: Cure) {
     let number = COUNT.fetch_add(1, Relaxed) + 1;
     let cell = NonNull::new(fault.object).and_then(Cell::of);
     let (allocated, freed) = cell.map_or((Track::NONE, Track::NONE), |cell| cell.tracks());
+    let (given, call) = match fault.kind {
+        Kind::DoubleFree | Kind::WaitsTwice | Kind::FreedWaiting | Kind::TooEarly if cfg!(debug_assertions) => {
+            (NonNull::new(fault.object).and_then(place_of), Track::here())
+        }
+        _ => (None, Track::NONE),
+    };
     let Fault { kind, object: address, offset, len, found, expected } = fault;
     let report = Report {
         number,
@@ -187,6 +207,8 @@ pub(super) fn report(cache: Option<&RawCache>, fault: Fault, cure: Cure) {
         expected,
         allocated,
         freed,
+        given,
+        call,
         cure,
     };
     match recent {
@@ -209,6 +231,7 @@ impl fmt::Display for Report {
         write!(f, "BUG {cache}: {} [{number}]: object {object:#x}, offset {offset}", kind.words())?;
         match kind {
             Kind::DoubleFree | Kind::HandedOutTwice | Kind::InsideObject | Kind::NoObject | Kind::WrongCache => Ok(()),
+            Kind::WaitsTwice | Kind::FreedWaiting | Kind::TooEarly => Ok(()),
             _ if *len > 1 => write!(f, ", {len} bytes: found {found:#x}, expected {expected:#x}"),
             _ => write!(f, ": found {found:#x}, expected {expected:#x}"),
         }
@@ -224,13 +247,16 @@ struct Block<'a> {
 
 impl fmt::Display for Block<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Report { number, allocated, freed, cure, offset, .. } = self.report;
+        let Report { number, allocated, freed, given, call, cure, offset, .. } = self.report;
         self.report.fmt(f)?;
         let mut out = Numbered { out: f, number: *number };
         if let Some(cell) = self.cell {
             write!(out, "\n{cell}")?;
         }
-        for (what, track) in [("allocated", allocated), ("freed", freed)] {
+        if let Some(given) = given {
+            write!(out, "\n{given}")?;
+        }
+        for (what, track) in [("allocated", allocated), ("freed", freed), ("this call", call)] {
             if track.is_some() {
                 write!(out, "\n{what} {track}")?;
             }

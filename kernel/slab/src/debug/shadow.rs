@@ -1,8 +1,9 @@
 //! Which addresses are objects in use: a bit for each 8 bytes of memory, in builds with assertions.
 //!
 //! It finds, with sheaves on and in any context, NMI included, what only the slab would know: an object that is freed
-//! twice, or that was never allocated, and one that is handed out while it is in use. `kfree_rcu` into a sheaf is a free.
-//! Debug caches look at their slabs instead, and sheaves are in nobody's use.
+//! twice, or that was never allocated, and one that is handed out while it is in use. What is given to `kfree_rcu` is in use no more.
+//! Debug caches look at their slabs instead, and sheaves are in nobody's use. What waits for a
+//! grace period has another bit ([`waits`](super::waits)).
 //!
 //! # Invariants
 //! - **SHADOW-1** The bit of an object is set by the allocation that hands it out, and cleared by the first free. One atomic
@@ -23,6 +24,7 @@ use mm::{AllocFlags, Page};
 use sync::Once;
 
 use super::report::{Cure, Fault, Kind, report};
+use super::waits::waits;
 use crate::cache::RawCache;
 use crate::order::order_for;
 
@@ -71,6 +73,19 @@ fn bit(object: NonNull<u8>) -> Option<(&'static AtomicU64, u64)> {
     Some((word, 1 << (index % 64)))
 }
 
+/// Sets or clears the bit of the word at `address`; whether it was set. False where there are no bits.
+pub(super) fn set(address: NonNull<u8>, yes: bool) -> bool {
+    bit(address).is_some_and(|(word, bit)| {
+        let old = if yes { word.fetch_or(bit, Relaxed) } else { word.fetch_and(!bit, Relaxed) };
+        old & bit != 0
+    })
+}
+
+/// Whether the bit of the word at `address` is set.
+pub(super) fn is_set(address: NonNull<u8>) -> bool {
+    bit(address).is_some_and(|(word, bit)| word.load(Relaxed) & bit != 0)
+}
+
 impl RawCache {
     /// Whether `object` may be handed out to a user, which it then is; reports one that is in use.
     ///
@@ -83,11 +98,16 @@ impl RawCache {
     fn mark_used(&self, object: NonNull<u8>) -> bool {
         let Some((word, bit)) = bit(object) else { return true };
         // Relaxed: the object itself is passed on by locks (SHADOW-1).
-        let was_free = word.fetch_or(bit, Relaxed) & bit == 0;
-        if !was_free {
+        if word.fetch_or(bit, Relaxed) & bit != 0 {
             report(Some(self), Fault::of_call(Kind::HandedOutTwice, object), Cure::Withheld);
+            return false;
         }
-        was_free
+        if waits(object) {
+            word.fetch_and(!bit, Relaxed);
+            report(Some(self), Fault::of_call(Kind::TooEarly, object), Cure::Withheld);
+            return false;
+        }
+        true
     }
 
     /// Whether `object` of an ordinary cache is in use, which it then is no more; reports one that is not.
@@ -97,19 +117,9 @@ impl RawCache {
         let Some((word, bit)) = bit(object) else { return true };
         let was_used = word.fetch_and(!bit, Relaxed) & bit != 0;
         if !was_used {
-            report(Some(self), Fault::of_call(Kind::DoubleFree, object), Cure::NotFreed);
+            let kind = if waits(object) { Kind::FreedWaiting } else { Kind::DoubleFree };
+            report(Some(self), Fault::of_call(kind, object), Cure::NotFreed);
         }
         was_used
-    }
-
-    /// `object`, which was just passed by [`may_free`](Self::may_free), is not freed after all.
-    #[inline(always)]
-    pub(crate) fn still_used(&self, object: NonNull<u8>) {
-        if cfg!(debug_assertions)
-            && !self.is_checked()
-            && let Some((word, bit)) = bit(object)
-        {
-            word.fetch_or(bit, Relaxed);
-        }
     }
 }
