@@ -165,6 +165,11 @@ impl Bencher<'_> {
         self.take(Figure { samples, operations, kind: Kind::Runs });
     }
 
+    /// Gives times that the bench has taken itself, each of one operation that waits for others.
+    pub fn waited(&mut self, samples: Vec<u64>) {
+        self.take(Figure { samples, operations: 1, kind: Kind::Waits });
+    }
+
     /// Gives a count that the bench has made itself, of whatever its name says; no clock comes in.
     pub fn counts(&mut self, samples: Vec<u64>) {
         self.take(Figure { samples, operations: 1, kind: Kind::Counted });

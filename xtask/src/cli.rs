@@ -499,6 +499,9 @@ pub struct LinuxArgs {
     /// Its initial file system
     #[arg(long, value_name = "FILE")]
     pub initrd: PathBuf,
+    /// Count instructions instead of taking the time: repeatable, on a busy host too
+    #[arg(long, visible_alias = "icount")]
+    pub count: bool,
     /// Boots of each machine; medians are over all
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub runs: u32,

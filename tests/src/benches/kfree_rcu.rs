@@ -1,32 +1,70 @@
-//! Objects freed after a grace period.
+//! Objects freed after a grace period, each back end in instructions: allocated and given up, in the long run. Grace periods,
+//! callbacks and the frees themselves count, whichever thread does them, and so does what is left over from the sample before.
 
+use kfree_rcu::backend::{self, BackEnd};
+use kfree_rcu::pending::{Keep, set_store};
 use kfree_rcu::{RcuPtr, kfree_rcu, kvfree_rcu_barrier};
 use mm::AllocFlags;
 
 use super::slab;
-use crate::bench;
+use crate::bench::Bencher;
+use crate::{Failure, bench};
 
 /// Objects of one sample: many grace periods' worth.
 const OBJECTS: u64 = 1_000_000;
 
-bench! {
-    /// An object allocated and given up, in the long run: grace periods, callbacks and the frees themselves count, whichever
-    /// thread does them, and so does what is left over from the sample before.
-    #[goal(counted = 75)]
-    fn alloc_and_kfree_rcu(b: &mut Bencher) {
-        let cache = slab::cache("bench_kfree_rcu")?;
-        b.samples = 5;
-        b.sections(OBJECTS, |_| (), |_, ()| {
+/// Measures with `back_end`.
+fn alloc_and_give_up(b: &mut Bencher<'_>, back_end: BackEnd) -> Result<(), Failure> {
+    let cache = slab::cache("bench_kfree_rcu")?;
+    backend::switch(back_end, b.cx);
+    b.samples = 5;
+    b.sections(
+        OBJECTS,
+        |_| (),
+        |_, ()| {
             for _ in 0..OBJECTS {
-                let Some(object) = cache.alloc(AllocFlags::NOWAIT).map(|object| object.cast::<RcuPtr>()) else { continue };
+                let Some(object) = cache.alloc(AllocFlags::NOWAIT).map(|object| object.cast::<RcuPtr>()) else {
+                    continue;
+                };
                 // SAFETY: a fresh object with room for a head, which nobody else knows.
                 unsafe {
                     object.write(RcuPtr::new());
                     kfree_rcu(object);
                 }
             }
-        });
-        kvfree_rcu_barrier(b.cx);
-        slab::destroy(cache, b.cx)
+        },
+    );
+    kvfree_rcu_barrier(b.cx);
+    backend::switch(BackEnd::Sheaf, b.cx);
+    slab::destroy(cache, b.cx)
+}
+
+bench! {
+    /// With sheaves, which is what a kernel does if nothing is said.
+    #[goal(counted = 75)]
+    fn alloc_and_kfree_rcu(b: &mut Bencher) {
+        alloc_and_give_up(b, BackEnd::Sheaf)
+    }
+
+    /// With pages of pointers.
+    fn alloc_and_kfree_rcu_bulk(b: &mut Bencher) {
+        alloc_and_give_up(b, BackEnd::Bulk)
+    }
+
+    /// With the tracker of cookies, in radix trees.
+    fn alloc_and_kfree_rcu_pending_radix(b: &mut Bencher) {
+        set_store(Keep::Trees);
+        alloc_and_give_up(b, BackEnd::Pending)
+    }
+
+    /// With the tracker of cookies, in lists of pages.
+    fn alloc_and_kfree_rcu_pending_pages(b: &mut Bencher) {
+        set_store(Keep::Lists);
+        alloc_and_give_up(b, BackEnd::Pending)
+    }
+
+    /// With one callback each, the head of 8 bytes found by a tracker.
+    fn alloc_and_kfree_rcu_call_rcu(b: &mut Bencher) {
+        alloc_and_give_up(b, BackEnd::CallRcu)
     }
 }

@@ -11,7 +11,9 @@ use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use arch::{clock, cpu};
 use mm::AllocFlags;
+use rcu::hist::Snapshot;
 use rcu::read_lock;
+use slab::waiting::{self, Stage};
 use sync::MaySleep;
 
 use super::kfree_load::{Heads, Load, Took, Way, in_use, run, settle};
@@ -38,7 +40,7 @@ fn threads() -> usize {
 fn each_way(b: &mut Bencher<'_>, rounds: usize, load: Load, label: &str) -> Result<Vec<Took>, Failure> {
     let mut default = Vec::new();
     for _ in 0..rounds {
-        for way in Way::ALL {
+        for way in Way::all() {
             let took = run(b.cx, load, way)?;
             b.row(&format!("{}{label}", way.name()), &took.values());
             if way == Way::DEFAULT {
@@ -61,7 +63,7 @@ fn grace_periods(b: &mut Bencher<'_>, took: &[Took]) {
 }
 
 fn flood(loops: u64, objects: u64, size: usize) -> Load {
-    Load { threads: threads(), loops, objects, size, heads: Heads::All, pause_ns: 0 }
+    Load { threads: threads(), loops, objects, size, vmalloc: false, heads: Heads::All, pause_ns: 0 }
 }
 
 /// `burst` objects on each CPU every 4 ms, for so long.
@@ -105,7 +107,7 @@ impl Readers {
 }
 
 /// Gives up [`WAITING`] objects inside one grace period: what they take, and how long until they are free after it.
-fn waiting(cx: &mut MaySleep, way: Way) -> Result<(u64, u64), Failure> {
+fn all_waiting(cx: &mut MaySleep, way: Way) -> Result<(u64, u64), Failure> {
     way.choose(cx);
     settle(cx);
     let before = in_use();
@@ -123,6 +125,18 @@ fn waiting(cx: &mut MaySleep, way: Way) -> Result<(u64, u64), Failure> {
     Ok((bytes, clock::now_ns() - begin))
 }
 
+/// How long things were at each stage, of what came since `before`.
+fn residence_rows(b: &mut Bencher<'_>, way: &str, before: &[(Stage, Snapshot)]) {
+    for (stage, before) in before {
+        let seen = waiting::residence(*stage).since(before);
+        if seen.count > 0 {
+            let (p50, p99) = (seen.percentile(50), seen.percentile(99));
+            let values = [("count", seen.count), ("p50", p50), ("p99", p99), ("max", seen.max)];
+            b.row(&format!("{way}: {}", stage.name()), &values);
+        }
+    }
+}
+
 bench! {
     /// The time of one object of 64 bytes, allocated and given up on all CPUs at once.
     fn small(b: &mut Bencher) {
@@ -134,6 +148,13 @@ bench! {
     /// The same of blocks of 16 KiB, which no sheaf takes.
     fn large(b: &mut Bencher) {
         let took = each_way(b, ROUNDS, flood(20, 50, LARGE), "")?;
+        times(b, &took);
+        Ok(())
+    }
+
+    /// The same of areas of vmalloc of 8 KiB.
+    fn vmalloc(b: &mut Bencher) {
+        let took = each_way(b, ROUNDS, Load { vmalloc: true, ..flood(10, 50, 8 << 10) }, "")?;
         times(b, &took);
         Ok(())
     }
@@ -164,12 +185,30 @@ bench! {
         Ok(())
     }
 
+    /// How long sheaves, pages and batches wait at each stage while each CPU gives up 256 objects every 4 ms, for 2 s: the
+    /// row of each stage is of the nanoseconds of the first object in them. The figure is grace periods.
+    fn residence(b: &mut Bencher) {
+        let mut default = Vec::new();
+        for way in Way::all() {
+            way.choose(b.cx);
+            let before = Stage::ALL.map(|stage| (stage, waiting::residence(stage)));
+            let took = run(b.cx, rate(256, 2_000 * MS), way)?;
+            residence_rows(b, way.name(), &before);
+            if way == Way::DEFAULT {
+                default.push(took);
+            }
+        }
+        Way::DEFAULT.choose(b.cx);
+        grace_periods(b, &default);
+        Ok(())
+    }
+
     /// Bytes in use for each of 100,000 objects of 64 bytes that wait for one grace period, the default way.
     fn waiting_bytes(b: &mut Bencher) {
         let mut default = Vec::new();
         for _ in 0..ROUNDS {
-            for way in Way::ALL {
-                let (bytes, free_ns) = waiting(b.cx, way)?;
+            for way in Way::all() {
+                let (bytes, free_ns) = all_waiting(b.cx, way)?;
                 b.row(way.name(), &[("objects", WAITING), ("bytes", bytes), ("free_ns", free_ns)]);
                 if way == Way::DEFAULT {
                     default.push(bytes / WAITING);

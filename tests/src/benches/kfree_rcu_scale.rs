@@ -57,6 +57,7 @@ fn load() -> Load {
         loops: KFREE_LOOPS.get().into(),
         objects: KFREE_ALLOC_NUM.get().into(),
         size: OBJECT * KFREE_MULT.get() as usize,
+        vmalloc: false,
         heads,
         pause_ns: 0,
     }
@@ -80,7 +81,7 @@ bench! {
         let load = load();
         let (mut times, mut objects) = (Vec::new(), 0);
         for _ in 0..ROUNDS {
-            for way in Way::ALL {
+            for way in Way::all() {
                 let took = run(b.cx, load, way)?;
                 say(way, &load, &took);
                 b.row(way.name(), &took.values());

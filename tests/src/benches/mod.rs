@@ -2,7 +2,9 @@
 
 mod kfree_load;
 mod kfree_rcu;
+mod kfree_rcu_barriers;
 mod kfree_rcu_flood;
+mod kfree_rcu_fragments;
 mod kfree_rcu_nolock;
 mod kfree_rcu_scale;
 mod rcu;

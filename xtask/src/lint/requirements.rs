@@ -3,7 +3,7 @@
 //! The format is described at the top of that file. In short: a table that begins with `| id | what | state |` holds
 //! rows; a state is `open`, `open: what is there`, or endings separated by `; `. Other tables are not looked at.
 //!
-//! Open rows are counted and not refused: the file says what is still to be done.
+//! Open rows are counted, for the file says what is still to be done; in a series that is closed they are refused.
 
 use std::collections::BTreeMap;
 
@@ -32,6 +32,9 @@ const SERIES: [(&str, u32); 12] = [
     ("G", 8),
 ];
 
+/// Series in which no row may be open (any more).
+const CLOSED: [&str; 1] = ["S4"];
+
 /// Prints one line for each thing that is wrong, and how many rows are open; with `show_open` also which.
 ///
 /// # Errors
@@ -41,7 +44,7 @@ pub fn check(workspace: &Workspace, show_open: bool) -> anyhow::Result<bool> {
         println!("{FILE} is not there");
         return Ok(false);
     };
-    let report = judge(&text, &Evidence::of(&workspace.root)?, &SERIES);
+    let report = judge(&text, &Evidence::of(&workspace.root)?, &SERIES, &CLOSED);
     report.complaints.iter().for_each(|complaint| println!("{complaint}"));
     if show_open {
         report.open.iter().for_each(|(id, note)| println!("open {id}: {note}"));
@@ -60,7 +63,7 @@ struct Report {
     complaints: Vec<String>,
 }
 
-fn judge(text: &str, evidence: &Evidence, series: &[(&str, u32)]) -> Report {
+fn judge(text: &str, evidence: &Evidence, series: &[(&str, u32)], closed: &[&str]) -> Report {
     let mut report = Report::default();
     let mut first_line: BTreeMap<&str, usize> = BTreeMap::new();
     for (line, cells) in rows(text) {
@@ -80,7 +83,12 @@ fn judge(text: &str, evidence: &Evidence, series: &[(&str, u32)]) -> Report {
             complain("says nothing".to_owned());
         }
         match State::read(state) {
-            Ok(State::Open(note)) => report.open.push((id.to_owned(), note.to_owned())),
+            Ok(State::Open(note)) => {
+                if id.split_once('-').is_some_and(|(name, _)| closed.contains(&name)) {
+                    complain("open, in a series that is closed".to_owned());
+                }
+                report.open.push((id.to_owned(), note.to_owned()));
+            }
             Ok(State::Ended(endings)) => endings.iter().filter_map(|ending| ending.flaw(evidence)).for_each(complain),
             Err(complaint) => complain(complaint),
         }
@@ -217,7 +225,7 @@ mod tests {
     }
 
     fn complaints(lines: &str) -> Vec<String> {
-        judge(&format!("| id | what | state |\n|---|---|---|\n{lines}\n"), &evidence(), &TWO).complaints
+        judge(&format!("| id | what | state |\n|---|---|---|\n{lines}\n"), &evidence(), &TWO, &[]).complaints
     }
 
     #[test]
@@ -281,8 +289,15 @@ mod tests {
     #[test]
     fn open_rows_are_counted_with_their_notes() {
         let text = "| id | what | state |\n|---|---|---|\n| R-1 | x | open: half of it |\n| R-2 | y | open |\n";
-        let report = judge(text, &evidence(), &TWO);
+        let report = judge(text, &evidence(), &TWO, &["S"]);
         assert_eq!((report.rows, report.complaints.len()), (2, 0));
         assert_eq!(report.open, [("R-1".into(), "half of it".into()), ("R-2".into(), String::new())]);
+    }
+    #[test]
+    fn an_open_row_of_a_closed_series_is_a_complaint() {
+        let text = "| id | what | state |\n|---|---|---|\n| R-1 | x | open: half of it |\n| R-2 | y | bench gone |\n";
+        let complaints = judge(text, &evidence(), &TWO, &["S", "R"]).complaints;
+        assert_eq!(complaints[0], "docs/requirements.md:3: R-1: open, in a series that is closed");
+        assert_eq!(complaints.len(), 2);
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! | module | does |
 //! |---|---|
+//! | `answer` | who wins on which load |
 //! | [`tables`] | the figures as tables in Markdown |
 //! | [`plot`] | curves as SVG |
 //! | [`page`] | puts both into docs/back-ends.md |
@@ -9,6 +10,7 @@
 //! All ways are taken in turn within one boot, so what else the host does hits all of them. Where times under the emulator
 //! would say more of the host than of the kernel, instructions are counted.
 
+mod answer;
 pub mod page;
 pub mod plot;
 pub mod tables;
@@ -86,14 +88,20 @@ fn legs() -> Vec<Leg> {
         "flood",
         16,
         false,
-        &["kfree_rcu_flood.small", "kfree_rcu_flood.large", "kfree_rcu_flood.slow_readers"],
+        &["kfree_rcu_flood.small", "kfree_rcu_flood.large", "kfree_rcu_flood.vmalloc", "kfree_rcu_flood.slow_readers"],
     ));
-    legs.push(leg("counted", 2, true, &["kfree_rcu.*", "kfree_rcu_nolock.*"]));
+    legs.push(leg("counted", 2, true, &["kfree_rcu.*", "kfree_rcu_nolock.*", "kfree_rcu_barriers.*"]));
     legs.push(leg(
         "rates",
         4,
         true,
-        &["kfree_rcu_flood.held_rate", "kfree_rcu_flood.trickle", "kfree_rcu_flood.waiting_bytes"],
+        &[
+            "kfree_rcu_flood.held_rate",
+            "kfree_rcu_flood.trickle",
+            "kfree_rcu_flood.residence",
+            "kfree_rcu_flood.waiting_bytes",
+            "kfree_rcu_fragments.*",
+        ],
     ));
     legs
 }
@@ -174,7 +182,7 @@ pub fn bench(workspace: &Workspace, args: &KfreeRcuArgs) -> anyhow::Result<Exit>
 /// See [`crate::exit`].
 pub fn beside_linux(workspace: &Workspace, args: &LinuxArgs) -> anyhow::Result<Exit> {
     linux::check_files(&args.bzimage, &args.initrd)?;
-    let bench = Bench::new(workspace, &args.qemu, &args.kernel, false, args.runs, "bench-linux")?;
+    let bench = Bench::new(workspace, &args.qemu, &args.kernel, args.count, args.runs, "bench-linux")?;
     let mut measured = Measured { about: bench.about(), ..Measured::default() };
     for scale in &Scale::ALL {
         if interrupted() {

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use serde_json::Value;
 
 use crate::bench::report::number;
-use crate::bench::rows::{Row, medians};
+use crate::bench::rows::{Row, benches, medians};
 use crate::smp::measure::median;
 
 use super::plot::Plot;
@@ -25,7 +25,7 @@ pub struct Section {
 /// A column: its head, and its cell of a row.
 type Column = (&'static str, fn(&Row) -> String);
 
-/// A table of a bench's rows.
+/// A table of the rows of a bench, or of all whose names begin so.
 struct Spec {
     name: &'static str,
     title: &'static str,
@@ -42,6 +42,7 @@ const FLOOD: &[Column] = &[
     ("callbacks", |row| format!("{:.0}", row["callbacks"])),
     ("objects a callback", |row| number(row["objects"] / row["callbacks"])),
     ("peak MiB", |row| mib(row["peak"])),
+    ("barn hits %", |row| percent(row["barn_get"], row["barn_get"] + row["barn_get_fail"])),
     ("failed allocations", |row| format!("{:.0}", row["failed"])),
 ];
 
@@ -66,6 +67,13 @@ const SPECS: &[Spec] = &[
         name: "large",
         title: "16 CPUs, blocks of 16 KiB as fast as they can",
         bench: "kfree_rcu_flood.large",
+        of: "way",
+        columns: FLOOD,
+    },
+    Spec {
+        name: "vmalloc",
+        title: "16 CPUs, areas of vmalloc of 8 KiB as fast as they can",
+        bench: "kfree_rcu_flood.vmalloc",
         of: "way",
         columns: FLOOD,
     },
@@ -103,21 +111,78 @@ const SPECS: &[Spec] = &[
         of: "way",
         columns: RATE,
     },
+    Spec {
+        name: "residence",
+        title: "4 CPUs, 256 objects each every 4 ms: how long at each stage",
+        bench: "kfree_rcu_flood.residence",
+        of: "way: stage",
+        columns: &[
+            ("sheaves, pages or batches", |row| format!("{:.0}", row["count"])),
+            ("p50 ms", |row| ms(row["p50"])),
+            ("p99 ms", |row| ms(row["p99"])),
+            ("max ms", |row| ms(row["max"])),
+        ],
+    },
+    Spec {
+        name: "fragments",
+        title: "6,000 and 1,500 objects of 64 bytes in turn, which ones go is random: the last eight times at the low water",
+        bench: "kfree_rcu_fragments.rise_and_fall",
+        of: "cache",
+        columns: &[
+            ("objects live", |row| format!("{:.0}", row["live"])),
+            ("slabs", |row| number(row["slabs"])),
+            ("of them partial", |row| number(row["partial"])),
+            ("places not used %", |row| percent(row["places"] - row["live"], row["places"])),
+            ("locks of barns and lists in 1,000 operations", |row| number(row["locks"] / row["operations"] * 1e3)),
+        ],
+    },
+    Spec {
+        name: "nolock",
+        title: "A call from NMI",
+        bench: "kfree_rcu_nolock.",
+        of: "goes to",
+        columns: &[
+            ("calls", |row| format!("{:.0}", row["calls"])),
+            ("p50 instructions", |row| number(row["p50"])),
+            ("p99.9", |row| number(row["p99.9"])),
+            ("most", |row| number(row["max"])),
+            ("deferred", |row| format!("{:.0}", row["deferred"])),
+            ("needed an interrupt", |row| format!("{:.0}", row["interrupts"])),
+        ],
+    },
 ];
 
 /// The benches whose figures alone make a table, and its name.
 const FIGURES: &[(&str, &str, &str)] = &[
     ("instructions", "Instructions of one object, everything counted", "kfree_rcu."),
-    ("nolock", "From NMI", "kfree_rcu_nolock."),
+    ("nolock-figures", "The same, and with the drain", "kfree_rcu_nolock."),
+    ("barriers", "Barriers with objects waiting in 20 caches on every CPU", "kfree_rcu_barriers."),
 ];
 
+const ANSWER: &str = "answer";
 const RCUSCALE: &str = "rcuscale";
 const NATIVE: &str = "native";
 
 /// The names of all places.
 #[cfg(test)]
-pub(super) const NAMES: &[&str] =
-    &[RCUSCALE, "flood", "large", "slow-readers", "waiting", "rates", "trickle", "instructions", "nolock", NATIVE];
+pub(super) const NAMES: &[&str] = &[
+    ANSWER,
+    RCUSCALE,
+    "flood",
+    "large",
+    "vmalloc",
+    "slow-readers",
+    "waiting",
+    "rates",
+    "trickle",
+    "residence",
+    "fragments",
+    "instructions",
+    "nolock",
+    "nolock-figures",
+    "barriers",
+    NATIVE,
+];
 
 /// Linux 6.12 in the same emulator, another day: seconds, grace periods, MB.
 const LINUX_BEFORE: [(Scale, [f64; 3]); 2] =
@@ -127,6 +192,9 @@ const LINUX_BEFORE: [(Scale, [f64; 3]); 2] =
 #[must_use]
 pub fn all(measured: &Measured) -> Vec<Section> {
     let mut sections = Vec::new();
+    if let Some(markdown) = super::answer::table(measured) {
+        sections.push(Section { name: ANSWER, title: "Who wins", markdown });
+    }
     if let Some(markdown) = rcuscale(measured) {
         let title = "rcuscale's test of kfree_rcu, objects of 24 bytes";
         sections.push(Section { name: RCUSCALE, title, markdown });
@@ -158,7 +226,7 @@ pub fn all(measured: &Measured) -> Vec<Section> {
 /// The curves of what was measured.
 pub(super) fn plots(measured: &Measured) -> Vec<Plot> {
     let mut lines: Vec<(String, Vec<(f64, f64)>)> = Vec::new();
-    for row in measured.legs.iter().flat_map(|(_, figures)| medians(figures.rows(), "kfree_rcu_flood.held_rate")) {
+    for row in rows_of(measured, "kfree_rcu_flood.held_rate") {
         let Some((way, _)) = row.of.split_once('/') else { continue };
         let point = (row["footprint"] / 1024.0, a_second(&row, "gps"));
         match lines.iter_mut().find(|(name, _)| name == way) {
@@ -174,15 +242,31 @@ pub(super) fn plots(measured: &Measured) -> Vec<Plot> {
     }]
 }
 
+/// The medians of all benches whose names begin so.
+fn rows_of(measured: &Measured, bench: &str) -> Vec<Row> {
+    let of_leg =
+        |rows| benches(rows).into_iter().filter(|name| name.starts_with(bench)).flat_map(|name| medians(rows, name));
+    measured.legs.iter().flat_map(|(_, figures)| of_leg(figures.rows())).collect()
+}
+
 fn a_second(row: &Row, what: &str) -> f64 {
     row[what] / (row["ns"] / 1e9)
+}
+
+/// A share; none of nothing.
+fn percent(part: f64, whole: f64) -> String {
+    if whole > 0.0 { number(part / whole * 100.0) } else { "-".to_owned() }
+}
+
+fn ms(ns: f64) -> String {
+    format!("{:.2}", ns / 1e6)
 }
 
 fn mib(bytes: f64) -> String {
     format!("{:.1}", bytes / f64::from(1 << 20))
 }
 
-fn markdown(heads: impl Iterator<Item = &'static str>, rows: impl Iterator<Item = Vec<String>>) -> String {
+pub(super) fn markdown(heads: impl Iterator<Item = &'static str>, rows: impl Iterator<Item = Vec<String>>) -> String {
     let heads: Vec<&str> = heads.collect();
     let mut text = format!("| {} |\n|---|{}\n", heads.join(" | "), "--:|".repeat(heads.len() - 1));
     for row in rows {
@@ -337,7 +421,7 @@ mod tests {
     #[test]
     fn every_table_has_a_name_of_its_own() {
         let mut known: Vec<&str> = SPECS.iter().map(|spec| spec.name).chain(FIGURES.iter().map(|f| f.0)).collect();
-        known.extend([RCUSCALE, NATIVE]);
+        known.extend([ANSWER, RCUSCALE, NATIVE]);
         known.sort_unstable();
         let mut names = NAMES.to_vec();
         names.sort_unstable();
