@@ -49,7 +49,7 @@ pub use word::{Int, Word};
 const AREA_SIZE: usize = 256 * 1024;
 
 /// Most bytes that the static part may have.
-const MAX_STATIC: usize = 16 * 1024;
+const MAX_STATIC: usize = 32 * 1024;
 
 /// Bytes of the dynamic part that follows the static one in each area.
 pub const DYNAMIC_SIZE: usize = AREA_SIZE - MAX_STATIC;
