@@ -34,7 +34,8 @@ use mm::AllocFlags;
 use rcu::{Memory, RcuBox};
 use slab::OutOfMemory;
 
-static MEMORY: Memory = Memory { alloc, free: slab::kfree, free_after_grace_period };
+// SAFETY: what `kmalloc_aligned` gives is of the layout, and goes by `kfree`, or by `kfree_rcu` with a head in its first page.
+static MEMORY: Memory = unsafe { Memory::new(alloc, slab::kfree, free_after_grace_period) };
 
 fn alloc(layout: Layout) -> Option<NonNull<u8>> {
     slab::kmalloc_aligned(layout.size(), layout.align(), AllocFlags::NOWAIT)

@@ -46,19 +46,25 @@ pub(crate) struct Inner<T> {
 /// Where boxes without callbacks come from and go to. Each is a static of whoever can free many at once.
 #[derive(Debug)]
 pub struct Memory {
-    /// Memory of that layout, if there is some.
-    pub alloc: fn(Layout) -> Option<NonNull<u8>>,
-    /// Gives it back.
+    alloc: fn(Layout) -> Option<NonNull<u8>>,
+    free: unsafe fn(NonNull<u8>),
+    free_after_grace_period: unsafe fn(NonNull<u8>),
+}
+
+impl Memory {
+    /// Memory from `alloc`, to which `free` gives back what nobody uses any more. `free_after_grace_period` does so when all readers
+    /// from before have ended, and is given the address of 8 bytes in the block that nobody else uses, at its start or behind
+    /// what its alignment leaves there; it is called in any context but NMI, and neither allocates nor waits.
     ///
-    /// # Safety of the call
-    /// It is from `alloc`, and nobody uses it.
-    pub free: unsafe fn(NonNull<u8>),
-    /// The same after a grace period, by the address of 8 bytes in it that nobody else uses. Context: any but NMI. Does not
-    /// allocate or wait.
-    ///
-    /// # Safety of the call
-    /// It is from `alloc`, and no new reader can find it.
-    pub free_after_grace_period: unsafe fn(NonNull<u8>),
+    /// # Safety
+    /// `alloc` gives memory of the layout that nobody else uses, and the other two may be called with what it gave, once.
+    pub const unsafe fn new(
+        alloc: fn(Layout) -> Option<NonNull<u8>>,
+        free: unsafe fn(NonNull<u8>),
+        free_after_grace_period: unsafe fn(NonNull<u8>),
+    ) -> Self {
+        Self { alloc, free, free_after_grace_period }
+    }
 }
 
 /// The layout of a box with a head, and where in it the value is.

@@ -7,6 +7,8 @@
 
 use core::ptr::NonNull;
 
+use sync::bug;
+
 use crate::Spin;
 use crate::cache::RawCache;
 use crate::rcu_free;
@@ -42,6 +44,9 @@ fn push_run(cache: &RawCache, objects: &[NonNull<u8>]) -> usize {
     let Some(sheaf) = held.rcu_free else { return 0 };
     let mut room = sheaf.capacity() - sheaf.size() - 1;
     let mut taken = 0;
+    if bug!("rcu_free_many.full", "a run fills the sheaf, which then stays with its CPU", "kfree_rcu_front.many*") {
+        room += 1;
+    }
     for &object in objects {
         if room == 0 || !SlabRef::local_cache_of(object).is_some_and(|other| core::ptr::eq(other, cache)) {
             break;

@@ -164,11 +164,16 @@ ktest! {
             give_up_by_all_heads(size, || slab::kmalloc(size, AllocFlags::NOWAIT))?;
         }
         mm::vmalloc::purge(t.cx);
-        let (areas, _) = mm::vmalloc::usage();
-        give_up_by_all_heads(20_000, || mm::vmalloc(20_000, t.cx).ok())?;
+        let (before, _) = mm::vmalloc::usage();
+        const TIMES: usize = 8;
+        for _ in 0..TIMES {
+            give_up_by_all_heads(20_000, || mm::vmalloc(20_000, t.cx).ok())?;
+        }
         kvfree_rcu_barrier(t.cx);
         mm::vmalloc::purge(t.cx);
-        ensure_eq!(mm::vmalloc::usage().0, areas, "areas before and after");
+        // Threads have stacks there, and some worker may have come or gone.
+        let (after, _) = mm::vmalloc::usage();
+        ensure!(after < before + TIMES, "{before} areas before, {after} after");
         Ok(())
     }
 
