@@ -3,12 +3,13 @@
 
 use core::ptr::NonNull;
 
+use kfree_rcu::backend::{self, BackEnd};
 use kfree_rcu::{RcuPtr, has_rcu_ptr, kfree_rcu, kfree_rcu_mightsleep, kfree_rcu_nolock, kvfree_rcu_barrier};
 use mm::AllocFlags;
 use slab::{CacheFlags, Layout, RawCache, Stat};
 use sync::{IrqGuard, MaySleep, Rng};
 
-use crate::{Failure, ensure_eq};
+use crate::{Failure, Test, ensure_eq};
 
 /// An object as users have them: content, and a head somewhere.
 #[repr(C)]
@@ -138,6 +139,20 @@ pub(crate) fn give_up_large(bytes: usize, vmalloc: bool, cx: &mut MaySleep) -> b
     };
     // SAFETY: allocated above, and nobody else knows it; it begins with room for a head.
     memory.map(|memory| unsafe { kfree_rcu(memory.cast()) }).is_some()
+}
+
+/// Does `f` with each back end in turn, and then goes back to the one that was in use.
+pub(crate) fn with_each_back_end(
+    t: &mut Test<'_>,
+    mut f: impl FnMut(&mut Test<'_>, BackEnd) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let before = backend::current();
+    let result = BackEnd::ALL.into_iter().try_for_each(|back_end| {
+        backend::switch(back_end, t.cx);
+        f(t, back_end).inspect_err(|_| log::error!("with the back end {}", back_end.name()))
+    });
+    backend::switch(before, t.cx);
+    result
 }
 
 /// A barrier is over: no object of `cache` is in use.

@@ -26,7 +26,7 @@ use arch::CpuId;
 use mm::Shrinker;
 use sched::hotplug::{Notifier, Order};
 use sched::{Mutex, WorkQueue, work};
-use sync::{ATOMIC, CallbackHead, LockClass, MaySleep, Once, PreemptGuard};
+use sync::{ATOMIC, CallbackHead, LockClass, MaySleep, Once, PreemptGuard, bug};
 
 use crate::bulk::Bulk;
 use crate::call::CallRcu;
@@ -218,7 +218,12 @@ pub(crate) fn enqueue(object: NonNull<u8>, head: Option<Head>) -> bool {
 ///
 /// Context: task; sleeps.
 pub(crate) fn drain(cx: &mut MaySleep) {
-    for back_end in BackEnd::ENGINES {
+    let only = bug!(
+        "kfree_rcu.drain_current",
+        "a barrier drains only the back end that is in use",
+        "kfree_rcu_barrier.*switch*"
+    );
+    for back_end in BackEnd::ENGINES.into_iter().filter(|&one| !only || one == current().engine()) {
         engine!(back_end, drain(cx));
     }
 }

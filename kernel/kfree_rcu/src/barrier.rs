@@ -17,7 +17,8 @@ use sched::hotplug::{CpusGuard, keep_cpus};
 use slab::RawCache;
 use sync::{MaySleep, bug};
 
-/// Waits until all objects given to `kfree_rcu` before are free.
+/// Waits until all objects given to `kfree_rcu` before are free: those of calls that have returned, which of
+/// [`kfree_rcu_mightsleep`](crate::kfree_rcu_mightsleep) alone makes a difference.
 ///
 /// Context: task; sleeps.
 pub fn kvfree_rcu_barrier(cx: &mut MaySleep) {

@@ -9,6 +9,7 @@ use arch::{PAGE_SIZE, clock};
 use mm::AllocFlags;
 use rcu::FullCookie;
 use slab::waiting::{self, Stage};
+use sync::bug;
 
 /// Pointers in a page: what the header leaves.
 pub(crate) const RECORDS: usize = (PAGE_SIZE - 40) / size_of::<usize>();
@@ -80,6 +81,11 @@ impl Bnode {
     /// Whether the last object's grace period is over.
     pub(crate) fn expired(&self) -> bool {
         rcu::poll(self.raw().cookie)
+            || bug!(
+                "kfree_rcu.bulk_early",
+                "a page of objects is taken for expired when it is not",
+                "kfree_rcu_torture.*pages_of_pointers"
+            )
     }
 
     /// Frees every object and the page. Says how many objects they were.

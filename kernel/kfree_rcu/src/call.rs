@@ -17,7 +17,7 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::Relaxed};
 use arch::{CpuId, clock};
 use mm::AllocFlags;
 use slab::waiting::{self, Stage};
-use sync::{CallbackHead, MaySleep};
+use sync::{CallbackHead, MaySleep, bug};
 
 use crate::backend::{self, BackEnd, Engine, Event, Head, Waiting};
 use crate::{bulk, free_now, head};
@@ -94,6 +94,15 @@ impl Engine for CallRcu {
         }
         if let Some(tracker) = Tracker::alloc(object) {
             enter(object);
+            if bug!(
+                "kfree_rcu.call_early",
+                "an object's callback is called without a grace period",
+                "kfree_rcu_torture.*callbacks"
+            ) {
+                // SAFETY: none; that is the bug.
+                unsafe { free_by_tracker(tracker.cast().as_ptr()) };
+                return true;
+            }
             // SAFETY: fresh, and nobody else's until the callback.
             unsafe { rcu::call_rcu(tracker.cast().as_ptr(), free_by_tracker) };
             return true;

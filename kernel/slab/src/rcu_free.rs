@@ -159,7 +159,7 @@ pub(crate) fn submit(sheaf: SheafRef) {
         sheaf = sheaf.as_ptr().addr(),
         objects = sheaf.size()
     );
-    if bug!("rcu_free.early", "a full sheaf goes to the barn without a grace period", "kfree_rcu.*content") {
+    if bug!("rcu_free.early", "a full sheaf goes to the barn without a grace period", "kfree_rcu_torture.*sheaves") {
         // SAFETY: none; that is the bug.
         return unsafe { to_barn(sheaf.rcu_head()) };
     }

@@ -100,9 +100,12 @@ ktest! {
             let area = mm::vmalloc(20_000, t.cx).map_err(|error| crate::__failed!("{error}"))?;
             // SAFETY: as above.
             unsafe { kfree_rcu(area.cast()) };
+            let area = mm::vmalloc(20_000, t.cx).map_err(|error| crate::__failed!("{error}"))?;
+            // SAFETY: as above, but for the head, of which there is none.
+            unsafe { kfree_rcu::kfree_rcu_mightsleep(area, t.cx) };
         }
         let after = backend::total(backend::current(), Event::Enqueued);
-        ensure!(after >= before + 40, "{} objects entered the back end", after - before);
+        ensure!(after >= before + 60, "{} objects entered the back end", after - before);
         kvfree_rcu_barrier(t.cx);
         ensure_eq!(backend::waiting(), Waiting::default());
         Ok(())

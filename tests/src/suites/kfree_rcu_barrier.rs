@@ -7,12 +7,15 @@ use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 
 use arch::cpu;
+use kfree_rcu::backend::{self, BackEnd};
 use kfree_rcu::{kfree_rcu_object, kvfree_rcu_barrier, kvfree_rcu_barrier_on_cache};
 use sched::Prio;
 use slab::{CacheFlags, Layout, RawCache};
 use sync::{ATOMIC, IrqGuard, MaySleep};
 
-use crate::kfree::{Node, Way, cache, ensure_all_back, ensure_none_in_use, give_up_large, give_up_many, node};
+use crate::kfree::{
+    Node, Way, cache, ensure_all_back, ensure_none_in_use, give_up_large, give_up_many, node, with_each_back_end,
+};
 use crate::outcome::needs_sheaves;
 use crate::together::soon;
 use crate::toggle::{MS, off, on, others, spawn};
@@ -120,34 +123,66 @@ ktest! {
     /// Whatever stage the objects are in.
     fn the_barrier_waits_for_a_reader_and_then_nothing_is_left(t: &mut Test) {
         let (with, without) = (cache("test_bar_stages")?, plain_cache("test_bar_plain")?);
-        outlasts_a_reader(
-            t.cx,
-            |cx| {
-                leave_in_every_stage(with, cx)?;
-                leave_in_every_stage(without, cx)
-            },
-            kvfree_rcu_barrier,
-        )?;
-        ensure_eq!(kfree_rcu::backend::waiting().objects, 0, "objects wait in the back end");
-        ensure_none_in_use(with, t.cx)?;
-        ensure_none_in_use(without, t.cx)?;
+        with_each_back_end(t, |t, _| {
+            outlasts_a_reader(
+                t.cx,
+                |cx| {
+                    leave_in_every_stage(with, cx)?;
+                    leave_in_every_stage(without, cx)
+                },
+                kvfree_rcu_barrier,
+            )?;
+            ensure_eq!(backend::waiting().objects, 0, "objects wait in the back end");
+            ensure_none_in_use(with, t.cx)?;
+            ensure_none_in_use(without, t.cx)
+        })?;
         ensure_all_back(with, t.cx)?;
         ensure_all_back(without, t.cx)
     }
 
     /// With objects in every stage on every CPU, and a reader that may still look at them.
     fn a_cache_is_destroyed_with_objects_in_every_stage(t: &mut Test) {
-        for make in [cache, plain_cache] {
-            let cache = make("test_bar_destroy")?;
-            let destroyed = outlasts_a_reader(
+        with_each_back_end(t, |t, _| {
+            for make in [cache, plain_cache] {
+                let cache = make("test_bar_destroy")?;
+                let destroyed = outlasts_a_reader(
+                    t.cx,
+                    |cx| leave_in_every_stage(cache, cx),
+                    // SAFETY: nobody uses the cache any more.
+                    move |cx| unsafe { slab::flush::destroy(cache, cx) },
+                )?;
+                ensure_eq!(destroyed, Ok(()));
+            }
+            Ok(())
+        })
+    }
+
+    /// While a switch waits for a reader, and new objects go elsewhere already, a barrier waits for those in the old back end.
+    fn a_barrier_in_the_midst_of_a_switch_waits_for_the_old_back_end(t: &mut Test) {
+        let (cache, before) = (cache("test_bar_switch")?, backend::current());
+        let pairs = [(BackEnd::Bulk, BackEnd::CallRcu), (BackEnd::CallRcu, BackEnd::Pending), (BackEnd::Pending, BackEnd::Sheaf)];
+        for (from, to) in pairs {
+            backend::switch(from, t.cx);
+            let mut switching = None;
+            let waited = outlasts_a_reader(
                 t.cx,
-                |cx| leave_in_every_stage(cache, cx),
-                // SAFETY: nobody uses the cache any more.
-                move |cx| unsafe { slab::flush::destroy(cache, cx) },
-            )?;
-            ensure_eq!(destroyed, Ok(()));
+                |cx| {
+                    ensure!(give_up_many(cache, 50, cx) > 0, "no memory");
+                    let switch = move |cx: &mut MaySleep| backend::switch(to, cx);
+                    switching = Some(sched::spawn(cx, "switch", Prio::HIGH, None, switch));
+                    soon(cx, || backend::current() == to);
+                    Ok(())
+                },
+                kvfree_rcu_barrier,
+            );
+            if let Some(Ok(thread)) = switching {
+                thread.join(t.cx);
+            }
+            backend::switch(before, t.cx);
+            waited?;
+            ensure_none_in_use(cache, t.cx)?;
         }
-        Ok(())
+        ensure_all_back(cache, t.cx)
     }
 
     /// A CPU whose main sheaf is empty has that one taken as well (S0-13).
@@ -194,18 +229,26 @@ ktest! {
         ensure_all_back(cache, t.cx)
     }
 
-    /// `rcu_barrier` may return with objects waiting: they are in a sheaf that is not full (S2-4).
+    /// `rcu_barrier` may return with objects waiting: they are in a sheaf, or a page, that is not full (S2-4).
     fn the_barrier_of_callbacks_leaves_what_is_no_callback_yet(t: &mut Test) {
-        let cache = cache("test_bar_callbacks")?;
+        let (cache, before) = (cache("test_bar_callbacks")?, backend::current());
         needs_sheaves(cache)?;
-        let Some(node) = node(cache) else { return Err(crate::__failed!("no memory")) };
-        // SAFETY: allocated here, and nobody else knows it.
-        unsafe { kfree_rcu_object(node) };
-        rcu::rcu_barrier(t.cx);
-        ensure_eq!(in_rcu_free(cache), 1, "a sheaf that is not full was submitted by itself");
-        kvfree_rcu_barrier(t.cx);
-        ensure_eq!(in_rcu_free(cache), 0);
-        ensure_none_in_use(cache, t.cx)
+        for (back_end, which) in [(BackEnd::Sheaf, "sheaf"), (BackEnd::Bulk, "page")] {
+            let waiting = || if back_end == BackEnd::Sheaf { in_rcu_free(cache) } else { back_end.waiting().objects };
+            backend::switch(back_end, t.cx);
+            let Some(node) = node(cache) else { return Err(crate::__failed!("no memory")) };
+            // SAFETY: allocated here, and nobody else knows it.
+            unsafe { kfree_rcu_object(node) };
+            rcu::rcu_barrier(t.cx);
+            let left = waiting();
+            kvfree_rcu_barrier(t.cx);
+            let after = waiting();
+            backend::switch(before, t.cx);
+            ensure_eq!(left, 1, "a {which} that is not full was submitted by itself");
+            ensure_eq!(after, 0, "objects in a {which}");
+            ensure_none_in_use(cache, t.cx)?;
+        }
+        Ok(())
     }
 
     /// The barrier of a cache submits no sheaf of another (S5-6).
@@ -263,8 +306,9 @@ ktest! {
         Ok(())
     }
 
-    /// Each waits for what its own thread gave up, and none hangs (S1-17).
+    /// Each waits for what its own thread gave up, whatever back end that went to, and none hangs (S1-17).
     #[tags(race)]
+    #[budget_ms(30_000)]
     fn many_barriers_at_once_each_wait_for_their_own(t: &mut Test) {
         const ROUNDS: usize = 8;
         let names = ["test_bar_many_1", "test_bar_many_2", "test_bar_many_3", "test_bar_many_4", "test_bar_many_5"];
@@ -289,7 +333,13 @@ ktest! {
                 Ok::<_, Failure>(())
             })?);
         }
+        let before = backend::current();
+        for back_end in BackEnd::ALL {
+            backend::switch(back_end, t.cx);
+            sched::sleep_ns(t.cx, MS);
+        }
         let results: Vec<_> = threads.into_iter().map(|thread| thread.join(t.cx)).collect();
+        backend::switch(before, t.cx);
         results.into_iter().collect::<Result<(), Failure>>()?;
         ensure_eq!(rounds.load(SeqCst), ROUNDS * names.len());
         Ok(())

@@ -17,6 +17,7 @@ mod kfree_rcu_front;
 mod kfree_rcu_hooks;
 mod kfree_rcu_nolock;
 mod kfree_rcu_nolock_storm;
+mod kfree_rcu_torture;
 mod kfree_srcu;
 mod mm;
 mod nmi;

@@ -3,8 +3,8 @@
 //! Without a shape from the user: one CPU; two on two nodes with real concurrency; four on two nodes; seven on three
 //! nodes of unequal size, the smallest of them without memory. Tests tagged `race` also run on four CPUs with a host
 //! thread each, because one host thread for all of them would hide what they look for. Those of the slab allocator and of
-//! `kfree_rcu` also run on two CPUs on two nodes with every cache a debug cache, and the suite `rcu_tree` on up to 64 CPUs
-//! with trees of up to six levels. Deterministic runs take the four CPUs on
+//! `kfree_rcu` also run on two CPUs on two nodes with every cache a debug cache, the torture of `kfree_rcu` on sixteen CPUs
+//! with 256 MiB, and the suite `rcu_tree` on up to 64 CPUs with trees of up to six levels. Deterministic runs take the four CPUs on
 //! two nodes alone.
 
 use crate::cli::{MachineArgs, TestArgs, Thread};
@@ -28,6 +28,8 @@ pub enum Part {
     SlabDebug,
     /// The suite of RCU's combining tree, with a tree of these fan-outs.
     RcuTree(Fanouts),
+    /// The torture of `kfree_rcu`, on many CPUs with little memory.
+    Crowd,
 }
 
 /// The fan-outs of a combining tree.
@@ -53,6 +55,7 @@ impl Part {
             Part::All => true,
             Part::Race => test.is_race(),
             Part::RcuTree(_) => suite == "rcu_tree",
+            Part::Crowd => suite == "kfree_rcu_torture",
             Part::SlabDebug => {
                 let is_of = |storey: &str| {
                     suite.strip_prefix(storey).is_some_and(|rest| rest.is_empty() || rest.starts_with('_'))
@@ -91,7 +94,7 @@ impl Leg {
     pub fn place(&self) -> String {
         let bug = self.bug.as_ref().map_or_else(String::new, |bug| format!(" with the bug {bug}"));
         let with = match self.part {
-            Part::All | Part::Race => String::new(),
+            Part::All | Part::Race | Part::Crowd => String::new(),
             Part::SlabDebug => format!(" with {SLAB_DEBUG}"),
             Part::RcuTree(Fanouts { leaf, inner }) => format!(" with RCU's fan-outs {leaf} and {inner}"),
         };
@@ -105,6 +108,7 @@ impl Leg {
         let part = match self.part {
             Part::All => String::new(),
             Part::Race => "-race".to_owned(),
+            Part::Crowd => "-crowd".to_owned(),
             Part::SlabDebug => "-slab-debug".to_owned(),
             Part::RcuTree(Fanouts { leaf, inner }) => format!("-rcu-tree-{leaf}-{inner}"),
         };
@@ -157,6 +161,7 @@ pub fn machines(workspace: &Workspace, args: &TestArgs) -> anyhow::Result<Vec<Pl
     if places[2].machine.engine != race.machine.engine && race.machine.engine == Engine::Multi {
         places.push(race);
     }
+    places.push(make(&shape(&[8, 8], Some(&["128M", "128M"]), Thread::Auto), Part::Crowd)?);
     // Who says what is to be checked means every machine.
     if !asked.append.contains("slab_debug") {
         let two = shape(&[1, 1], None, Thread::Multi);
@@ -203,7 +208,7 @@ mod tests {
             test("slab", 0),
             test("slab_numa", 1),
             test("kfree_rcu", 0),
-            test("kfree_rcu_barrier", 0),
+            test("kfree_rcu_torture", 0),
             test("slabs", 0),
             test("rcu", 1),
             test("rcu_tree", 0),
@@ -213,6 +218,7 @@ mod tests {
         assert_eq!(of(Part::All).len(), tests.len());
         assert_eq!(of(Part::Race), ["slab_numa", "rcu"]);
         assert_eq!(of(Part::RcuTree(Fanouts { leaf: 2, inner: 2 })), ["rcu_tree"]);
-        assert_eq!(of(Part::SlabDebug), ["slab", "slab_numa", "kfree_rcu", "kfree_rcu_barrier"]);
+        assert_eq!(of(Part::SlabDebug), ["slab", "slab_numa", "kfree_rcu", "kfree_rcu_torture"]);
+        assert_eq!(of(Part::Crowd), ["kfree_rcu_torture"]);
     }
 }

@@ -165,7 +165,7 @@ impl<T: Deferred, D: GracePeriods, S: Store> Cpu<T, D, S> {
                 if bug!(
                     "kfree_rcu.pending_early",
                     "a tracker's newest bucket is finished at once",
-                    "rcu_pending.*reader*"
+                    "rcu_pending.*reader* kfree_rcu_torture.*tracker"
                 ) {
                     state.take_newest()
                 } else {

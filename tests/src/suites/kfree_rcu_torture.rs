@@ -1,0 +1,420 @@
+//! Readers against `kfree_rcu`: whoever has found an object sees its content until the end of its section, whatever becomes of
+//! the object meanwhile; and a flood does not run the machine out of memory.
+//!
+//! Updaters replace objects in a few places and give the old ones up in every way there is. Each object has a content of its
+//! own, in every word but its head. Whoever allocates one writes poison over it first, so an object that is used again under a
+//! reader, or freed, changes before the reader's eyes; an area that is unmapped is a fault. Sections are short, some with
+//! preemption or interrupts off, and some longer than a slice, so there is always one that a grace period has to wait for.
+//!
+//! How long a test goes on is counted in objects, since a host may be slow.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::ptr::{self, NonNull};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering::Acquire, Ordering::Relaxed};
+
+use arch::{clock, cpu, irq};
+use kfree_rcu::backend::{self, BackEnd};
+use kfree_rcu::kvfree_rcu_barrier;
+use mm::AllocFlags;
+use slab::{CacheFlags, Layout, RawCache};
+use sync::{ATOMIC, IrqGuard, MaySleep, PreemptGuard, Rng};
+
+use crate::kfree::{Node, Way, cache, content, ensure_all_back, stamp, with_each_back_end};
+use crate::together::Urgent;
+use crate::toggle::{MS, off, on, others, spawn};
+use crate::{Failure, Test, ensure, ensure_eq, ktest};
+
+/// Where readers find objects. The first is for areas and large blocks.
+const PLACES: usize = 16;
+/// In the content of every object that readers can find; the rest is its number.
+const LIVE: u64 = 0x11fe << 48;
+/// What is written first into every fresh object.
+const POISON: u64 = 0x6b6b_6b6b_6b6b_6b6b;
+/// Objects that each updater replaces.
+const TURNS: usize = 1_000;
+/// The same where there is time.
+const LONG_TURNS: usize = 50_000;
+/// Bytes of the objects, and of the areas, of a flood.
+const OBJECT: usize = 1024;
+const AREA: usize = 20_000;
+/// Bytes of a short flood.
+const FLOOD: usize = 6 << 20;
+/// Pages that may be in use after a flood and were not before, such as page tables of areas: after a short one, and after one
+/// that lasts.
+const FEW: usize = 8;
+const MANY: usize = 256;
+
+/// What readers read and updaters replace.
+struct Field {
+    cache: &'static RawCache,
+    places: [AtomicPtr<Node>; PLACES],
+    /// Number of the next object.
+    next: AtomicU64,
+    stop: AtomicBool,
+    /// Sections that are over.
+    sections: AtomicU64,
+    /// Objects that were replaced.
+    replaced: AtomicU64,
+    /// Allocations that found no memory.
+    misses: AtomicU64,
+    /// Sections whose object changed; of the first, what it was and what it became, 0 for words that differ.
+    broken: AtomicU64,
+    was: AtomicU64,
+    became: AtomicU64,
+}
+
+impl Field {
+    fn new(cache: &'static RawCache) -> Arc<Field> {
+        Arc::new(Field {
+            cache,
+            places: [const { AtomicPtr::new(ptr::null_mut()) }; PLACES],
+            next: AtomicU64::new(0),
+            stop: AtomicBool::new(false),
+            sections: AtomicU64::new(0),
+            replaced: AtomicU64::new(0),
+            misses: AtomicU64::new(0),
+            broken: AtomicU64::new(0),
+            was: AtomicU64::new(0),
+            became: AtomicU64::new(0),
+        })
+    }
+
+    fn read(&self, mut rng: Rng, cx: &mut MaySleep) {
+        while !self.stop.load(Relaxed) {
+            let dice = rng.next_u64();
+            let long = dice.is_multiple_of(64);
+            let no_preemption = (!long && dice & 0x300 == 0).then(|| PreemptGuard::new(ATOMIC));
+            let no_interrupts = (!long && dice & 0x3000 == 0).then(|| IrqGuard::new(ATOMIC));
+            self.section(&self.places[rng.index(PLACES)], if long { rng.below(12 * MS) } else { dice >> 52 });
+            drop(no_interrupts);
+            drop(no_preemption);
+            sched::cond_resched(cx);
+        }
+    }
+
+    /// Looks at the object in `place` for so long.
+    fn section(&self, place: &AtomicPtr<Node>, ns: u64) {
+        let _section = rcu::read_lock(ATOMIC);
+        // Acquire: pairs with the exchange in `update`: the content is there.
+        let Some(node) = NonNull::new(place.load(Acquire)) else { return };
+        let (first, end) = (content(node), clock::now_ns() + ns);
+        let mut is_whole = first.is_some_and(|first| first & LIVE == LIVE);
+        let mut last = first;
+        while is_whole {
+            last = content(node);
+            is_whole = last == first;
+            if clock::now_ns() >= end {
+                break;
+            }
+            irq::relax();
+        }
+        self.sections.fetch_add(1, Relaxed);
+        if !is_whole && self.broken.fetch_add(1, Relaxed) == 0 {
+            self.was.store(first.unwrap_or(0), Relaxed);
+            self.became.store(last.unwrap_or(0), Relaxed);
+        }
+    }
+
+    fn update(&self, turns: usize, mut rng: Rng, cx: &mut MaySleep) {
+        for _ in 0..turns {
+            if self.broken.load(Relaxed) != 0 {
+                return;
+            }
+            let at = if rng.chance(1, 64) { 0 } else { 1 + rng.index(PLACES - 1) };
+            let way = Way::any(&mut rng);
+            self.replace(at, way, &mut rng, cx);
+            // Where one host thread runs all CPUs, this is where another one gets its turn.
+            irq::relax();
+            sched::cond_resched(cx);
+        }
+    }
+
+    /// A fresh object for a place: for the first one too large for slabs.
+    fn fresh(&self, at: usize, way: Way, rng: &mut Rng, cx: &mut MaySleep) -> Option<NonNull<u8>> {
+        match (at, rng.chance(1, 2)) {
+            (0, true) => mm::vmalloc(5_000, cx).ok(),
+            (0, false) => slab::kmalloc(20_000, AllocFlags::NOWAIT | AllocFlags::NOWARN),
+            (1..4, _) => slab::kmalloc(size_of::<Node>(), AllocFlags::NOWAIT | AllocFlags::NOWARN),
+            _ if way == Way::Nolock => self.cache.alloc_nolock(AllocFlags::NOWAIT),
+            _ => self.cache.alloc_sleep(AllocFlags::MAY_SLEEP, cx),
+        }
+    }
+
+    fn replace(&self, at: usize, way: Way, rng: &mut Rng, cx: &mut MaySleep) {
+        let Some(object) = self.fresh(at, way, rng, cx) else {
+            self.misses.fetch_add(1, Relaxed);
+            sched::sleep_ns(cx, MS);
+            return;
+        };
+        stamp(object, POISON);
+        let node = stamp(object, LIVE | self.next.fetch_add(1, Relaxed));
+        // Release: pairs with the acquire in `section`. Acquire: with that of whoever put the old one there.
+        let old = self.places[at].swap(node.as_ptr(), core::sync::atomic::Ordering::AcqRel);
+        self.replaced.fetch_add(1, Relaxed);
+        if let Some(old) = NonNull::new(old) {
+            // Of an area the calls without locks know nothing.
+            let way = if mm::is_vmalloc(old.as_ptr().cast()) && way != Way::Headless { Way::Head } else { way };
+            // SAFETY: no reader can find it any more, and it is nobody else's since the exchange.
+            unsafe { way.give_up(old, cx) };
+        }
+    }
+
+    /// Gives up what the places have.
+    fn clear(&self, cx: &mut MaySleep) {
+        for place in &self.places {
+            if let Some(old) = NonNull::new(place.swap(ptr::null_mut(), Acquire)) {
+                // SAFETY: as in `replace`.
+                unsafe { Way::Head.give_up(old, cx) };
+            }
+        }
+    }
+}
+
+/// What goes on beside readers and updaters.
+type Meanwhile = fn(&mut Test<'_>) -> Result<(), Failure>;
+
+fn torture(t: &mut Test<'_>, name: &'static str, turns: usize, meanwhile: Meanwhile) -> Result<(), Failure> {
+    let cache = cache(name)?;
+    let field = Field::new(cache);
+    let cpus: Vec<_> = cpu::online().iter().collect();
+    let (mut readers, mut updaters) = (Vec::new(), Vec::new());
+    for n in 0..2 * cpus.len() {
+        let (field, rng) = (field.clone(), Rng::new(t.rng.next_u64()));
+        // Some may move from CPU to CPU.
+        let on = (n % 4 != 3).then(|| cpus[n % cpus.len()]);
+        readers.push(spawn(t.cx, on, move |cx| field.read(rng, cx))?);
+    }
+    let each = turns * 4 / cpus.len().max(4);
+    for (n, &on) in cpus.iter().enumerate() {
+        let (field, rng) = (field.clone(), Rng::new(t.rng.next_u64()));
+        let on = (n % 4 != 2).then_some(on);
+        updaters.push(spawn(t.cx, on, move |cx| field.update(each, rng, cx))?);
+    }
+    let result = meanwhile(t);
+    updaters.into_iter().for_each(|thread| thread.join(t.cx));
+    field.stop.store(true, Relaxed);
+    readers.into_iter().for_each(|thread| thread.join(t.cx));
+    let count = |counter: &AtomicU64| counter.load(Relaxed);
+    ensure_eq!(
+        count(&field.broken),
+        0,
+        "sections whose object changed, of {}, after {} objects; the first from {:#x} to {:#x}",
+        count(&field.sections),
+        count(&field.replaced),
+        count(&field.was),
+        count(&field.became)
+    );
+    result?;
+    field.clear(t.cx);
+    t.note(format_args!(
+        "{} sections, {} objects replaced, {} times no memory",
+        count(&field.sections),
+        count(&field.replaced),
+        count(&field.misses)
+    ));
+    ensure!(count(&field.replaced) + count(&field.misses) == (each * cpus.len()) as u64, "updaters ended early");
+    ensure!(count(&field.sections) > 50, "only {} sections", count(&field.sections));
+    ensure_all_back(cache, t.cx)?;
+    // SAFETY: nobody uses the cache any more.
+    ensure_eq!(unsafe { slab::flush::destroy(cache, t.cx) }, Ok(()));
+    Ok(())
+}
+
+/// What a flood counts.
+struct Flood {
+    /// Bytes that threads have yet to give up.
+    left: AtomicUsize,
+    /// Objects that were given up.
+    given: AtomicU64,
+    /// Allocations that may sleep, and failed all the same.
+    failed: AtomicU64,
+    /// Allocations that may not sleep, and failed.
+    refused: AtomicU64,
+    /// The fewest pages that were free.
+    least_free: AtomicUsize,
+}
+
+impl Flood {
+    /// Gives up until nothing is left, as fast as this CPU can.
+    fn pour(&self, cache: &RawCache, mut rng: Rng, cx: &mut MaySleep) {
+        let mut n = 0_u64;
+        while self.left.load(Relaxed) != 0 {
+            n += 1;
+            let quietly = AllocFlags::NOWAIT | AllocFlags::NOWARN;
+            let (bytes, object, failures) = match rng.below(64) {
+                0 => (AREA, mm::vmalloc(AREA, cx).ok(), &self.failed),
+                1..16 => (cache.size(), cache.alloc(quietly), &self.refused),
+                _ => (cache.size(), cache.alloc_sleep(AllocFlags::MAY_SLEEP, cx), &self.failed),
+            };
+            match object {
+                Some(object) => {
+                    // SAFETY: allocated above, and nobody else knows it.
+                    unsafe { Way::Head.give_up(stamp(object, LIVE | n), cx) };
+                    self.given.fetch_add(1, Relaxed);
+                }
+                None => _ = failures.fetch_add(1, Relaxed),
+            }
+            let _ = self.left.fetch_update(Relaxed, Relaxed, |left| Some(left.saturating_sub(bytes)));
+            if n.is_multiple_of(16) {
+                self.least_free.fetch_min(mm::stats::free_pages(), Relaxed);
+                // Where one host thread runs all CPUs, this is where another one gets its turn.
+                irq::relax();
+                sched::cond_resched(cx);
+            }
+        }
+    }
+
+    /// Sections one after the other, so that no grace period is short.
+    fn read(&self, cx: &mut MaySleep) {
+        while self.left.load(Relaxed) != 0 {
+            let section = rcu::read_lock(ATOMIC);
+            let end = clock::now_ns() + 2 * MS;
+            while clock::now_ns() < end {
+                irq::relax();
+            }
+            drop(section);
+            sched::sleep_ns(cx, MS);
+        }
+    }
+}
+
+/// Pages that somebody has, when nothing waits and caches keep nothing for later.
+fn pages_in_use(cx: &mut MaySleep) -> usize {
+    kvfree_rcu_barrier(cx);
+    slab::registry::for_each_unlocked(cx, |cache| _ = cache.shrink());
+    rcu::rcu_barrier(cx);
+    mm::vmalloc::purge(cx);
+    mm::stats::nodes().map(|node| node.in_use()).sum()
+}
+
+/// Floods until one has left nothing behind; what a flood needs and keeps, such as page tables, is there after a few. Then
+/// perhaps one that lasts `ns`.
+fn flood(t: &mut Test<'_>, back_end: BackEnd, ns: u64) -> Result<(), Failure> {
+    let layout = Layout::new("test_flood", OBJECT).flags(CacheFlags::NO_MERGE);
+    let cache = slab::create(layout).map_err(|error| crate::__failed!("{error}"))?;
+    let mut pages = Vec::from([pages_in_use(t.cx)]);
+    while pages.len() < 2 || pages[pages.len() - 1] > pages[pages.len() - 2] + FEW {
+        ensure!(pages.len() < 10, "pages in use before and after each flood: {pages:?}");
+        pour(t, cache, FLOOD, 0)?;
+        pages.push(pages_in_use(t.cx));
+    }
+    if ns != 0 {
+        pour(t, cache, 0, ns)?;
+        pages.push(pages_in_use(t.cx));
+    }
+    t.note(format_args!("{}: pages in use before and after each flood: {pages:?}", back_end.name()));
+    let [.., before, after] = pages[..] else { unreachable!("at least two") };
+    ensure!(after <= before + MANY, "{before} pages in use before the long flood, {after} after it");
+    ensure_all_back(cache, t.cx)?;
+    // SAFETY: nobody uses the cache any more.
+    ensure_eq!(unsafe { slab::flush::destroy(cache, t.cx) }, Ok(()));
+    Ok(())
+}
+
+/// Every CPU gives up objects of `cache` and areas; returns when all threads have ended.
+fn pour(t: &mut Test<'_>, cache: &'static RawCache, bytes: usize, ns: u64) -> Result<(), Failure> {
+    kvfree_rcu_barrier(t.cx);
+    let free = mm::stats::free_pages();
+    let flood = Arc::new(Flood {
+        left: AtomicUsize::new(if ns == 0 { bytes } else { usize::MAX / 2 }),
+        given: AtomicU64::new(0),
+        failed: AtomicU64::new(0),
+        refused: AtomicU64::new(0),
+        least_free: AtomicUsize::new(free),
+    });
+    let reader = flood.clone();
+    let mut threads = Vec::from([spawn(t.cx, None, move |cx| reader.read(cx))?]);
+    for on in cpu::online().iter() {
+        let (flood, rng) = (flood.clone(), Rng::new(t.rng.next_u64()));
+        threads.push(spawn(t.cx, Some(on), move |cx| flood.pour(cache, rng, cx))?);
+    }
+    if ns != 0 {
+        sched::sleep_ns(t.cx, ns);
+        flood.left.store(0, Relaxed);
+    }
+    threads.into_iter().for_each(|thread| thread.join(t.cx));
+    let count = |counter: &AtomicU64| counter.load(Relaxed);
+    let peak = free.saturating_sub(flood.least_free.load(Relaxed));
+    t.note(format_args!(
+        "{} objects given up, {} allocations that may not wait failed; at most {peak} of {free} free pages were in use",
+        count(&flood.given),
+        count(&flood.refused)
+    ));
+    ensure_eq!(count(&flood.failed), 0, "allocations that may wait failed");
+    Ok(())
+}
+
+/// With that back end.
+fn torture_with(t: &mut Test<'_>, back_end: BackEnd, turns: usize) -> Result<(), Failure> {
+    let before = backend::current();
+    backend::switch(back_end, t.cx);
+    let result = torture(t, "test_torture", turns, |_| Ok(()));
+    backend::switch(before, t.cx);
+    result
+}
+
+ktest! {
+    /// Sheaves, and pages of pointers for what they do not take.
+    #[tags(race)]
+    #[budget_ms(60_000)]
+    fn no_object_changes_under_a_reader_with_sheaves(t: &mut Test) {
+        torture_with(t, BackEnd::Sheaf, TURNS)
+    }
+
+    /// Pages of pointers.
+    #[tags(race)]
+    #[budget_ms(60_000)]
+    fn no_object_changes_under_a_reader_with_pages_of_pointers(t: &mut Test) {
+        torture_with(t, BackEnd::Bulk, TURNS)
+    }
+
+    /// A tracker of objects by the grace period that they wait for.
+    #[tags(race)]
+    #[budget_ms(60_000)]
+    fn no_object_changes_under_a_reader_with_the_tracker(t: &mut Test) {
+        torture_with(t, BackEnd::Pending, TURNS)
+    }
+
+    /// A callback for each object.
+    #[tags(race)]
+    #[budget_ms(60_000)]
+    fn no_object_changes_under_a_reader_with_callbacks(t: &mut Test) {
+        torture_with(t, BackEnd::CallRcu, TURNS)
+    }
+
+    /// While the back end is exchanged, and a CPU goes and comes with each.
+    #[tags(race)]
+    #[budget_ms(60_000)]
+    fn no_object_changes_under_a_reader_while_back_ends_and_cpus_change(t: &mut Test) {
+        torture(t, "test_torture_change", TURNS, |t| {
+            let _urgent = Urgent::new();
+            with_each_back_end(t, |t, _| {
+                let Ok(cpus) = others(t.cx) else { return Ok(()) };
+                let cpu = cpus[t.rng.index(cpus.len())];
+                off(cpu, t.cx)?;
+                on(cpu, t.cx)
+            })
+        })
+    }
+
+    /// Each back end for longer.
+    #[tags(race, slow)]
+    #[budget_ms(900_000)]
+    fn no_object_changes_under_a_reader_in_the_long_run(t: &mut Test) {
+        BackEnd::ALL.into_iter().try_for_each(|back_end| torture_with(t, back_end, LONG_TURNS))
+    }
+
+    /// A short flood with each back end.
+    #[budget_ms(60_000)]
+    fn memory_is_back_when_a_flood_is_over(t: &mut Test) {
+        with_each_back_end(t, |t, back_end| flood(t, back_end, 0))
+    }
+
+    /// A minute of flood with each back end.
+    #[tags(slow)]
+    #[budget_ms(900_000)]
+    fn a_flood_of_a_minute_runs_nobody_out_of_memory(t: &mut Test) {
+        with_each_back_end(t, |t, back_end| flood(t, back_end, 60_000 * MS))
+    }
+}
