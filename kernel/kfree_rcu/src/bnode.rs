@@ -97,6 +97,7 @@ impl Bnode {
         if !self.expired() {
             return refuse(len);
         }
+        waiting::record(Stage::Bulk, clock::now_ns().saturating_sub(self.raw().since_ns));
         for &object in &self.raw().records[..len] {
             let object = NonNull::new(object).expect("a record is an object");
             waiting::leave(Stage::Bulk, object);

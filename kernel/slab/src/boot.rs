@@ -71,6 +71,7 @@ pub fn init() {
     crate::remote::init();
     crate::kmalloc::init();
     mm::shrinker::register(&crate::shrinker::SHRINKER);
+    mm::oom::register_section(&crate::waiting::report::SECTION);
     sched::hotplug::register(&crate::hotplug::NOTIFIER);
     sched::softirq::register(sched::Softirq::Free, crate::deferred::drain_here);
 }

@@ -24,6 +24,7 @@
 //! Rows: G-3, S3-17.
 
 mod detached;
+pub(crate) mod report;
 #[cfg(test)]
 mod tests;
 

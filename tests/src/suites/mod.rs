@@ -18,6 +18,7 @@ mod kfree_rcu_hooks;
 mod kfree_rcu_nolock;
 mod kfree_rcu_nolock_storm;
 mod kfree_rcu_torture;
+mod kfree_rcu_view;
 mod kfree_srcu;
 mod mm;
 mod nmi;

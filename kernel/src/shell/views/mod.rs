@@ -4,6 +4,7 @@ mod arch;
 mod bt;
 mod hotplug;
 mod kernel;
+mod kfree_rcu;
 mod kmalloc;
 mod misuse;
 mod mm;

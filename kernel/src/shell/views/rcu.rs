@@ -1,10 +1,9 @@
-//! Grace periods and what waits for them: `rcu`, `kfree_rcu`. What `rcu` tries out is in `rcu_try.rs`.
+//! Grace periods and what waits for them: `rcu`. What `rcu` tries out is in `rcu_try.rs`.
 
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use ::kfree_rcu::backend::{self, BackEnd, Event};
 use ::rcu::stall::{Awaited, awaited};
 use ::rcu::{Kind, NodeStats, Stats};
 use arch::clock;
@@ -24,7 +23,6 @@ command!(
      it; `gp N [expedited]`: times N grace periods; `stall SECONDS [cpu|reader|irqs-off]`: holds one up, for a report",
     rcu
 );
-command!(kfree_rcu, "[--json]", "objects that wait in kfree_rcu's back end, and totals", kfree_rcu);
 
 fn rcu(session: &mut Session<'_>, arguments: &[&str]) -> Result<(), Complaint> {
     match arguments {
@@ -208,25 +206,4 @@ fn number_of(seq: ::rcu::seq::Seq) -> Value {
 /// A mask of CPUs or children.
 fn mask(bits: u64) -> Value {
     format!("{bits:#x}").into()
-}
-
-fn kfree_rcu(session: &mut Session<'_>, _: &[&str]) -> Result<(), Complaint> {
-    let total = |event| -> u64 { BackEnd::ENGINES.iter().map(|&back_end| backend::total(back_end, event)).sum() };
-    let mut sheaf = (0, 0);
-    ::slab::registry::for_each(|cache| {
-        sheaf.0 += cache.stat(::slab::Stat::FreeRcuSheaf);
-        sheaf.1 += cache.stat(::slab::Stat::FreeRcuSheafFail);
-    });
-    let mut table = Table::new("kfree_rcu", &["what", "value"]);
-    let facts: [(&str, u64); 5] = [
-        ("into sheaves", sheaf.0),
-        ("refused by sheaves", sheaf.1),
-        ("into the back ends", total(Event::Enqueued)),
-        ("of these through their heads", total(Event::ByHead)),
-        ("pending in the back ends", backend::waiting().objects as u64),
-    ];
-    for (what, value) in facts {
-        table.row([what.into(), value.into()]);
-    }
-    session.show(&table)
 }

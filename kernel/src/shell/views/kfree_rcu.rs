@@ -1,0 +1,158 @@
+//! Memory that waits on RCU, and the back ends of `kfree_rcu`: `kfree_rcu`.
+
+use alloc::vec::Vec;
+
+use ::kfree_rcu::backend::{self, BackEnd, Event};
+use ::kfree_rcu::kvfree_rcu_barrier;
+use ::slab::waiting::{self, ByStage, Stage, Waiting};
+use arch::clock;
+use grange_kernel::slabtop::per_second_of;
+use grange_kernel::table::{Table, Value};
+
+use super::slab::number;
+use crate::console;
+use crate::shell::{Complaint, Session, command};
+
+command!(
+    kfree_rcu,
+    "[hist] [barrier] [watch] [backend] [VALUE] [--json]",
+    "what waits on RCU, by stage and by cache, and the counters of the back ends; `hist`: for how long; `barrier`: waits until all \
+     is free; `watch [SECONDS]`: a line a second, q stops it; `backend [NAME]`: which is in use, or uses another",
+    kfree_rcu
+);
+
+fn kfree_rcu(session: &mut Session<'_>, arguments: &[&str]) -> Result<(), Complaint> {
+    match arguments {
+        [] => overview(session),
+        ["hist"] => histograms(session),
+        ["barrier"] => {
+            let start_ns = clock::now_ns();
+            kvfree_rcu_barrier(session.cx);
+            console::print(&alloc::format!("all is free, after {} us\n", (clock::now_ns() - start_ns) / 1_000));
+            Ok(())
+        }
+        ["watch"] => watch(session, u64::MAX),
+        ["watch", seconds] => watch(session, number("SECONDS", seconds, 1, 86_400)?),
+        ["backend"] => {
+            console::print(&alloc::format!("{}\n", backend::current().name()));
+            Ok(())
+        }
+        ["backend", name] => {
+            let names = || BackEnd::ALL.map(BackEnd::name).join(", ");
+            let to = BackEnd::from_name(name)
+                .ok_or_else(|| Complaint::new(format_args!("`{name}` is no back end; allowed: {}", names())))?;
+            let was = backend::current();
+            backend::switch(to, session.cx);
+            console::print(&alloc::format!("{name}, was {}\n", was.name()));
+            Ok(())
+        }
+        _ => Err(Complaint::new(format_args!(
+            "`{}` is none of: kfree_rcu, kfree_rcu hist, kfree_rcu barrier, kfree_rcu watch [SECONDS], kfree_rcu backend [NAME]",
+            arguments.join(" ")
+        ))),
+    }
+}
+
+fn overview(session: &mut Session<'_>) -> Result<(), Complaint> {
+    let all = waiting::snapshot();
+    let mut table = Table::new("kfree_rcu", &["stage", "objects", "bytes", "oldest, us"]);
+    for stage in Stage::ALL {
+        table.row(row(stage.name(), oldest(all, stage)));
+    }
+    table.row(row("all", all.total()));
+    session.show(&table)?;
+
+    let mut caches = Vec::new();
+    waiting::for_each(|name, by_stage| {
+        // The list of caches is locked: nothing may be printed, nor memory waited for.
+        if by_stage.total().objects != 0 {
+            caches.push((name, *by_stage));
+        }
+    });
+    let mut table = Table::new("kfree_rcu_caches", &["cache", "objects", "bytes", "oldest, us"]);
+    Stage::ALL.iter().for_each(|stage| table.column(stage.name()));
+    for (name, by_stage) in caches {
+        let mut cells = Vec::from(row(name, by_stage.total()));
+        cells.extend(Stage::ALL.map(|stage| Value::from(by_stage.at(stage).objects)));
+        table.row(cells);
+    }
+    session.show(&table)?;
+
+    let mut sheaf = (0, 0);
+    ::slab::registry::for_each(|cache| {
+        sheaf.0 += cache.stat(::slab::Stat::FreeRcuSheaf);
+        sheaf.1 += cache.stat(::slab::Stat::FreeRcuSheafFail);
+    });
+    let mut table = Table::new("kfree_rcu_back_ends", &["back end", "in use"]);
+    Event::ALL.iter().for_each(|event| table.column(event.name()));
+    let in_use = backend::current();
+    let mut cells = Vec::from([Value::from("sheaves"), (in_use == BackEnd::Sheaf).into()]);
+    // Of the events of a back end sheaves count what they take in.
+    cells.extend(Event::ALL.iter().map(|&event| Value::from((event == Event::Enqueued).then_some(sheaf.0))));
+    table.row(cells);
+    for back_end in BackEnd::ENGINES {
+        let used = in_use == back_end || (in_use == BackEnd::Sheaf && back_end == BackEnd::Bulk);
+        let mut cells = Vec::from([Value::from(back_end.name()), used.into()]);
+        cells.extend(Event::ALL.iter().map(|&event| Value::from(backend::total(back_end, event))));
+        table.row(cells);
+    }
+    session.show(&table)
+}
+
+/// What waits at `stage`, with the age that for some only the back end knows.
+fn oldest(all: ByStage, stage: Stage) -> Waiting {
+    let engine = match stage {
+        Stage::Bulk => Some(BackEnd::Bulk),
+        Stage::Pending => Some(BackEnd::Pending),
+        Stage::CallRcu => Some(BackEnd::CallRcu),
+        Stage::Sheaf | Stage::Detached | Stage::Deferred => None,
+    };
+    let known = engine.map(|engine| engine.waiting()).filter(|waiting| waiting.objects != 0);
+    Waiting { oldest_ns: known.map(|waiting| waiting.oldest_ns).or(all.at(stage).oldest_ns), ..all.at(stage) }
+}
+
+fn row(name: &str, waiting: Waiting) -> [Value; 4] {
+    let oldest_us = waiting.oldest_ns.map(|ns| ns / 1_000);
+    [name.into(), waiting.objects.into(), waiting.bytes.into(), oldest_us.into()]
+}
+
+fn histograms(session: &mut Session<'_>) -> Result<(), Complaint> {
+    let mut table = Table::new("kfree_rcu_hist", &["stage", "recorded", "p50, us", "p90, us", "p99, us", "max, us"]);
+    for stage in Stage::ALL {
+        let seen = waiting::residence(stage);
+        let us = |ns: u64| Value::from(ns / 1_000);
+        let [p50, p90, p99] = [50, 90, 99].map(|percent| us(seen.percentile(percent)));
+        table.row([stage.name().into(), seen.count.into(), p50, p90, p99, us(seen.max)]);
+    }
+    session.show(&table)
+}
+
+fn watch(session: &mut Session<'_>, seconds: u64) -> Result<(), Complaint> {
+    let given = || {
+        let mut given = 0;
+        ::slab::registry::for_each(|cache| given += cache.stat(::slab::Stat::FreeRcuSheaf));
+        let into = |&back_end: &BackEnd| backend::total(back_end, Event::Enqueued);
+        given + BackEnd::ENGINES.iter().map(into).sum::<u64>()
+    };
+    let mut before = given();
+    for second in 0..seconds {
+        let start_ns = clock::now_ns();
+        if console::quits_within(session.cx, 1_000_000_000) {
+            return Ok(());
+        }
+        let (now, all) = (given(), waiting::snapshot());
+        let mut table = Table::new("kfree_rcu_watch", &["given/s", "objects", "bytes", "oldest, us"]);
+        Stage::ALL.iter().for_each(|stage| table.column(stage.name()));
+        let [_, objects, bytes, oldest] = row("", all.total());
+        let rate = Value::from(per_second_of(before, now, clock::now_ns() - start_ns));
+        let mut cells = Vec::from([rate, objects, bytes, oldest]);
+        cells.extend(Stage::ALL.map(|stage| Value::from(all.at(stage).bytes)));
+        table.row(cells);
+        match second {
+            0 => session.show(&table)?,
+            _ => session.show_rows(&table)?,
+        }
+        before = now;
+    }
+    Ok(())
+}
