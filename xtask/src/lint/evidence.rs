@@ -3,7 +3,7 @@
 //!
 //! | named | is there if |
 //! |---|---|
-//! | `suite.name` | `tests/src/suites/` has a `ktest!` of that name in the module of that name |
+//! | `suite.name` | `tests/src/suites/` or `examples/` has a `ktest!` of that name in the module of that name |
 //! | `crate::module::name` | the crate has a `#[test]` of that name in a file of that module; `tests` in between may be left out |
 //! | a bench | `tests/src/` has the name as a string |
 //! | `docs/file.md#section` | the page has a heading with that anchor |
@@ -87,7 +87,8 @@ impl Evidence {
 
     /// Takes in a file of the crate of in-kernel tests; `path` is below its `src`.
     pub(super) fn read_suite(&mut self, path: &str, text: &str) {
-        if let Some(suite) = path.strip_prefix("suites/").and_then(|path| modules(path).last().copied()) {
+        let below = ["suites/", "examples/"].iter().find_map(|folder| path.strip_prefix(folder));
+        if let Some(suite) = below.and_then(|path| modules(path).last().copied()) {
             let tests = text.lines().filter(|line| line.contains(": &mut Test)")).filter_map(function);
             self.kernel_tests.extend(tests.map(|name| format!("{suite}.{name}")));
         }
@@ -200,8 +201,9 @@ mod tests {
     fn a_kernel_test_is_a_function_of_a_suite_that_takes_the_test() {
         let mut evidence = Evidence::default();
         evidence.read_suite("suites/nmi/mod.rs", "    fn nested(t: &mut Test) {\nfn helper(t: &mut Test<'_>) {\n");
+        evidence.read_suite("examples/cache.rs", "    fn allocates(t: &mut Test) {\n");
         evidence.read_suite("case.rs", "        fn sample(t: &mut Test) {\n");
-        assert!(evidence.has_kernel_test("nmi.nested"));
+        assert!(evidence.has_kernel_test("nmi.nested") && evidence.has_kernel_test("cache.allocates"));
         assert!(!evidence.has_kernel_test("nmi.helper") && !evidence.has_kernel_test("case.sample"));
     }
 

@@ -202,7 +202,9 @@ impl<T: Deferred, D: GracePeriods, S: Store> Cpu<T, D, S> {
 
     /// Looks at the state, or changes it.
     pub(super) fn with<R>(&self, f: impl FnOnce(&mut State<D::Cookie, S>) -> R) -> R {
-        f(&mut self.state.lock_irqsave(ATOMIC))
+        let mut state = self.state.lock_irqsave(ATOMIC);
+        hook!("kfree_rcu.pending");
+        f(&mut state)
     }
 }
 

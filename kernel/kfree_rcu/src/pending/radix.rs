@@ -26,7 +26,6 @@ use core::ptr::{self, NonNull};
 use core::slice;
 
 use mm::AllocFlags;
-use sync::bug;
 
 use super::store::{Stash, Store};
 
@@ -214,9 +213,7 @@ impl Store for Radix {
 
     fn pop(&mut self, stash: &mut Stash<Self>) -> Option<NonNull<u8>> {
         let root = self.first?;
-        if !bug!("kfree_rcu.pending_cursor", "a tree's cursor stays where it was after a pop", "rcu_pending.*again*") {
-            self.cursor = ptr::null_mut();
-        }
+        self.cursor = ptr::null_mut();
         self.len -= 1;
         // SAFETY: a root of ours with an address in it (RDX-1), as are the nodes that RDX-2 says are below it.
         unsafe {

@@ -1,7 +1,7 @@
 //! Trackers on a hosted machine: with both stores, for RCU and for a domain, with memory and without.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::vec::Vec;
 
 use core::ptr::NonNull;
@@ -11,8 +11,11 @@ use mm::AllocFlags;
 use mm::inject::{self, Plan};
 use rcu::srcu::{Normal, srcu_read_lock};
 use sched::Prio;
+use slab::constructed::Construct;
+use slab::typed::TypedLayout;
+use slab::typesafe::{TypesafeBox, TypesafeCache};
 use slab::{KBox, fail};
-use sync::{ATOMIC, MaySleep};
+use sync::{ATOMIC, MaySleep, Rng};
 
 use super::{Deferred, GracePeriods, Pages, Pending, Radix, Store, TreeRcu};
 use crate::test_machine::{machine, spawn};
@@ -211,6 +214,64 @@ fn who_may_sleep_finishes_what_is_over_before_waiting() {
             .expect("nobody else selects");
             assert_eq!(*ENDED_BY.lock().expect("no panic"), [me.tid(); 11]);
             pending.exit(cx);
+        });
+    });
+}
+
+/// An object that readers could be looking at while it changes hands.
+struct Slot {
+    held: AtomicBool,
+    rcu: RcuPtr,
+}
+
+has_rcu_ptr!(Slot, rcu);
+
+impl Construct for Slot {
+    fn construct() -> Self {
+        Slot { held: AtomicBool::new(false), rcu: RcuPtr::new() }
+    }
+}
+
+/// Threads take objects from what waits, here or anywhere, or from the allocator, and give them back in other numbers.
+fn used_again<S: Store>(name: &'static str, cx: &mut MaySleep) {
+    let cache = TypesafeCache::<Slot>::create(TypedLayout::new(name)).expect("a cache");
+    let cache: &'static TypesafeCache<Slot> = std::boxed::Box::leak(std::boxed::Box::new(cache));
+    let pending = Pending::<TypesafeBox<'static, Slot>, TreeRcu, S>::new(name, TreeRcu).expect("room for it");
+    let pending = Arc::new(pending);
+    let threads = [0, 1].map(|cpu| {
+        let pending = pending.clone();
+        spawn(cx, Some(cpu), move |cx| {
+            let (mut held, mut rng) = (Vec::new(), Rng::new(cpu as u64));
+            for _ in 0..300 {
+                for _ in 0..rng.index(20) {
+                    let found = if rng.chance(1, 8) { pending.dequeue_from_all() } else { pending.dequeue() };
+                    let slot = found.or_else(|| cache.alloc(AllocFlags::NOWAIT)).expect("memory");
+                    assert!(!slot.held.swap(true, SeqCst), "somebody has it already");
+                    held.push(slot);
+                }
+                for slot in held.drain(..rng.index(held.len() + 1)) {
+                    slot.held.store(false, SeqCst);
+                    assert!(pending.enqueue(slot).is_ok(), "it has a link");
+                }
+                sched::cond_resched(cx);
+            }
+            held.iter().for_each(|slot| slot.held.store(false, SeqCst));
+        })
+    });
+    threads.into_iter().for_each(|thread| thread.join(cx));
+    let counts = pending.counts();
+    assert!(counts.dequeued > counts.enqueued / 4, "{counts:?}");
+    Arc::into_inner(pending).expect("the threads are gone").exit(cx);
+    cache.raw().shrink();
+    assert_eq!(cache.raw().info().active_objs, 0, "objects are lost");
+}
+
+#[test]
+fn what_waits_is_used_again_by_one_holder_at_a_time() {
+    in_own_process(|| {
+        machine(2, 1, |cx| {
+            used_again::<Radix>("again_in_trees", cx);
+            used_again::<Pages>("again_in_lists", cx);
         });
     });
 }
