@@ -5,7 +5,8 @@
 //! 2. partly filled rcu_free sheaves are submitted;
 //! 3. the deferred lists once more: a sheaf that was partly filled in step 1, and full before step 2 came to it, may have
 //!    been deferred (RCUF-1 of `slab::rcu_free`);
-//! 4. `rcu_barrier`, *always*: sheaves submitted earlier are in flight even if step 2 found none;
+//! 4. `rcu_barrier`, *always*: sheaves submitted earlier are in flight even if step 2 found none; and what their callbacks left to
+//!    a worker (`slab::rcu_return`);
 //! 5. the back ends are drained.
 //!
 //! No CPU goes offline during the first three steps: it could take objects past them. From the fourth on they are callbacks, or in
@@ -57,7 +58,7 @@ fn barrier(cx: &mut MaySleep, submit: impl FnOnce(&CpusGuard, &mut MaySleep)) {
         "a barrier does not wait for sheaves under way",
         "kfree_rcu_barrier.*under_way*"
     ) {
-        rcu::rcu_barrier(cx);
+        slab::rcu_return::wait(cx);
     }
     if !bug!("kfree_rcu.barrier_no_drain", "a barrier leaves the back end alone", "kfree_rcu_barrier.*nothing_is_left")
     {

@@ -83,6 +83,7 @@ pub use srcu::{kfree_srcu, kfree_srcu_mightsleep, kfree_srcu_owned};
 pub fn init(cx: &mut MaySleep) {
     slab::deferred::RCU_OBJECT.set(undefer);
     slab::flush::BEFORE_DESTROY.set(barrier::kvfree_rcu_barrier_on_cache);
+    slab::rcu_bound::init();
     backend::init(cx);
     mm::shrinker::register(&pending::SHRINKER);
 }
@@ -99,11 +100,24 @@ pub fn init(cx: &mut MaySleep) {
 /// If `head` lies in no such object.
 #[cfg_attr(debug_assertions, track_caller)]
 pub unsafe fn kfree_rcu(head: NonNull<RcuPtr>) {
-    let object = head::object_of(head).unwrap_or_else(|| bad_head(head));
-    if may_wait(object) {
-        // SAFETY: the caller gives the object up.
-        unsafe { accepted(object, Head::Link(head)) };
+    // Builds with assertions alone ask: the others do without the object's start here.
+    if cfg!(debug_assertions) && !may_wait(head::object_of(head).unwrap_or_else(|| bad_head(head))) {
+        return;
     }
+    if backend::sheaves_first() {
+        // SAFETY: the caller gives the object up.
+        unsafe { slab::rcu_free::free_or(head.cast(), Spin::May, |head| to_back_end(head.cast())) };
+    } else {
+        to_back_end(head);
+    }
+}
+
+/// What no sheaf takes.
+#[cold]
+#[inline(never)]
+fn to_back_end(head: NonNull<RcuPtr>) {
+    let object = head::object_of(head).unwrap_or_else(|| bad_head(head));
+    backend::enqueue(object, Some(Head::Link(head)));
 }
 
 /// [`kfree_rcu`] for an object that was asked whether it may.

@@ -14,6 +14,11 @@
 //!   compared under the lock. So once it was told another one, no sheaf of the old one is or gets in, whoever had it on
 //!   its way (SHEAF-5).
 //!
+//! - **BARN-4** Sheaves that come back from RCU come many at once, after a grace period in which the CPUs wanted as many if
+//!   they allocate what they free. So as many are kept as were wanted while they were away, or a little longer
+//!   ([`Window`]), also above the limit: the CPUs will want them again, and while they waited they took the same memory.
+//!   What is above the limit when demand ends is taken out by [`Barn::trim`].
+//!
 //! | | get | put | replace | drain |
 //! |---|---|---|---|---|
 //! | each against each | barn lock | barn lock | barn lock | barn lock |
@@ -88,8 +93,12 @@ struct Lists {
     empty: Stack,
     /// Of every sheaf here (BARN-3). 0: the barn takes none.
     capacity: usize,
-    /// The limits were set, and do not follow the CPUs of the node.
+    /// The limits were set: they follow neither the CPUs of the node nor the demand.
     limits_are_set: bool,
+    /// BARN-4.
+    window: Window,
+    /// [`Barn::wanted`] at the last [`Barn::trim`].
+    trimmed: u32,
     /// How often the lock was taken.
     locks: u64,
 }
@@ -98,6 +107,37 @@ impl Lists {
     /// Whether a sheaf may come in (BARN-1, BARN-3).
     fn admit(&self, sheaf: SheafRef) -> bool {
         sheaf.capacity() == self.capacity && !sheaf.is_oversize() && !sheaf.is_bootstrap()
+    }
+}
+
+/// How many full sheaves CPUs want in the time that a sheaf spends with RCU (BARN-4).
+///
+/// Time, and not grace periods: while many callbacks run, nobody allocates, and several grace periods may go by.
+struct Window {
+    begin_ns: u64,
+    /// [`Barn::wanted`] when it began.
+    begin: u32,
+    /// Sheaves that were wanted in the window before.
+    before: u32,
+    /// It lasts at least as long as any sheaf was away that came back in it.
+    least_ns: u64,
+}
+
+impl Window {
+    /// Sheaves that were wanted in the last `away_ns`, or a little longer, if `wanted` have been wanted so
+    /// far. Of a window that has lasted for longer than twice that the share counts.
+    fn demand(&mut self, wanted: u32, now_ns: u64, away_ns: u64) -> u32 {
+        let away_ns = away_ns.max(self.least_ns);
+        let (all, lasted_ns) = (wanted.wrapping_sub(self.begin), now_ns.saturating_sub(self.begin_ns));
+        let counted_ns = lasted_ns.min(away_ns.saturating_mul(2));
+        let here =
+            (u128::from(all) * u128::from(counted_ns)).checked_div(lasted_ns.into()).unwrap_or(all.into()) as u32;
+        let demand = here.saturating_add(self.before);
+        self.least_ns = away_ns;
+        if lasted_ns >= away_ns {
+            *self = Self { begin_ns: now_ns, begin: wanted, before: here, least_ns: away_ns / 2 };
+        }
+        demand
     }
 }
 
@@ -116,6 +156,8 @@ pub(crate) struct Barn {
     max_full: AtomicU32,
     /// Written under the lock, read without it.
     max_empty: AtomicU32,
+    /// Full sheaves that CPUs got from here or did not find here, modulo 2^32.
+    wanted: AtomicU32,
 }
 
 /// Why a full sheaf was not exchanged for an empty one.
@@ -131,7 +173,15 @@ impl Barn {
     /// A barn of `node` for sheaves of `capacity`.
     pub(crate) fn new(node: NodeId, capacity: usize) -> Self {
         let none = || Stack(ptr::null_mut());
-        let lists = Lists { full: none(), empty: none(), capacity, limits_are_set: false, locks: 0 };
+        let lists = Lists {
+            full: none(),
+            empty: none(),
+            capacity,
+            limits_are_set: false,
+            window: Window { begin_ns: 0, begin: 0, before: 0, least_ns: 0 },
+            trimmed: 0,
+            locks: 0,
+        };
         let limit = default_limit(node);
         Self {
             node,
@@ -140,6 +190,7 @@ impl Barn {
             nr_empty: AtomicU32::new(0),
             max_full: AtomicU32::new(limit),
             max_empty: AtomicU32::new(limit),
+            wanted: AtomicU32::new(0),
         }
     }
 
@@ -193,6 +244,7 @@ impl Barn {
 
     /// Takes a full sheaf, or where there is none an empty one. May spin.
     pub(crate) fn get_full_or_empty(&self) -> Option<SheafRef> {
+        self.wanted.fetch_add(1, Relaxed);
         if self.nr_full() == 0 && self.nr_empty() == 0 {
             return None;
         }
@@ -245,10 +297,30 @@ impl Barn {
         Ok(())
     }
 
+    /// Puts a sheaf in that comes back from RCU after `away_ns`, unless there are more than the limit and more than are likely to be wanted
+    /// before as many come back again (BARN-4). May spin. True if there are more than the limit now.
+    ///
+    /// # Errors
+    /// There are too many full ones, or it has another capacity by now; the caller keeps it.
+    pub(crate) fn take_back(&self, sheaf: SheafRef, away_ns: u64) -> Result<bool, SheafRef> {
+        let now_ns = arch::clock::now_ns();
+        let mut lists = self.wait_lock();
+        let demand = lists.window.demand(self.wanted.load(Relaxed), now_ns, away_ns);
+        let (limit, full) = (self.max_full.load(Relaxed), self.nr_full());
+        let keep = if lists.limits_are_set { limit } else { limit.max(demand) };
+        if full >= keep || !lists.admit(sheaf) {
+            return Err(sheaf);
+        }
+        lists.full.push(sheaf);
+        self.nr_full.store(full + 1, Relaxed);
+        Ok(full >= limit)
+    }
+
     /// Exchanges an empty sheaf for a full one. On `None` the caller keeps `empty`.
     ///
     /// The bootstrap sheaf may be offered and is not kept.
     pub(crate) fn replace_empty(&self, empty: SheafRef, spin: Spin) -> Option<SheafRef> {
+        self.wanted.fetch_add(1, Relaxed);
         if self.nr_full() == 0 {
             return None;
         }
@@ -344,6 +416,22 @@ impl Barn {
             && (full().count(), empty().count()) == (self.nr_full() as usize, self.nr_empty() as usize)
     }
 
+    /// Whether there are more sheaves than the limits: a hint (BARN-2).
+    pub(crate) fn is_over(&self) -> bool {
+        let (full, empty) = self.limits();
+        self.nr_full() > full || self.nr_empty() > empty
+    }
+
+    /// Takes out what is over the limits and was not wanted since this was called last (BARN-4). Returns it as
+    /// [`Barn::drain`].
+    pub(crate) fn trim(&self) -> (Chain, Chain) {
+        let mut lists = self.wait_lock();
+        let wanted = self.wanted.load(Relaxed);
+        let keep = wanted.wrapping_sub(core::mem::replace(&mut lists.trimmed, wanted));
+        let (full, empty) = self.limits();
+        self.take_surplus(&mut lists, full.max(keep), empty.max(keep))
+    }
+
     /// The most full, and the most empty, sheaves that it keeps.
     pub(crate) fn limits(&self) -> (u32, u32) {
         (self.max_full.load(Relaxed), self.max_empty.load(Relaxed))
@@ -372,9 +460,36 @@ impl Barn {
         });
         self.max_full.store(full, Relaxed);
         self.max_empty.store(empty, Relaxed);
+        self.take_surplus(lists, full, empty)
+    }
+
+    fn take_surplus(&self, lists: &mut Lists, full: u32, empty: u32) -> (Chain, Chain) {
         let surplus = (lists.full.take_surplus(self.nr_full(), full), lists.empty.take_surplus(self.nr_empty(), empty));
         self.nr_full.store(self.nr_full().min(full), Relaxed);
         self.nr_empty.store(self.nr_empty().min(empty), Relaxed);
         surplus
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_demand_is_that_of_the_time_a_sheaf_was_away_or_little_more() {
+        const AWAY: u64 = 10;
+        let mut window = Window { begin_ns: 0, begin: 0, before: 0, least_ns: 0 };
+        // Three are wanted each unit of time; sheaves come back many at once.
+        let mut demand = |now: u64| [(); 4].map(|()| window.demand(3 * now as u32, now, AWAY));
+        assert_eq!(demand(10), [30; 4]);
+        assert_eq!(demand(20), [60; 4], "30 here and 30 before");
+        assert_eq!(demand(25), [45; 4], "15 here and 30 before");
+        assert_eq!(demand(30), [60; 4]);
+        let mut window = Window { begin_ns: 30, begin: 90, before: 30, least_ns: 0 };
+        // Then nobody wants any.
+        assert_eq!([31, 39, 40, 50].map(|now| window.demand(90, now, AWAY)), [30, 30, 30, 0]);
+        // What was wanted over a long time does not count as if it had been wanted just now.
+        let mut window = Window { begin_ns: 0, begin: 0, before: 0, least_ns: 0 };
+        assert_eq!([1_000, 1_001].map(|now| window.demand(5_000, now, AWAY)), [100; 2]);
     }
 }

@@ -69,6 +69,7 @@ pub fn init() {
         registry::add(cache.get().expect("made above"));
     }
     crate::remote::init();
+    crate::rcu_free::init();
     crate::kmalloc::init();
     mm::shrinker::register(&crate::shrinker::SHRINKER);
     mm::oom::register_section(&crate::waiting::report::SECTION);

@@ -153,6 +153,10 @@ impl core::error::Error for CreateError {}
 pub struct RawCache {
     /// Sheaves and counters of each CPU.
     cpu: DynPerCpu<CacheCpu>,
+    /// Where the object begins that an address points into, by masking, if objects lie at multiples of their size; else 0.
+    start_mask: usize,
+    /// 2^64 / `size`, rounded up: a division by `size` is a multiplication with it.
+    reciprocal: u64,
     /// Bytes from one object to the next.
     size: u32,
     /// Bytes that the user gets; grows, within `size`, when a user with larger objects joins.
@@ -225,13 +229,17 @@ impl RawCache {
         } else {
             sheaf::default_capacity(object_size).max(sheaf::round_capacity(capacity))
         };
+        let left = parts.map_or(0, |parts| parts.left);
         Ok(Self {
             cpu,
+            // A slab begins with a page.
+            start_mask: if size.is_power_of_two() && size <= arch::PAGE_SIZE && left == 0 { !(size - 1) } else { 0 },
+            reciprocal: u64::MAX / size as u64 + 1,
             size: size as u32,
             object_size: AtomicU32::new(object_size as u32),
             align: align as u32,
             link_offset: link_offset as u32,
-            left: parts.map_or(0, |parts| parts.left) as u32,
+            left: left as u32,
             flags,
             debug,
             hardening,
@@ -255,6 +263,18 @@ impl RawCache {
     #[inline]
     pub fn size(&self) -> usize {
         self.size as usize
+    }
+
+    /// What masks an address in an object to the object's start, where that is all it takes.
+    #[inline(always)]
+    pub(crate) fn start_mask(&self) -> Option<usize> {
+        Some(self.start_mask).filter(|&mask| mask != 0)
+    }
+
+    /// `offset / size`, for an offset in a slab: exact, since both are far below 2^32.
+    #[inline]
+    pub(crate) fn index_at(&self, offset: usize) -> usize {
+        (u128::from(self.reciprocal) * offset as u128 >> 64) as usize
     }
 
     /// Bytes that the user of an object has.

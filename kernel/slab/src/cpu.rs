@@ -1,4 +1,4 @@
-//! The sheaves of one CPU, and the two fast paths.
+//! The sheaves of one CPU, and the three fast paths.
 //!
 //! | state of a CPU | main | spare | rcu_free | remote |
 //! |---|---|---|---|---|
@@ -85,6 +85,9 @@ impl CacheCpu {
     const MAIN: usize = LocalTryLock::<Sheaves>::VALUE + offset_of!(Sheaves, main);
     const ALLOC_FASTPATH: usize = Self::stat_offset(Stat::AllocFastpath);
     const FREE_FASTPATH: usize = Self::stat_offset(Stat::FreeFastpath);
+    /// Where the pointer to rcu_free lies, or null.
+    const RCU_FREE: usize = LocalTryLock::<Sheaves>::VALUE + offset_of!(Sheaves, rcu_free);
+    const FREE_RCU_SHEAF: usize = Self::stat_offset(Stat::FreeRcuSheaf);
 
     pub(crate) const fn stat_offset(stat: Stat) -> usize {
         offset_of!(CacheCpu, stats) + stat as usize * size_of::<u64>()
@@ -109,24 +112,44 @@ impl CacheCpu {
 }
 
 const _: () = assert!(offset_of!(CacheCpu, sheaves) == 0);
+// An optional sheaf is a pointer that may be null.
+const _: () = assert!(size_of::<Option<SheafRef>>() == size_of::<*mut u8>());
 
-/// The sheaves of this CPU, locked, for the fast paths: only main can be had.
-struct Here(FirstGuard<'static>);
+/// The sheaves of this CPU, locked, for the fast paths: only main and rcu_free can be had.
+pub(crate) struct Here(FirstGuard<'static>);
 
 impl Here {
     #[inline(always)]
     fn lock(cache: &RawCache) -> Option<Self> {
+        Self::lock_or_pin(cache).ok()
+    }
+
+    /// The lock; who does not get it is pinned yet.
+    #[inline(always)]
+    pub(crate) fn lock_or_pin(cache: &RawCache) -> Result<Self, PreemptGuard<'static>> {
         // SAFETY: a CacheCpu begins with the lock (asserted above), and stays as long as the cache, which the caller of
         // the fast path holds on to.
-        let here = unsafe { FirstGuard::try_lock(cache.cpu().place(), ATOMIC) }?;
+        let here = unsafe { FirstGuard::try_lock_or_pin(cache.cpu().place(), ATOMIC) }?;
         hook!("slab.sheaves");
-        Some(Self(here))
+        Ok(Self(here))
     }
 
     #[inline(always)]
     fn main(&self) -> SheafRef {
         // SAFETY: the pointer to main lies there, and the lock is ours (CPU-1, CPU-2).
         unsafe { SheafRef::from_ptr_unchecked(self.0.place().load::<{ CacheCpu::MAIN }>().cast()) }
+    }
+
+    /// Puts `object` into the rcu_free sheaf if there is one, and it does not get full by it.
+    #[inline(always)]
+    pub(crate) fn push_rcu(&self, object: NonNull<u8>) -> bool {
+        // SAFETY: the pointer to rcu_free, or null, lies there, and the lock is ours (CPU-1).
+        let sheaf = SheafRef::from_ptr(unsafe { self.0.place().load::<{ CacheCpu::RCU_FREE }>() }.cast());
+        if !sheaf.is_some_and(|sheaf| sheaf.push_below_full(object)) {
+            return false;
+        }
+        self.count::<{ CacheCpu::FREE_RCU_SHEAF }>();
+        true
     }
 
     #[inline(always)]

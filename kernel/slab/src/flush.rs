@@ -25,7 +25,6 @@ use crate::rcu_free;
 use crate::registry;
 use crate::sheaf::{Chain, SheafRef};
 use crate::slab_ref::SlabRef;
-use crate::waiting;
 
 /// The sheaves of one CPU, taken off it.
 #[derive(Default)]
@@ -53,10 +52,7 @@ fn detach(cpu: CpuId, held: &mut Sheaves, what: What) -> Detached {
     {
         return Detached::default();
     }
-    let rcu_free = held.rcu_free.take().inspect(|&sheaf| {
-        sheaf.set_node(arch::cpu::node_of(cpu));
-        waiting::detach(cpu, sheaf);
-    });
+    let rcu_free = held.end_rcu_free(cpu);
     if what == What::RcuFree {
         return Detached { rcu_free, ..Detached::default() };
     }
@@ -95,7 +91,7 @@ impl RawCache {
     pub fn flush_rcu_free(&'static self, _cpus: &CpusGuard) {
         for cpu in arch::cpu::online().iter() {
             if let Some(sheaf) = detach_on(self, cpu, What::RcuFree).rcu_free {
-                rcu_free::submit_flushed(sheaf);
+                rcu_free::submit_partial(sheaf);
             }
         }
     }
@@ -124,7 +120,7 @@ impl RawCache {
 
     fn put_away(&self, detached: Detached) -> usize {
         if let Some(sheaf) = detached.rcu_free {
-            rcu_free::submit_flushed(sheaf);
+            rcu_free::submit_partial(sheaf);
         }
         [detached.main, detached.spare, detached.remote]
             .into_iter()
@@ -198,8 +194,7 @@ impl RawCache {
         arch::cpu::present().iter().any(|cpu| {
             // SAFETY: the copy was made with the cache and lives as long; by the caller of `destroy` nobody has the
             // sheaves, and what CPUs did with them before is seen since they answered the flush.
-            let Sheaves { main, spare, rcu_free, remote, strangers: _ } =
-                unsafe { &*(*self.cpu().ptr_on(cpu)).sheaves.as_ptr() };
+            let Sheaves { main, spare, rcu_free, remote, .. } = unsafe { &*(*self.cpu().ptr_on(cpu)).sheaves.as_ptr() };
             !main.is_bootstrap() || spare.is_some() || rcu_free.is_some() || remote.is_some()
         })
     }
@@ -258,7 +253,7 @@ pub unsafe fn destroy(cache: &'static RawCache, cx: &mut MaySleep) -> Result<(),
     cache.flush_cpus();
     drop(cpus);
     // Sheaves that were under way before, and those just submitted (S0-22).
-    rcu::rcu_barrier(cx);
+    crate::rcu_return::wait(cx);
     if cache.srcu().is_some() {
         // Objects of a debug cache.
         cache.barrier_of_readers(cx);

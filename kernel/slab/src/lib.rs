@@ -29,6 +29,7 @@
 //! | `sleep` | allocating in a thread that may wait |
 //! | [`bulk`], [`prefill`] | many objects in one call; sheaves for callers who must not fail later |
 //! | [`rcu_free`], [`rcu_free_many`] | sheaves of objects that wait for a grace period |
+//! | [`rcu_return`], [`rcu_bound`] | what becomes of them after it; and of those that never get full |
 //! | [`deferred`] | what an NMI could not do itself |
 //! | [`waiting`] | how much waits on RCU, where, and since when |
 //! | [`flush`] | emptying sheaves and barns: shrink, destroy, barriers |
@@ -74,8 +75,10 @@ pub mod kvmalloc;
 pub mod merge;
 pub mod numa;
 pub mod prefill;
+pub mod rcu_bound;
 pub mod rcu_free;
 pub mod rcu_free_many;
+pub mod rcu_return;
 pub mod registry;
 pub mod remote;
 pub mod stats;

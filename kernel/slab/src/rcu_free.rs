@@ -12,37 +12,145 @@
 //!   on this CPU finds either an object in `rcu_free` or a callback in front of its own (S0-7). The exception is
 //!   [`Spin::Never`] with interrupts off: there it goes to the deferred list, which every barrier drains before and after it looks here (S1-16).
 //! - **RCUF-2** The sheaf remembers the node it was detached on: the callback may run anywhere (S0-8).
-//! - **RCUF-3** A sheaf that a flush submits is freed object by object after the grace period and never reaches a barn:
-//!   the cache may be on its way out (S0-11).
+//! - **RCUF-3** A sheaf that is submitted before it is full is freed object by object after the grace period and never
+//!   reaches a barn: the cache may be on its way out (S0-11).
+//! - **RCUF-4** A sheaf is submitted when the bound of [`rcu_bound`](crate::rcu_bound) is over, full or not.
 //!
-//! Linux: `__kfree_rcu_sheaf`, `rcu_free_sheaf`, `rcu_free_sheaf_nobarn` in `mm/slub.c` (7.x).
+//! What becomes of a sheaf after its grace period is in [`rcu_return`](crate::rcu_return).
+//!
+//! Linux: `__kfree_rcu_sheaf` in `mm/slub.c` (7.x).
 
 use core::ptr::NonNull;
+use core::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
+use arch::{CpuId, NodeId};
 use mm::AllocFlags;
-use sync::{CallbackHead, bug, hook};
+use sync::callback::CallbackFn;
+use sync::{PreemptGuard, bug, hook};
 
 use crate::cache::RawCache;
-use crate::exchange::Held;
+use crate::cpu::{Here, Sheaves};
 use crate::sheaf::SheafRef;
 use crate::slab_ref::SlabRef;
 use crate::stats::Stat;
-use crate::{Spin, exchange, local_node, waiting};
+use crate::{Spin, local_node, rcu_bound, rcu_return, waiting};
 
-/// Puts `object` into this CPU's rcu_free sheaf: it is freed after a grace period. False if that cannot be: the object
-/// lies in no slab, or on another node, or its cache has no sheaves, or the way there is busy (S0-2, S0-4, S0-5).
+/// What a sheaf waits for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Policy {
+    /// `call_rcu`: on a CPU with lazy callbacks its grace period may be seconds away (S0-20).
+    Lazy,
+    /// `call_rcu_hurry`: the next grace period.
+    Hurry,
+}
+
+sync::param! {
+    /// Whether sheaves of objects given to kfree_rcu may wait with a CPU's lazy callbacks.
+    static RCU_SHEAF: choice = "grange.rcu_sheaf", default "lazy", one of ["lazy", "hurry"];
+}
+
+static HURRY: AtomicBool = AtomicBool::new(false);
+
+/// Does what the command line says. Context: boot.
+pub(crate) fn init() {
+    set_policy(if RCU_SHEAF.get() == "hurry" { Policy::Hurry } else { Policy::Lazy });
+}
+
+/// What sheaves that are submitted from now on wait for.
 ///
-/// Context: any but NMI with [`Spin::May`], any with [`Spin::Never`].
+/// Context: any.
+pub fn set_policy(policy: Policy) {
+    HURRY.store(policy == Policy::Hurry, Relaxed);
+}
+
+/// What sheaves wait for.
+///
+/// Context: any.
+pub fn policy() -> Policy {
+    if HURRY.load(Relaxed) { Policy::Hurry } else { Policy::Lazy }
+}
+
+/// Puts the object that `address` lies in into this CPU's rcu_free sheaf: it is freed after a grace period. If that cannot be,
+/// `otherwise` is called with the address: it lies in no slab, or on another node, or its cache has no sheaves, or the way there
+/// is busy (S0-2, S0-4, S0-5).
+///
+/// Context: any but NMI with [`Spin::May`], any with [`Spin::Never`]. Usually wait-free: a look-up and a push. What comes after
+/// is not in the way: the calls that leave here are jumps.
+///
+/// # Safety
+/// The caller has given the object up, to `otherwise` if that is called: nobody but readers that started before looks at it. It
+/// was asked whether it [may](crate::debug::may_wait).
+#[inline(always)]
+pub unsafe fn free_or(address: NonNull<u8>, spin: Spin, otherwise: impl FnOnce(NonNull<u8>)) {
+    let Some((cache, object)) = SlabRef::local_object_at(address) else { return refuse(address, otherwise) };
+    let here = Here::lock_or_pin(cache);
+    if !here.as_ref().is_ok_and(|here| here.push_rcu(object)) {
+        free_slow(here, cache, object, address, spin, otherwise);
+    }
+}
+
+/// [`free_or`], saying whether the object was taken.
 ///
 /// # Safety
 /// If the answer is true the caller has given the object up: nobody but readers that started before looks at it. It was asked
 /// whether it [may](crate::debug::may_wait).
-pub unsafe fn free(object: NonNull<u8>, spin: Spin) -> bool {
-    let Some(slab) = SlabRef::of(object) else { return false };
-    let cache = slab.cache();
-    let done = slab.is_home() && cache.sheaf_capacity() != 0 && push(cache, object, spin);
-    cache.count(if done { Stat::FreeRcuSheaf } else { Stat::FreeRcuSheafFail });
-    done
+#[inline]
+pub unsafe fn free(address: NonNull<u8>, spin: Spin) -> bool {
+    let mut taken = true;
+    // SAFETY: the caller's contract.
+    unsafe { free_or(address, spin, |_| taken = false) };
+    taken
+}
+
+/// What is no object of a slab of this node.
+#[cold]
+#[inline(never)]
+fn refuse(address: NonNull<u8>, otherwise: impl FnOnce(NonNull<u8>)) {
+    if let Some(slab) = SlabRef::of(address) {
+        slab.cache().count(Stat::FreeRcuSheafFail);
+    }
+    otherwise(address);
+}
+
+/// A free that the fast path could not do: there is no sheaf yet, or it gets full; or somebody has the sheaves.
+#[cold]
+#[inline(never)]
+fn free_slow(
+    here: Result<Here, PreemptGuard<'static>>,
+    cache: &RawCache,
+    object: NonNull<u8>,
+    address: NonNull<u8>,
+    spin: Spin,
+    otherwise: impl FnOnce(NonNull<u8>),
+) {
+    drop(here);
+    if cache.sheaf_capacity() != 0 && push(cache, object, spin) {
+        return cache.count(Stat::FreeRcuSheaf);
+    }
+    cache.count(Stat::FreeRcuSheafFail);
+    otherwise(address);
+}
+
+impl Sheaves {
+    /// Makes `empty` the sheaf of `cache` for objects that wait, which this CPU has none of.
+    fn begin_rcu_free(&mut self, cache: &RawCache, empty: SheafRef) -> SheafRef {
+        cache.collecting(arch::cpu::current()).begin(empty);
+        rcu_bound::watch();
+        *self.rcu_free.insert(empty)
+    }
+
+    /// Takes the sheaf for objects that wait, on its way to RCU. These are the sheaves of `cpu`.
+    pub(crate) fn end_rcu_free(&mut self, cpu: CpuId) -> Option<SheafRef> {
+        let sheaf = self.rcu_free.take()?;
+        let other = bug!(
+            "rcu_free.wrong_node",
+            "a sheaf goes to node 0's barn after its grace period",
+            "slab_nolock.*own_node"
+        );
+        sheaf.set_node(if other { NodeId::new(0) } else { arch::cpu::node_of(cpu) });
+        waiting::detach(cpu, sheaf);
+        Some(sheaf)
+    }
 }
 
 fn push(cache: &RawCache, object: NonNull<u8>, spin: Spin) -> bool {
@@ -56,7 +164,7 @@ fn push(cache: &RawCache, object: NonNull<u8>, spin: Spin) -> bool {
                 held.spare = None;
             }
             match spare.or_else(|| barn?.get_empty(spin)) {
-                Some(empty) => begin(cache, &mut held, empty),
+                Some(empty) => held.begin_rcu_free(cache, empty),
                 None => {
                     drop(held);
                     let flags = AllocFlags::NO_RESERVE | AllocFlags::NOWARN;
@@ -93,7 +201,7 @@ fn push(cache: &RawCache, object: NonNull<u8>, spin: Spin) -> bool {
                                 "slab_hooks.*rcu_free*"
                             ) =>
                         {
-                            begin(cache, &mut held, empty)
+                            held.begin_rcu_free(cache, empty)
                         }
                         None => {
                             empty.free(spin);
@@ -109,12 +217,8 @@ fn push(cache: &RawCache, object: NonNull<u8>, spin: Spin) -> bool {
     if !sheaf.is_full() {
         return true;
     }
-    held.rcu_free = None;
+    held.end_rcu_free(arch::cpu::current());
     hook!("slab.rcu_free.detached");
-    let other =
-        bug!("rcu_free.wrong_node", "a sheaf goes to node 0's barn after its grace period", "slab_nolock.*own_node");
-    sheaf.set_node(if other { arch::NodeId::new(0) } else { local_node() });
-    waiting::detach(arch::cpu::current(), sheaf);
     let submit_or_defer = || {
         if spin == Spin::May || (arch::irq::enabled() && !sync::context::in_nmi()) {
             submit(sheaf);
@@ -144,13 +248,7 @@ fn push(cache: &RawCache, object: NonNull<u8>, spin: Spin) -> bool {
     true
 }
 
-/// Makes `empty` this CPU's rcu_free sheaf.
-fn begin(cache: &RawCache, held: &mut Held, empty: SheafRef) -> SheafRef {
-    cache.collecting(arch::cpu::current()).begin(empty);
-    *held.rcu_free.insert(empty)
-}
-
-/// Hands a detached sheaf to RCU. Only enqueues, so it is legal under the sheaf lock.
+/// Hands a full sheaf to RCU. Only enqueues, so it is legal under the sheaf lock.
 pub(crate) fn submit(sheaf: SheafRef) {
     let cache = sheaf.cache();
     sync::trace!(
@@ -161,53 +259,22 @@ pub(crate) fn submit(sheaf: SheafRef) {
     );
     if bug!("rcu_free.early", "a full sheaf goes to the barn without a grace period", "kfree_rcu_torture.*sheaves") {
         // SAFETY: none; that is the bug.
-        return unsafe { to_barn(sheaf.rcu_head()) };
+        return unsafe { rcu_return::to_barn(sheaf.rcu_head()) };
     }
-    // SAFETY: the sheaf is ours and goes away with this call; the callback is its only user from here on.
-    unsafe { rcu::call_rcu(sheaf.rcu_head(), to_barn) };
+    call(sheaf, rcu_return::to_barn);
 }
 
-/// After the grace period: the sheaf goes to the barn it came from, or its objects to their slabs (S0-10).
-unsafe fn to_barn(head: *mut CallbackHead) {
-    // SAFETY: RCU hands back what `submit` handed over.
-    let sheaf = unsafe { SheafRef::from_rcu_head(head) };
-    let cache = sheaf.cache();
-    let barn = cache.node(sheaf.node()).map(|node| &node.barn);
-    if !waiting::returned(sheaf) {
-        return;
-    }
-    sync::trace!(
-        "slab.rcu_done",
-        cache = sync::trace::text(cache.name()),
-        sheaf = sheaf.as_ptr().addr(),
-        objects = sheaf.size()
-    );
-    if let Some(barn) = barn.filter(|barn| barn.has_room_for_full()) {
-        exchange::put_full(barn, sheaf);
-        return;
-    }
-    cache.count(Stat::BarnPutFail);
-    cache.flush(sheaf);
-    match barn.filter(|barn| barn.has_room_for_empty()) {
-        Some(barn) => exchange::put_empty(barn, sheaf),
-        None => {
-            sheaf.free(Spin::May);
+/// Hands a partly filled sheaf that was taken off a CPU to RCU (S0-12).
+pub(crate) fn submit_partial(sheaf: SheafRef) {
+    call(sheaf, rcu_return::to_slabs);
+}
+
+fn call(sheaf: SheafRef, func: CallbackFn) {
+    // SAFETY: the sheaf is ours and goes away with this call; the callback is its only user from here on.
+    unsafe {
+        match policy() {
+            Policy::Lazy => rcu::call_rcu(sheaf.rcu_head(), func),
+            Policy::Hurry => rcu::call_rcu_hurry(sheaf.rcu_head(), func),
         }
     }
-}
-
-/// After the grace period of a sheaf that a flush submitted (RCUF-3).
-unsafe fn to_slabs(head: *mut CallbackHead) {
-    // SAFETY: RCU hands back what `submit_flushed` handed over.
-    let sheaf = unsafe { SheafRef::from_rcu_head(head) };
-    if !waiting::returned(sheaf) {
-        return;
-    }
-    sheaf.cache().flush_and_free(sheaf);
-}
-
-/// Hands a partly filled sheaf that a flush took off a CPU to RCU (S0-12).
-pub(crate) fn submit_flushed(sheaf: SheafRef) {
-    // SAFETY: as in `submit`.
-    unsafe { rcu::call_rcu(sheaf.rcu_head(), to_slabs) };
 }

@@ -297,6 +297,19 @@ impl SheafRef {
         true
     }
 
+    /// [`push`](Self::push) that never makes the sheaf full: false also for the last place.
+    #[inline(always)]
+    pub(crate) fn push_below_full(self, object: NonNull<u8>) -> bool {
+        let size = self.size();
+        if size + 1 >= self.capacity() {
+            return false;
+        }
+        // SAFETY: as in `push`.
+        unsafe { self.slot(size).write(object.as_ptr()) };
+        self.resize(|size| size + 1);
+        true
+    }
+
     /// Changes the size by a constant, in one instruction, which works in memory: an atomic is loaded anew, where a plain
     /// `u16` would be worked out in a register that holds it already, and stored by a second instruction.
     #[inline(always)]
@@ -425,7 +438,10 @@ impl Iterator for Chain {
 
 #[cfg(test)]
 mod tests {
+    use arch::hosted::in_own_process;
+
     use super::*;
+    use crate::test_machine::{cache, machine};
 
     #[test]
     fn default_capacities_are_those_of_the_state_of_the_art() {
@@ -453,5 +469,35 @@ mod tests {
         assert!(sheaf.pop().is_none());
         assert!(!sheaf.push(NonNull::dangling()));
         assert!(sheaf.is_empty() && sheaf.is_full());
+    }
+
+    #[test]
+    fn whatever_links_a_sheaf_leaves_what_it_is_alone() {
+        in_own_process(|| {
+            machine(1, 1, |_| {
+                let cache = cache("linked");
+                let sheaf = SheafRef::alloc(cache, 12, AllocFlags::NOWARN, Spin::May).expect("memory");
+                sheaf.set_node(NodeId::new(5));
+                assert!(sheaf.push(NonNull::dangling()));
+                let is_whole = || {
+                    ptr::eq(sheaf.cache(), cache)
+                        && (sheaf.capacity(), sheaf.size(), sheaf.node()) == (12, 1, NodeId::new(5))
+                        && !sheaf.is_reserve()
+                };
+                sheaf.set_next(sheaf.as_ptr());
+                assert!(is_whole(), "a barn");
+                // SAFETY: the sheaf is ours, and has room for a callback's head there.
+                unsafe { sheaf.rcu_head().write(CallbackHead::new()) };
+                // SAFETY: as above; it came from there.
+                assert_eq!(unsafe { SheafRef::from_rcu_head(sheaf.rcu_head()) }, sheaf);
+                assert!(is_whole(), "RCU");
+                let node = sheaf.llist_node();
+                // SAFETY: it came from there.
+                assert_eq!(unsafe { SheafRef::from_llist_node(node) }, sheaf);
+                assert!(is_whole(), "a lock-less list");
+                assert_eq!(sheaf.pop(), Some(NonNull::dangling()));
+                sheaf.free(Spin::May);
+            });
+        });
     }
 }

@@ -59,7 +59,7 @@ fn scan(target: usize, cx: &mut MaySleep) -> usize {
 
 /// Waits for what a scan could only submit, and gives back what came of it.
 fn settle(cx: &mut MaySleep) {
-    rcu::rcu_barrier(cx);
+    crate::rcu_return::wait(cx);
     scan(usize::MAX, cx);
 }
 

@@ -79,14 +79,20 @@ impl SlabRef {
     /// it is in.
     #[inline(always)]
     pub(crate) fn local_cache_of(object: NonNull<u8>) -> Option<&'static RawCache> {
-        let page = mm::local_slab_page(object)?;
-        let cache = page.slab().cache.load(Relaxed).cast::<RawCache>();
-        // SAFETY: each page of a slab names the cache, as in `cache`.
-        unsafe {
-            // The optimiser would test for the `None` of the result.
-            core::hint::assert_unchecked(!cache.is_null());
-            Some(&*cache)
-        }
+        mm::local_slab_page(object).map(cache_named_by)
+    }
+
+    /// The same for an address anywhere in an object, with the object's start (S1-2): for most sizes, too, by one look-up.
+    #[inline(always)]
+    pub(crate) fn local_object_at(address: NonNull<u8>) -> Option<(&'static RawCache, NonNull<u8>)> {
+        let page = mm::local_slab_page(address)?;
+        let cache = cache_named_by(page);
+        let object = match cache.start_mask() {
+            // SAFETY: an object in memory does not begin at 0.
+            Some(mask) => unsafe { NonNull::new_unchecked(address.as_ptr().map_addr(|at| at & mask)) },
+            None => Self(page.head()).object_at(address.as_ptr()),
+        };
+        Some((cache, object))
     }
 
     /// Whether the slab that `object` lies in is one of `cache`: by one look-up, as in `local_cache_of`.
@@ -244,7 +250,7 @@ impl SlabRef {
     /// The object that `address` points into, wherever in it (S1-2).
     pub(crate) fn object_at(self, address: *const u8) -> NonNull<u8> {
         let offset = address as usize - self.base() as usize;
-        self.object(offset / self.cache().size())
+        self.object(self.cache().index_at(offset))
     }
 
     /// Whether `object` is the start of one of the slab's objects.
@@ -253,6 +259,18 @@ impl SlabRef {
         // What lies in front of the first object wraps to an offset behind the last.
         let offset = object.as_ptr().addr().wrapping_sub(self.base().addr() + cache.left());
         offset.is_multiple_of(cache.size()) && offset / cache.size() < self.state().objects as usize
+    }
+}
+
+/// The cache of the slab that `page` is one of.
+#[inline(always)]
+fn cache_named_by(page: &'static Page) -> &'static RawCache {
+    let cache = page.slab().cache.load(Relaxed).cast::<RawCache>();
+    // SAFETY: each page of a slab names the cache, as in `SlabRef::cache`.
+    unsafe {
+        // The optimiser would test for the `None` of what becomes of it.
+        core::hint::assert_unchecked(!cache.is_null());
+        &*cache
     }
 }
 

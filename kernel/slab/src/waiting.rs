@@ -270,6 +270,13 @@ impl Collecting {
         self.sheaf.store(sheaf.as_ptr(), Release);
     }
 
+    /// When the sheaf got its first object, if there is one.
+    ///
+    /// The caller has the sheaf lock of the CPU.
+    pub(crate) fn since_ns(&self) -> u64 {
+        self.since_ns.load(Relaxed)
+    }
+
     /// Objects in the sheaf, and since when; none if there is no sheaf.
     ///
     /// The caller is a reader of RCU.
@@ -297,16 +304,18 @@ pub(crate) fn detach(cpu: CpuId, sheaf: SheafRef) {
     }
 }
 
-/// The grace period of `sheaf` is over; nothing has been taken out of it yet. False, in builds with assertions, if it is not:
-/// then the sheaf is left to leak (K-6).
+/// The grace period of `sheaf` is over; nothing has been taken out of it yet. Returns how long it was away, in nanoseconds;
+/// nothing, in builds with assertions, if it is not over: then the sheaf is left to leak (K-6).
 ///
 /// Context: any.
 #[must_use = "a sheaf that is back too early must not be used"]
-pub(crate) fn returned(sheaf: SheafRef) -> bool {
-    if let Some(node) = sheaf.cache().node(sheaf.node()) {
-        record(Stage::Detached, node.waiting.leave(sheaf.size(), sheaf.stamp(), arch::clock::now_ns()));
-    }
-    debug::sheaf_returns(sheaf)
+pub(crate) fn returned(sheaf: SheafRef) -> Option<u64> {
+    let away_ns = sheaf.cache().node(sheaf.node()).map_or(0, |node| {
+        let away_ns = node.waiting.leave(sheaf.size(), sheaf.stamp(), arch::clock::now_ns());
+        record(Stage::Detached, away_ns);
+        away_ns
+    });
+    debug::sheaf_returns(sheaf).then_some(away_ns)
 }
 
 impl RawCache {

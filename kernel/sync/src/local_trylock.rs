@@ -163,13 +163,26 @@ impl<'c> FirstGuard<'c> {
     #[inline(always)]
     #[track_caller]
     pub unsafe fn try_lock(place: DynPlace, cx: &'c (impl Cx + ?Sized)) -> Option<Self> {
+        // SAFETY: the caller's contract.
+        unsafe { Self::try_lock_or_pin(place, cx) }.ok()
+    }
+
+    /// The same; who does not get the lock is pinned yet, and may leave the end of that to a cold function.
+    ///
+    /// Context: any. Wait-free.
+    ///
+    /// # Safety
+    /// As for [`try_lock`](Self::try_lock).
+    #[inline(always)]
+    #[track_caller]
+    pub unsafe fn try_lock_or_pin(place: DynPlace, cx: &'c (impl Cx + ?Sized)) -> Result<Self, PreemptGuard<'c>> {
         let pin = PreemptGuard::new(cx);
         // SAFETY: the flag is the first field of the lock; the caller vouches for the rest.
         if unsafe { place.test_and_set::<0>() } {
-            return None;
+            return Err(pin);
         }
         explore::point();
-        Some(Self { place, _pin: pin })
+        Ok(Self { place, _pin: pin })
     }
 
     /// The variable's place.

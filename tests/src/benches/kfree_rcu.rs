@@ -13,6 +13,10 @@ use crate::{Failure, bench};
 /// Objects of one sample: many grace periods' worth.
 const OBJECTS: u64 = 1_000_000;
 
+/// After so many objects another CPU gets a turn. Where one host thread runs all CPUs that is the only one for whoever drives the
+/// grace periods there: a CPU that never pauses goes on from tick to tick, and the other one does no more than take its tick.
+const TURN: u64 = 1_000;
+
 /// Measures with `back_end`.
 fn alloc_and_give_up(b: &mut Bencher<'_>, back_end: BackEnd) -> Result<(), Failure> {
     let cache = slab::cache("bench_kfree_rcu")?;
@@ -22,14 +26,17 @@ fn alloc_and_give_up(b: &mut Bencher<'_>, back_end: BackEnd) -> Result<(), Failu
         OBJECTS,
         |_| (),
         |_, ()| {
-            for _ in 0..OBJECTS {
-                let Some(object) = cache.alloc(AllocFlags::NOWAIT).map(|object| object.cast::<RcuPtr>()) else {
-                    continue;
-                };
-                // SAFETY: a fresh object with room for a head, which nobody else knows.
-                unsafe {
-                    object.write(RcuPtr::new());
-                    kfree_rcu(object);
+            for _ in 0..OBJECTS / TURN {
+                arch::irq::relax();
+                for _ in 0..TURN {
+                    let Some(object) = cache.alloc(AllocFlags::NOWAIT).map(|object| object.cast::<RcuPtr>()) else {
+                        continue;
+                    };
+                    // SAFETY: a fresh object with room for a head, which nobody else knows.
+                    unsafe {
+                        object.write(RcuPtr::new());
+                        kfree_rcu(object);
+                    }
                 }
             }
         },

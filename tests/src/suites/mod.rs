@@ -34,6 +34,7 @@ mod rcu_pending;
 mod rcu_pending_hooks;
 mod rcu_poll;
 mod rcu_readers;
+mod rcu_sheaf;
 mod rcu_stall;
 mod rcu_tasks;
 mod rcu_torture;
