@@ -200,8 +200,7 @@ pub fn all(measured: &Measured) -> Vec<Section> {
         sections.push(Section { name: RCUSCALE, title, markdown });
     }
     for spec in SPECS {
-        let rows: Vec<Row> =
-            measured.legs.iter().flat_map(|(_, figures)| medians(figures.rows(), spec.bench)).collect();
+        let rows = rows_of(measured, spec.bench);
         if !rows.is_empty() {
             let heads = [spec.of].into_iter().chain(spec.columns.iter().map(|(head, _)| *head));
             let cells = |row: &Row| {
