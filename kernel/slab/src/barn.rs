@@ -482,9 +482,9 @@ mod tests {
         // Three are wanted each unit of time; sheaves come back many at once.
         let mut demand = |now: u64| [(); 4].map(|()| window.demand(3 * now as u32, now, AWAY));
         assert_eq!(demand(10), [30; 4]);
-        assert_eq!(demand(20), [60; 4], "30 here and 30 before");
+        assert_eq!(demand(20), [60, 30, 30, 30], "30 here and 30 before; then a new window begins");
         assert_eq!(demand(25), [45; 4], "15 here and 30 before");
-        assert_eq!(demand(30), [60; 4]);
+        assert_eq!(demand(30), [60, 30, 30, 30]);
         let mut window = Window { begin_ns: 30, begin: 90, before: 30, least_ns: 0 };
         // Then nobody wants any.
         assert_eq!([31, 39, 40, 50].map(|now| window.demand(90, now, AWAY)), [30, 30, 30, 0]);

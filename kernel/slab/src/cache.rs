@@ -274,7 +274,7 @@ impl RawCache {
     /// `offset / size`, for an offset in a slab: exact, since both are far below 2^32.
     #[inline]
     pub(crate) fn index_at(&self, offset: usize) -> usize {
-        (u128::from(self.reciprocal) * offset as u128 >> 64) as usize
+        ((u128::from(self.reciprocal) * offset as u128) >> 64) as usize
     }
 
     /// Bytes that the user of an object has.
