@@ -108,7 +108,7 @@ pub fn raise_quietly(softirq: Softirq) -> bool {
         || bug!(
             "softirq.no_interrupt",
             "a quiet raise relies on a tick that is stopped",
-            "sched_softirq.*tick_that_stops"
+            "sched_softirq.*tick_that_stops kfree_rcu_nolock.*idle_cpu*"
         )
     {
         if !bug!("softirq.no_look", "no guard's end looks for what was raised quietly", "sched_softirq.*end_of_a_guard")
