@@ -1,8 +1,8 @@
 //! Emptying sheaves and barns: for a barrier, to shrink, to destroy a cache.
 //!
-//! A CPU's sheaves are detached by that CPU, in a call-function interrupt that only moves four pointers; whoever asked
-//! then flushes them in its own context. If the interrupt hits a holder of the sheaf lock it gives up and is sent
-//! again: the holder runs with preemption off and is soon done.
+//! A CPU's sheaves are detached by that CPU, in a call-function interrupt that only moves pointers and hands rcu_free to RCU;
+//! whoever asked then flushes the others in its own context. If the interrupt hits a holder of the sheaf lock it gives up and
+//! is sent again: the holder runs with preemption off and is soon done.
 //!
 //! A CPU that goes offline takes its sheaves with it until it is parked, and whoever took it offline flushes them
 //! ([`hotplug`](crate::hotplug)). So a walk over the online CPUs finds all sheaves only while nobody goes: where that matters,
@@ -14,14 +14,13 @@
 
 use arch::CpuId;
 use sched::hotplug::{CpusGuard, keep_cpus};
-use sync::{MaySleep, bug, smp};
+use sync::{MaySleep, bug, hook, smp};
 
 use crate::Spin;
 use crate::cache::{CacheFlags, RawCache};
 use crate::cpu::Sheaves;
 use crate::leaks;
 use crate::node::CacheNode;
-use crate::rcu_free;
 use crate::registry;
 use crate::sheaf::{Chain, SheafRef};
 use crate::slab_ref::SlabRef;
@@ -31,7 +30,6 @@ use crate::slab_ref::SlabRef;
 struct Detached {
     main: Option<SheafRef>,
     spare: Option<SheafRef>,
-    rcu_free: Option<SheafRef>,
     remote: Option<SheafRef>,
 }
 
@@ -42,7 +40,7 @@ enum What {
     RcuFree,
 }
 
-/// Takes the sheaves of `cpu`, which are `held`.
+/// Takes the sheaves of `cpu`, which are `held`; rcu_free has then been submitted (RCUF-1).
 fn detach(cpu: CpuId, held: &mut Sheaves, what: What) -> Detached {
     if bug!(
         "kfree_rcu.flush_unused",
@@ -52,9 +50,9 @@ fn detach(cpu: CpuId, held: &mut Sheaves, what: What) -> Detached {
     {
         return Detached::default();
     }
-    let rcu_free = held.end_rcu_free(cpu);
+    held.submit_rcu_free(cpu);
     if what == What::RcuFree {
-        return Detached { rcu_free, ..Detached::default() };
+        return Detached::default();
     }
     let main = if held.main.is_empty()
         && bug!(
@@ -69,7 +67,6 @@ fn detach(cpu: CpuId, held: &mut Sheaves, what: What) -> Detached {
     Detached {
         main: Some(main).filter(|main| !main.is_bootstrap()),
         spare: held.spare.take(),
-        rcu_free,
         remote: held.remote.take(),
     }
 }
@@ -79,7 +76,10 @@ fn detach_on(cache: &'static RawCache, cpu: CpuId, what: What) -> Detached {
     loop {
         // Nothing if somebody there is using them right now.
         match smp::run_on(cpu, || cache.sheaves().map(|mut held| detach(cpu, &mut held, what))) {
-            Some(Some(detached)) => return detached,
+            Some(Some(detached)) => {
+                hook!("slab.unlocked.flushed");
+                return detached;
+            }
             Some(None) => arch::irq::relax(),
             None => return Detached::default(),
         }
@@ -90,9 +90,7 @@ impl RawCache {
     /// Submits every CPU's partly filled rcu_free sheaf (S0-12): what a barrier does before it waits.
     pub fn flush_rcu_free(&'static self, _cpus: &CpusGuard) {
         for cpu in arch::cpu::online().iter() {
-            if let Some(sheaf) = detach_on(self, cpu, What::RcuFree).rcu_free {
-                rcu_free::submit_partial(sheaf);
-            }
+            detach_on(self, cpu, What::RcuFree);
         }
     }
 
@@ -119,9 +117,6 @@ impl RawCache {
     }
 
     fn put_away(&self, detached: Detached) -> usize {
-        if let Some(sheaf) = detached.rcu_free {
-            rcu_free::submit_partial(sheaf);
-        }
         [detached.main, detached.spare, detached.remote]
             .into_iter()
             .flatten()

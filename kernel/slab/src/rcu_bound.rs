@@ -25,8 +25,7 @@ use sched::{DelayedWork, WorkItem};
 use sync::{ATOMIC, IrqWork, MaySleep, PreemptGuard, bug, smp};
 
 use crate::cache::RawCache;
-use crate::sheaf::SheafRef;
-use crate::{rcu_free, registry};
+use crate::registry;
 
 const NS_PER_MS: u64 = 1_000_000;
 /// How often barns are looked at where sheaves have no bound.
@@ -160,10 +159,7 @@ fn look(item: &WorkItem, cx: &mut MaySleep) {
             return;
         }
         match due_ns.and_then(|due_ns| look_at(cache, cpu, due_ns)) {
-            Some(Found::Due(sheaf)) => {
-                keeper.submitted.fetch_add(1, Relaxed);
-                rcu_free::submit_partial(sheaf);
-            }
+            Some(Found::Due) => _ = keeper.submitted.fetch_add(1, Relaxed),
             Some(Found::Since(ns)) => rest.since_ns = Some(rest.since_ns.map_or(ns, |other| other.min(ns))),
             None => {}
         }
@@ -195,20 +191,20 @@ impl Rest {
 
 /// An rcu_free sheaf.
 enum Found {
-    /// Its time is over; it was taken off its CPU.
-    Due(SheafRef),
+    /// Its time was over; it has been submitted.
+    Due,
     /// There since then.
     Since(u64),
 }
 
-/// Takes the rcu_free sheaf of `cache` off `cpu` if it has been there since `due_ns`.
+/// Submits the rcu_free sheaf of `cache` on `cpu` if it has been there since `due_ns`.
 fn look_at(cache: &'static RawCache, cpu: CpuId, due_ns: u64) -> Option<Found> {
     let look = || {
         let mut held = cache.sheaves()?;
         let since_ns = cache.collecting(cpu).since_ns();
         Some(match held.rcu_free {
             Some(_) if since_ns > due_ns => Some(Found::Since(since_ns)),
-            _ => held.end_rcu_free(cpu).map(Found::Due),
+            _ => held.submit_rcu_free(cpu).then_some(Found::Due),
         })
     };
     loop {

@@ -8,9 +8,10 @@
 //! The storey `kfree_rcu` decides what comes here; this module is the part that needs the inside of the allocator.
 //!
 //! # Invariants
-//! - **RCUF-1** A full sheaf is submitted *before* the sheaf lock is dropped, so that a barrier that then takes the lock
-//!   on this CPU finds either an object in `rcu_free` or a callback in front of its own (S0-7). The exception is
-//!   [`Spin::Never`] with interrupts off: there it goes to the deferred list, which every barrier drains before and after it looks here (S1-16).
+//! - **RCUF-1** A sheaf is submitted *before* the sheaf lock is dropped, whether it is full or somebody takes it off its CPU
+//!   earlier, so that a barrier that then takes the lock on this CPU finds either an object in `rcu_free` or a callback in front
+//!   of its own (S0-7). The exception is a full one with [`Spin::Never`] and interrupts off: there it goes to the deferred list, which
+//!   every barrier drains before and after it looks here (S1-16).
 //! - **RCUF-2** The sheaf remembers the node it was detached on: the callback may run anywhere (S0-8).
 //! - **RCUF-3** A sheaf that is submitted before it is full is freed object by object after the grace period and never
 //!   reaches a barn: the cache may be on its way out (S0-11).
@@ -139,8 +140,14 @@ impl Sheaves {
         *self.rcu_free.insert(empty)
     }
 
+    /// Hands the sheaf for objects that wait to RCU although it is not full (S0-12); whether there was one. These are the
+    /// sheaves of `cpu`, and it is done before anybody else gets them (RCUF-1).
+    pub(crate) fn submit_rcu_free(&mut self, cpu: CpuId) -> bool {
+        self.end_rcu_free(cpu).map(|sheaf| call(sheaf, rcu_return::to_slabs)).is_some()
+    }
+
     /// Takes the sheaf for objects that wait, on its way to RCU. These are the sheaves of `cpu`.
-    pub(crate) fn end_rcu_free(&mut self, cpu: CpuId) -> Option<SheafRef> {
+    fn end_rcu_free(&mut self, cpu: CpuId) -> Option<SheafRef> {
         let sheaf = self.rcu_free.take()?;
         let other = bug!(
             "rcu_free.wrong_node",
@@ -262,11 +269,6 @@ pub(crate) fn submit(sheaf: SheafRef) {
         return unsafe { rcu_return::to_barn(sheaf.rcu_head()) };
     }
     call(sheaf, rcu_return::to_barn);
-}
-
-/// Hands a partly filled sheaf that was taken off a CPU to RCU (S0-12).
-pub(crate) fn submit_partial(sheaf: SheafRef) {
-    call(sheaf, rcu_return::to_slabs);
 }
 
 fn call(sheaf: SheafRef, func: CallbackFn) {

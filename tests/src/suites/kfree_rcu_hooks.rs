@@ -8,7 +8,7 @@ use kfree_rcu::{kfree_rcu_nolock, kfree_rcu_object, kvfree_rcu_barrier_on_cache}
 use slab::RawCache;
 use sync::mutants::{Site, attach};
 use sync::nmi::as_nmi;
-use sync::{ATOMIC, IrqGuard, PreemptGuard};
+use sync::{ATOMIC, IrqGuard, PreemptGuard, smp};
 
 use crate::kfree::{Node, cache, ensure_all_back, ensure_none_in_use, head, node};
 use crate::outcome::needs_sheaves;
@@ -62,6 +62,30 @@ ktest! {
             }
         })
     }
+
+    /// So is one that is not full, and that somebody else has just taken off its CPU (S0-12).
+    fn a_barrier_waits_for_a_sheaf_that_another_flush_has_taken(t: &mut Test) {
+        let cache = cache("test_hook_flushed")?;
+        needs_sheaves(cache)?;
+        let pause = |site: &'static Site| {
+            if here_at(site, "slab.unlocked.flushed").is_some() {
+                MOMENT.store(HERE, SeqCst);
+                wait_a_moment();
+            }
+        };
+        meet(cache, t, pause, |cache| {
+            let Some(node) = node(cache) else { return };
+            let node = node.as_ptr().expose_provenance();
+            // On the CPU that is flushed first.
+            let first = cpu::online().iter().next().expect("a CPU");
+            smp::run_on(first, move || {
+                let node = NonNull::new(ptr::with_exposed_provenance_mut::<Node>(node)).expect("a node");
+                // SAFETY: allocated above, and nobody else knows it.
+                unsafe { kfree_rcu_object(node) };
+            });
+            cache.flush_cpus();
+        })
+    }
 }
 
 /// The CPU that the handlers are for.
@@ -93,7 +117,7 @@ fn meet(
     cache: &'static RawCache,
     t: &mut Test<'_>,
     handler: fn(&'static Site),
-    act: fn(&RawCache),
+    act: fn(&'static RawCache),
 ) -> Result<(), Failure> {
     let cpus: alloc::vec::Vec<CpuId> = cpu::online().iter().take(2).collect();
     let [mine, other] = cpus[..] else { skip!("needs two CPUs") };
