@@ -38,6 +38,7 @@
 use core::ptr::NonNull;
 
 use rcu::srcu::SrcuDomain;
+use slab::debug::may_wait;
 use sync::MaySleep;
 
 use crate::head::{HasRcuPtr, RcuPtr, object_of};
@@ -57,8 +58,12 @@ pub type SrcuTracker<F> = Pending<GivenUp, &'static SrcuDomain<F>>;
 ///
 /// # Panics
 /// If `head` lies in no such object.
+#[cfg_attr(debug_assertions, track_caller)]
 pub unsafe fn kfree_srcu<D: GracePeriods>(tracker: &Pending<GivenUp, D>, head: NonNull<RcuPtr>) {
     let object = object_of(head).unwrap_or_else(|| crate::bad_head(head));
+    if !may_wait(object) {
+        return;
+    }
     // SAFETY: the caller gives the object up, and the head lies in it.
     let given_up = unsafe { GivenUp::new(object, Some(head)) };
     tracker.enqueue(given_up).expect("an object with a head is taken");
@@ -70,11 +75,16 @@ pub unsafe fn kfree_srcu<D: GracePeriods>(tracker: &Pending<GivenUp, D>, head: N
 ///
 /// # Safety
 /// `object` is the start of an object of `kmalloc`, a cache or `vmalloc`; the rest as for [`kfree_srcu`].
+#[cfg_attr(debug_assertions, track_caller)]
 pub unsafe fn kfree_srcu_mightsleep<D: GracePeriods>(
     tracker: &Pending<GivenUp, D>,
     object: NonNull<u8>,
     cx: &mut MaySleep,
 ) {
+    cx.assert_may_sleep();
+    if !may_wait(object) {
+        return;
+    }
     // SAFETY: the caller gives the object up.
     tracker.enqueue_mightsleep(unsafe { GivenUp::new(object, None) }, cx);
 }
@@ -82,6 +92,7 @@ pub unsafe fn kfree_srcu_mightsleep<D: GracePeriods>(
 /// [`kfree_srcu`] for a box; see [`owned`](crate::owned).
 ///
 /// Context: as for [`kfree_srcu`].
+#[cfg_attr(debug_assertions, track_caller)]
 pub fn kfree_srcu_owned<O: Owner, D: GracePeriods>(tracker: &Pending<GivenUp, D>, owner: O)
 where
     O::Value: HasRcuPtr,

@@ -15,7 +15,7 @@ use slab::{CacheFlags, KBox};
 use sync::Rng;
 
 use crate::together::{MS, spawn};
-use crate::{Failure, ensure, ensure_eq, ktest};
+use crate::{Failure, ensure, ensure_eq, ktest, skip};
 
 rcu::srcu_domain! {
     /// Readers of the objects here.
@@ -193,6 +193,33 @@ ktest! {
         tracker.exit(t.cx);
         fast.exit(t.cx);
         of_rcu.exit(t.cx);
+        nodes.destroy(t.cx).map_err(|(_, leaked)| crate::__failed!("{leaked:?}"))
+    }
+
+    /// Builds with assertions find an object that waits and is given up again, or freed; it is freed once.
+    fn an_object_that_waits_is_neither_given_up_again_nor_freed(t: &mut Test) {
+        if !cfg!(debug_assertions) {
+            skip!("needs assertions");
+        }
+        t.damages_slabs = true;
+        let (tracker, nodes) = (tracker("test_twice")?, cache("test_srcu_twice")?);
+        let node = nodes.alloc(Node::new(), AllocFlags::NOWAIT).map_err(|_| crate::__failed!("no memory"))?;
+        let node = CacheBox::into_raw(node);
+        // SAFETY: inside the node.
+        let head = unsafe { node.byte_add(core::mem::offset_of!(Node, rcu)) }.cast::<RcuPtr>();
+        let before = slab::debug::reports();
+        let section = srcu_read_lock(&READERS);
+        // SAFETY: what is wrong with it is what the test is about; the checks are there to notice.
+        unsafe {
+            kfree_srcu(&tracker, head);
+            kfree_srcu(&tracker, head);
+            kfree_srcu_mightsleep(&tracker, node.cast(), t.cx);
+            slab::kfree(node.cast());
+        }
+        let (waiting, reports) = (tracker.waiting().objects, slab::debug::reports() - before);
+        drop(section);
+        tracker.exit(t.cx);
+        ensure_eq!((waiting, reports), (1, 3), "objects that wait, and reports");
         nodes.destroy(t.cx).map_err(|(_, leaked)| crate::__failed!("{leaked:?}"))
     }
 }
