@@ -31,8 +31,8 @@ use sync::{ATOMIC, CallbackHead, LockClass, MaySleep, Once, PreemptGuard, bug};
 use crate::bulk::Bulk;
 use crate::call::CallRcu;
 use crate::head::RcuPtr;
-use crate::kvfree_rcu_barrier;
 use crate::pending::ByCookie;
+use crate::{kvfree_rcu_barrier, page_cache};
 
 sync::param! {
     /// Where `kfree_rcu` puts objects.
@@ -97,6 +97,14 @@ pub(crate) trait Engine {
     /// Context: task, softirq, hardirq; preemption off, interrupts on or off, also with a run queue locked. Never waits for
     /// memory.
     fn enqueue(object: NonNull<u8>, head: Option<Head>) -> bool;
+
+    /// The same for an object without a head, where it may wait for locks to get memory, but not for memory (K-8).
+    ///
+    /// Context: task; sleeps.
+    fn enqueue_headless(object: NonNull<u8>, _: &mut MaySleep) -> bool {
+        let _pin = PreemptGuard::new(ATOMIC);
+        Self::enqueue(object, None)
+    }
 
     /// Waits until every object that was taken in before is free. Cheap if there is none.
     ///
@@ -214,6 +222,21 @@ pub(crate) fn enqueue(object: NonNull<u8>, head: Option<Head>) -> bool {
     engine!(current(), enqueue(object, head))
 }
 
+/// Gives `object`, which has no head, to the engine in use. If false there is no memory to remember it by, and the caller
+/// waits for a grace period itself.
+///
+/// A [`switch`] does not wait for a call that is under way here (BE-2): it may sleep.
+///
+/// Context: task; sleeps.
+pub(crate) fn enqueue_headless(object: NonNull<u8>, cx: &mut MaySleep) -> bool {
+    let back_end = current();
+    let taken = engine!(back_end, enqueue_headless(object, cx));
+    if !taken {
+        count(back_end, Event::Waited, 1);
+    }
+    taken
+}
+
 /// Waits until every object that any engine holds now is free.
 ///
 /// Context: task; sleeps.
@@ -272,9 +295,11 @@ events! {
     Enqueued = "enqueued",
     /// Object taken in that found no memory to be remembered by, and is linked through its head.
     ByHead = "by_head",
+    /// Object without a head that found no memory to be remembered by: its caller waited for a grace period.
+    Waited = "waited",
     /// Object freed.
     Freed = "freed",
-    /// Grace period asked for.
+    /// Grace period asked for, other than by a callback.
     GracePeriods = "grace_periods",
     /// Callback queued.
     Callbacks = "callbacks",
@@ -318,8 +343,13 @@ pub(crate) fn reclaim_queue() -> Option<&'static WorkQueue> {
     RECLAIM.get()
 }
 
+/// Spare pages, and objects, of which nobody knows how many pages they are (K-9).
+fn count_for_reclaim() -> usize {
+    page_cache::total() + waiting().objects
+}
+
 static SHRINKER: Shrinker =
-    Shrinker::new("kfree_rcu", || waiting().objects, |_, cx| reclaim(true, cx)).with_settle(|cx| {
+    Shrinker::new("kfree_rcu", count_for_reclaim, |_, cx| reclaim(true, cx)).with_settle(|cx| {
         reclaim(false, cx);
     });
 
@@ -336,6 +366,7 @@ pub(crate) fn init(cx: &mut MaySleep) {
     let choice = BackEnd::from_name(CHOICE.get()).expect("the parameter allows names of back ends only");
     CURRENT.store(choice as u8, Relaxed);
     crate::pending::init();
+    page_cache::init();
     crate::call::init();
     crate::bulk::init();
     sched::hotplug::register(&NOTIFIER);

@@ -3,16 +3,22 @@
 //! A page of pointers rather than a list through the objects: the objects' own cache lines stay cold until they are freed
 //! (S3-20), and objects without a head fit too.
 
+use core::mem::MaybeUninit;
 use core::ptr::NonNull;
 
 use arch::{PAGE_SIZE, clock};
-use mm::AllocFlags;
+use mm::{AllocFlags, Page};
 use rcu::FullCookie;
 use slab::waiting::{self, Stage};
 use sync::bug;
 
+use crate::page_cache;
+
 /// Pointers in a page: what the header leaves.
 pub(crate) const RECORDS: usize = (PAGE_SIZE - 40) / size_of::<usize>();
+
+/// How pages are allocated: objects are remembered in what memory there is, or through their heads.
+const FLAGS: AllocFlags = AllocFlags::NO_RESERVE.union(AllocFlags::NOWARN);
 
 /// One page of pointers, owned by whoever has the [`Bnode`].
 #[repr(C)]
@@ -23,7 +29,7 @@ struct Raw {
     len: usize,
     /// When the first pointer came, by the monotonic clock.
     since_ns: u64,
-    records: [*mut u8; RECORDS],
+    records: [MaybeUninit<NonNull<u8>>; RECORDS],
 }
 
 const _: () = assert!(size_of::<Raw>() == PAGE_SIZE && RECORDS == 507);
@@ -37,12 +43,20 @@ unsafe impl Send for Bnode {}
 impl Bnode {
     /// A fresh page, or nothing: without waiting, spinning or reserves.
     pub(crate) fn alloc() -> Option<Self> {
-        let page = mm::alloc_pages_nolock(0, None, AllocFlags::NO_RESERVE | AllocFlags::NOWARN)?;
+        Self::in_page(mm::alloc_pages_nolock(0, None, FLAGS)?)
+    }
+
+    /// The same, but it waits for locks; not for memory: to reclaim some may take a grace period. Context: task.
+    pub(crate) fn alloc_task() -> Option<Self> {
+        Self::in_page(mm::alloc_pages(0, None, FLAGS).ok()?)
+    }
+
+    fn in_page(page: &'static Page) -> Option<Self> {
         let raw = NonNull::new(page.virt())?.cast::<Raw>();
         // SAFETY: a fresh page, large enough and aligned for the header; the records are written before they are read.
         unsafe {
             (&raw mut (*raw.as_ptr()).next).write(None);
-            (&raw mut (*raw.as_ptr()).cookie).write(rcu::get_state_full());
+            (&raw mut (*raw.as_ptr()).cookie).write(FullCookie::completed());
             (&raw mut (*raw.as_ptr()).len).write(0);
             (&raw mut (*raw.as_ptr()).since_ns).write(0);
         }
@@ -70,12 +84,21 @@ impl Bnode {
     /// Adds an object that waits for the grace period `cookie`, which is no earlier than any before.
     pub(crate) fn push(&mut self, object: NonNull<u8>, cookie: FullCookie) {
         let raw = self.raw_mut();
-        if raw.len == 0 {
+        let is_first = raw.len == 0;
+        if is_first {
             raw.since_ns = clock::now_ns();
         }
-        raw.records[raw.len] = object.as_ptr();
+        raw.records[raw.len].write(object);
         raw.len += 1;
-        raw.cookie = cookie;
+        if is_first
+            || !bug!(
+                "kfree_rcu.cookie_of_the_first",
+                "a page of objects waits for the grace period of its first",
+                "kfree_rcu_bulk.*last_object*"
+            )
+        {
+            raw.cookie = cookie;
+        }
     }
 
     /// Whether the last object's grace period is over.
@@ -88,24 +111,48 @@ impl Bnode {
             )
     }
 
-    /// Frees every object and the page. Says how many objects they were.
+    /// Frees every object, and the page or keeps it. Says how many objects they were.
     ///
     /// If the grace period is not over it says so in the log and leaks them instead (K-6): better no memory than an object
     /// freed under its reader.
-    pub(crate) fn free_all(self) -> usize {
-        let len = self.len();
+    pub(crate) fn free_all(mut self) -> usize {
         if !self.expired() {
-            return refuse(len);
+            return refuse(self.len());
         }
-        waiting::record(Stage::Bulk, clock::now_ns().saturating_sub(self.raw().since_ns));
-        for &object in &self.raw().records[..len] {
-            let object = NonNull::new(object).expect("a record is an object");
-            waiting::leave(Stage::Bulk, object);
-            crate::free_now(object);
+        let raw = self.raw_mut();
+        // SAFETY: so many were written by `push`.
+        let objects = unsafe { raw.records[..raw.len].assume_init_mut() };
+        let freed = objects.len();
+        if let Some(first) = objects.first() {
+            waiting::record(Stage::Bulk, clock::now_ns().saturating_sub(raw.since_ns));
+            for &object in &*objects {
+                waiting::leave(Stage::Bulk, object);
+                slab::debug::wait_over(object);
+            }
+            // A page's objects are of one channel.
+            if mm::is_vmalloc(first.as_ptr()) {
+                objects.iter().for_each(|&object| mm::vfree_deferred(object));
+            } else {
+                // SAFETY: they were given up, and all readers are gone.
+                unsafe { slab::bulk::kfree_bulk(objects) };
+            }
         }
-        let page = mm::page_of(self.0.as_ptr().cast()).expect("a Bnode is a page");
-        mm::free_pages(page, 0);
-        len
+        raw.len = 0;
+        self.retire();
+        freed
+    }
+
+    /// Keeps the page, which is empty, for the next object, or gives it back.
+    pub(crate) fn retire(self) {
+        if let Err(page) = page_cache::put(self) {
+            page.free();
+        }
+    }
+
+    /// Gives the page back, which is empty.
+    pub(crate) fn free(self) {
+        debug_assert_eq!(self.len(), 0, "a page of pointers is freed before its objects");
+        mm::free_pages(mm::page_of(self.0.as_ptr().cast()).expect("a Bnode is a page"), 0);
     }
 }
 
@@ -114,6 +161,36 @@ impl Bnode {
 pub(crate) fn refuse(len: usize) -> usize {
     log::error!("kfree_rcu: {len} objects are to be freed inside their grace period; they are leaked");
     0
+}
+
+/// Empty pages, any first.
+#[derive(Default)]
+pub(crate) struct Stack {
+    first: Option<Bnode>,
+    len: usize,
+}
+
+impl Stack {
+    pub(crate) const fn new() -> Self {
+        Self { first: None, len: 0 }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(crate) fn push(&mut self, mut page: Bnode) {
+        page.raw_mut().next = self.first.take();
+        self.first = Some(page);
+        self.len += 1;
+    }
+
+    pub(crate) fn pop(&mut self) -> Option<Bnode> {
+        let mut page = self.first.take()?;
+        self.first = page.raw_mut().next.take();
+        self.len -= 1;
+        Some(page)
+    }
 }
 
 /// A queue of pages, oldest first.

@@ -37,20 +37,31 @@ use arch::{CpuId, clock};
 use rcu::FullCookie;
 use sched::{DelayedWork, Mutex, WorkItem};
 use slab::waiting::{self, Stage as Waits};
-use sync::{ATOMIC, CallbackHead, IrqWork, LockClass, MaySleep, SpinLock, hook};
+use sync::{ATOMIC, CallbackHead, IrqWork, LockClass, MaySleep, PreemptGuard, SpinLock, bug, hook};
 
 use self::load::Load;
 use crate::backend::{self, BackEnd, Engine, Event, Head, Waiting};
 use crate::bnode::{Bnode, RECORDS};
+use crate::page_cache;
 
-/// How long objects may wait for company (K-3).
-pub const DRAIN_DELAY_NS: u64 = 5_000_000_000;
+/// Objects of a CPU, waiting in whatever way, from which on grace periods are expedited: as many as make RCU hurry with
+/// callbacks (`rcutree.qhimark`), rounded up to pages.
+pub const FLOOD_OBJECTS: usize = 20 * RECORDS;
+
+sync::param! {
+    /// How long objects may wait for company before a grace period is asked for on their behalf.
+    static DELAY_MS: u32 = "grange.kfree_rcu_drain_ms", default 5000, in 1..=100_000, unit "ms";
+}
+
+/// The same in nanoseconds (K-3). Set at boot and by [`set_drain_delay_ns`].
+static DELAY_NS: AtomicU64 = AtomicU64::new(5_000_000_000);
 /// Batches of a CPU that may wait for a grace period at once (K-1).
 const BATCHES: usize = 2;
 
 static CLASS: LockClass = LockClass::new("kfree_rcu.bulk");
 static BATCH_CLASS: LockClass = LockClass::new("kfree_rcu.batch");
 static DUE_CLASS: LockClass = LockClass::new("kfree_rcu.due");
+static HURRIED_CLASS: LockClass = LockClass::new("kfree_rcu.hurried");
 static FREEING_CLASS: LockClass = LockClass::new("kfree_rcu.freeing");
 
 /// Where a batch is.
@@ -82,6 +93,8 @@ struct Krc {
     drain: DelayedWork,
     /// When the drain is to come, by the monotonic clock, if it was armed and has not begun since.
     due_ns: SpinLock<Option<u64>>,
+    /// The expedited grace period that was asked for last. Inside the lock: what `rcu::start_poll_expedited` takes.
+    hurried: SpinLock<Option<rcu::Cookie>>,
     /// Held while expired objects are off the load and not free yet. Nothing nests inside it but what freeing takes.
     freeing: Mutex<()>,
     /// Batches sent so far. Written under the lock of `load`, which is empty then.
@@ -106,6 +119,7 @@ sync::per_cpu! {
         arm: IrqWork::new(|work| container_of(work, offset_of!(Krc, arm)).arm()),
         drain: DelayedWork::new(|work, cx| container_of(work, offset_of!(Krc, drain)).drain_is_due(cx)),
         due_ns: SpinLock::new(None, &DUE_CLASS),
+        hurried: SpinLock::new(None, &HURRIED_CLASS),
         freeing: Mutex::new((), &FREEING_CLASS),
         sent: AtomicU64::new(0),
     };
@@ -131,8 +145,32 @@ fn count(event: Event, n: usize) {
     backend::count(BackEnd::Bulk, event, n);
 }
 
+/// How long objects may wait for company from now on. A drain that is armed comes when it was to come.
+///
+/// Context: any.
+pub fn set_drain_delay_ns(ns: u64) {
+    DELAY_NS.store(ns, Relaxed);
+}
+
+/// How long objects may wait for company.
+///
+/// Context: any.
+#[must_use]
+pub fn drain_delay_ns() -> u64 {
+    DELAY_NS.load(Relaxed)
+}
+
+/// When the drain of `cpu`, which is present, is to come, by the monotonic clock; nothing if none is armed.
+///
+/// Context: any but NMI.
+#[must_use]
+pub fn drain_due_ns(cpu: CpuId) -> Option<u64> {
+    *krc_of(cpu).due_ns.lock_irqsave(ATOMIC)
+}
+
 /// Arms the drains of what was given before timers ran (S2-7).
 pub(crate) fn init() {
+    set_drain_delay_ns(u64::from(DELAY_MS.get()) * 1_000_000);
     for cpu in arch::cpu::online().iter() {
         krc_of(cpu).arm.queue_on(cpu);
     }
@@ -160,16 +198,45 @@ impl Engine for Bulk {
             if channel.push(object, cookie) {
                 return true;
             }
-            if let Some(page) = Bnode::alloc() {
-                count(Event::Pages, 1);
+            if let Some(page) = page() {
                 channel.add(page);
                 return channel.push(object, cookie);
             }
             let Some(head) = head else { return false };
             count(Event::ByHead, 1);
-            load.heads.push(head.link(), cookie);
+            if !bug!("kfree_rcu.head_lost", "an object that finds no page is forgotten", "kfree_rcu_bulk.*no_memory*") {
+                load.heads.push(head.link(), cookie);
+            }
             true
         })
+    }
+
+    fn enqueue_headless(object: NonNull<u8>, _: &mut MaySleep) -> bool {
+        let krc = {
+            let _pin = PreemptGuard::new(ATOMIC);
+            if Self::enqueue(object, None) {
+                return true;
+            }
+            this_krc()
+        };
+        let mut page = Bnode::alloc_task();
+        if page.is_none() {
+            return false;
+        }
+        count(Event::Pages, 1);
+        let _pin = PreemptGuard::new(ATOMIC);
+        // Wherever this thread runs now: the CPU that gets a page is the one that had none (K-8).
+        krc.enqueue(object, |load, cookie| {
+            let channel = load.channel(object);
+            if !channel.push(object, cookie) {
+                page.take().into_iter().for_each(|page| channel.add(page));
+                channel.push(object, cookie);
+            }
+            true
+        });
+        // Somebody else brought one meanwhile.
+        page.into_iter().for_each(Bnode::retire);
+        true
     }
 
     fn drain(cx: &mut MaySleep) {
@@ -180,15 +247,33 @@ impl Engine for Bulk {
     /// batches need no CPU of their own: they come back where their callback runs.
     fn dead(cpu: CpuId, cx: &mut MaySleep) {
         krc_of(cpu).drain_is_due(cx);
+        page_cache::empty(cpu);
     }
 
     fn reclaim(cx: &mut MaySleep) -> usize {
-        arch::cpu::present().iter().map(|cpu| krc_of(cpu).free_expired(cx)).sum()
+        let Some(queue) = backend::reclaim_queue() else { return 0 };
+        let spare = page_cache::drain(queue);
+        let expired = |cpu| {
+            let krc = krc_of(cpu);
+            let pages = krc.free_expired(cx);
+            krc.send_batch();
+            pages
+        };
+        spare + arch::cpu::present().iter().map(expired).sum::<usize>()
     }
 
     fn waiting() -> Waiting {
         arch::cpu::present().iter().map(|cpu| krc_of(cpu).waiting()).fold(Waiting::default(), Waiting::and)
     }
+}
+
+/// An empty page: a spare one, else one from the page allocator unless memory was short of late.
+fn page() -> Option<Bnode> {
+    page_cache::take().or_else(|| {
+        let fresh = if page_cache::is_backing_off() { None } else { Bnode::alloc() };
+        count(Event::Pages, usize::from(fresh.is_some()));
+        fresh
+    })
 }
 
 impl Krc {
@@ -203,7 +288,8 @@ impl Krc {
             if !take(&mut load, rcu::get_state_full()) {
                 return false;
             }
-            is_first || load.objects().is_multiple_of(RECORDS)
+            (is_first && !bug!("kfree_rcu.first_unarmed", "the first object arms no drain", "kfree_rcu_bulk.*sooner*"))
+                || load.objects().is_multiple_of(RECORDS)
         };
         // Still there: its grace period waits for this CPU, too.
         waiting::enter(Waits::Bulk, object);
@@ -215,20 +301,37 @@ impl Krc {
         true
     }
 
-    /// Sees to it that what is here gets drained (BULK-2), and in time. Context: task, hardirq.
+    /// Sees to it that what is here gets drained (BULK-2), and in time, and that there are spare pages. Context: task,
+    /// hardirq.
     fn arm(&'static self) {
         let Some(queue) = backend::reclaim_queue() else { return };
+        page_cache::arm(arch::cpu::current(), queue);
+        let objects = self.waiting().objects;
+        if objects >= FLOOD_OBJECTS {
+            self.hurry();
+        }
         let mut due_ns = self.due_ns.lock_irqsave(ATOMIC);
         let delay_ns = match self.load.lock_irqsave(ATOMIC).objects() {
             0 => return,
-            1..RECORDS => DRAIN_DELAY_NS,
+            1..RECORDS => DELAY_NS.load(Relaxed),
             RECORDS.. => 0,
         };
         let wish_ns = clock::now_ns() + delay_ns;
+        let sooner = due_ns.is_none_or(|due_ns| wish_ns < due_ns);
         // BULK-4.
-        if due_ns.is_none_or(|due_ns| wish_ns < due_ns) {
+        if sooner || bug!("kfree_rcu.put_off", "each object puts the drain off", "kfree_rcu_bulk.*sooner*") {
             *due_ns = Some(wish_ns);
             queue.modify_delayed(&self.drain, delay_ns);
+        }
+    }
+
+    /// Objects come faster than grace periods end: has one expedited, unless the last that was asked for here is still under way
+    /// (S3-29).
+    fn hurry(&self) {
+        let mut hurried = self.hurried.lock_irqsave(ATOMIC);
+        if hurried.is_none_or(rcu::poll) {
+            count(Event::GracePeriods, 1);
+            *hurried = Some(rcu::start_poll_expedited());
         }
     }
 
@@ -247,13 +350,21 @@ impl Krc {
         let mut pages = 0;
         loop {
             let page = self.load.lock_irqsave(ATOMIC).pop_expired();
-            let Some(page) = page else { break };
+            let Some(page) = page.or_else(|| self.pop_expired_of_batches()) else { break };
             count(Event::Freed, page.free_all());
             pages += 1;
         }
         let heads = self.load.lock_irqsave(ATOMIC).heads.take_expired();
         count(Event::Freed, heads.free_all());
         pages
+    }
+
+    /// A page whose batch has not been told yet that its grace period is over.
+    fn pop_expired_of_batches(&self) -> Option<Bnode> {
+        self.batches.iter().find_map(|batch| match &mut *batch.stage.lock_irqsave(ATOMIC) {
+            Stage::Waiting(load) => load.pop_expired(),
+            Stage::Free | Stage::Freeing => None,
+        })
     }
 
     /// Sends everything here through a grace period as one batch. False if no batch is free; then the one that comes back

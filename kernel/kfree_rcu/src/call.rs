@@ -35,8 +35,8 @@ static ALLOCATE: AtomicBool = AtomicBool::new(true);
 struct Tracker {
     rcu: CallbackHead,
     object: NonNull<u8>,
-    /// When it was made, by the monotonic clock; wraps after 49 days.
-    since_ms: u32,
+    /// When it was made, by the monotonic clock; wraps after 71 minutes.
+    since_us: u32,
     /// The CPU where.
     home: u32,
 }
@@ -46,11 +46,11 @@ struct Tracked {
     /// How many wait that were made there.
     waiting: AtomicUsize,
     /// When the one was made that was freed last, or the first of those that wait: no other that waits is older.
-    since_ms: AtomicU32,
+    since_us: AtomicU32,
 }
 
 sync::per_cpu! {
-    static TRACKED: Tracked = Tracked { waiting: AtomicUsize::new(0), since_ms: AtomicU32::new(0) };
+    static TRACKED: Tracked = Tracked { waiting: AtomicUsize::new(0), since_us: AtomicU32::new(0) };
 }
 
 fn tracked_on(cpu: CpuId) -> &'static Tracked {
@@ -58,8 +58,8 @@ fn tracked_on(cpu: CpuId) -> &'static Tracked {
     unsafe { &*TRACKED.ptr_on(cpu) }
 }
 
-fn now_ms() -> u32 {
-    (clock::now_ns() / 1_000_000) as u32
+fn now_us() -> u32 {
+    (clock::now_ns() / 1_000) as u32
 }
 
 /// Whether trackers are allocated from now on (S3-22).
@@ -131,14 +131,14 @@ impl Engine for CallRcu {
         // In this order, so that the difference is not negative.
         let freed = backend::total(BackEnd::CallRcu, Event::Freed);
         let objects = backend::total(BackEnd::CallRcu, Event::Enqueued) - freed;
-        let now = now_ms();
+        let now = now_us();
         let age = |cpu| {
             let tracked = tracked_on(cpu);
             let waits = tracked.waiting.load(Relaxed) != 0;
-            if waits { now.wrapping_sub(tracked.since_ms.load(Relaxed)) } else { 0 }
+            if waits { now.wrapping_sub(tracked.since_us.load(Relaxed)) } else { 0 }
         };
-        let oldest_ms = arch::cpu::present().iter().map(age).max().unwrap_or(0);
-        Waiting { objects: objects as usize, oldest_ns: u64::from(oldest_ms) * 1_000_000 }
+        let oldest_us = arch::cpu::present().iter().map(age).max().unwrap_or(0);
+        Waiting { objects: objects as usize, oldest_ns: u64::from(oldest_us) * 1_000 }
     }
 }
 
@@ -149,14 +149,14 @@ impl Tracker {
             return None;
         }
         let tracker = slab::kmalloc_nolock(size_of::<Tracker>(), AllocFlags::NOWARN)?.cast::<Tracker>();
-        let (cpu, since_ms) = (arch::cpu::current(), now_ms());
+        let (cpu, since_us) = (arch::cpu::current(), now_us());
         let home = cpu.index() as u32;
         // SAFETY: fresh memory of that size, aligned to 8.
-        unsafe { tracker.write(Tracker { rcu: CallbackHead::new(), object, since_ms, home }) };
+        unsafe { tracker.write(Tracker { rcu: CallbackHead::new(), object, since_us, home }) };
         count(Event::Pages);
         let tracked = tracked_on(cpu);
         if tracked.waiting.fetch_add(1, Relaxed) == 0 {
-            tracked.since_ms.store(since_ms, Relaxed);
+            tracked.since_us.store(since_us, Relaxed);
         }
         Some(tracker)
     }
@@ -166,12 +166,13 @@ impl Tracker {
 unsafe fn free_by_tracker(rcu: *mut CallbackHead) {
     let tracker = NonNull::new(rcu).expect("RCU calls with a head").cast::<Tracker>();
     // SAFETY: RCU hands back what `enqueue` handed over, a field at the start of a Tracker, which is ours now.
-    let Tracker { object, since_ms, home, .. } = unsafe { tracker.read() };
+    let Tracker { object, since_us, home, .. } = unsafe { tracker.read() };
     // SAFETY: from kmalloc_nolock, and nobody else's.
     unsafe { slab::kfree(tracker.cast()) };
     let tracked = tracked_on(CpuId::new(home as usize));
-    tracked.since_ms.store(since_ms, Relaxed);
+    tracked.since_us.store(since_us, Relaxed);
     tracked.waiting.fetch_sub(1, Relaxed);
+    waiting::record(Stage::CallRcu, u64::from(now_us().wrapping_sub(since_us)) * 1_000);
     free(object);
 }
 

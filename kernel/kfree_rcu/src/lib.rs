@@ -20,6 +20,7 @@
 //! | [`srcu`] | `kfree_srcu`: the same for the readers of a domain of SRCU |
 //! | [`backend`] | what every back end does; the choice between them, and their counters |
 //! | [`bulk`] | per-CPU pages of pointers (K-1 to K-9) |
+//! | [`page_cache`] | spare pages for these, and what happens when memory is short |
 //! | [`call`] | a callback for each object |
 //! | [`pending`] | objects that wait by cookie, of any type, for RCU or an SRCU domain (S3) |
 //! | [`barrier`] | waiting until everything given before is free |
@@ -56,6 +57,7 @@ pub mod bulk_call;
 pub mod call;
 pub mod head;
 pub mod owned;
+pub mod page_cache;
 pub mod pending;
 pub mod srcu;
 
@@ -214,7 +216,7 @@ pub unsafe fn kfree_rcu_mightsleep(object: NonNull<u8>, cx: &mut MaySleep) {
     if backend::sheaves_first() && unsafe { slab::rcu_free::free(object, Spin::May) } {
         return;
     }
-    if backend::enqueue(object, None) {
+    if backend::enqueue_headless(object, cx) {
         return;
     }
     rcu::synchronize_rcu(cx);

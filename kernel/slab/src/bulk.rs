@@ -3,6 +3,7 @@
 //! | | what | in one piece | then |
 //! |---|---|---|---|
 //! | [`alloc_bulk`](RawCache::alloc_bulk) | all objects asked for, or none | main, spare and full sheaves of the barn | slabs of this node, new slabs, other nodes' |
+//! | [`kfree_bulk`] | objects of any caches, and large blocks | those of one cache | as below |
 //! | [`free_bulk`](RawCache::free_bulk) | objects of one cache | main, spare and empty sheaves of the barn | slabs, objects of one slab together |
 //!
 //! # Invariants
@@ -22,6 +23,7 @@ use mm::AllocFlags;
 
 use crate::Spin;
 use crate::cache::RawCache;
+use crate::slab_ref::SlabRef;
 use crate::stats::Stat;
 
 impl RawCache {
@@ -139,6 +141,30 @@ impl RawCache {
         }
         self.count_many(Stat::FreeFastpath, (objects.len() - left) as u64);
         objects.len() - left
+    }
+}
+
+/// Frees objects of any caches, and large blocks of `kmalloc`, those of one cache together; leaves them in another order.
+///
+/// Context: any but NMI.
+///
+/// # Safety
+/// As for [`kfree`](crate::kmalloc::kfree), for each; and each stands there once.
+pub unsafe fn kfree_bulk(objects: &mut [NonNull<u8>]) {
+    let cache_of = |object| SlabRef::of(object).map(SlabRef::cache);
+    let mut rest = objects;
+    while let Some(&first) = rest.first() {
+        let Some(cache) = cache_of(first) else {
+            // SAFETY: passed on from the caller.
+            unsafe { crate::kmalloc::kfree(first) };
+            rest = &mut rest[1..];
+            continue;
+        };
+        let of_this = to_front(rest, |object| cache_of(object).is_some_and(|other| core::ptr::eq(other, cache)));
+        let (objects, others) = rest.split_at_mut(of_this);
+        // SAFETY: passed on from the caller.
+        unsafe { cache.free_bulk(objects) };
+        rest = others;
     }
 }
 

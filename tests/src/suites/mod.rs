@@ -11,6 +11,8 @@ mod hotplug_slab;
 mod kfree_rcu;
 mod kfree_rcu_backend;
 mod kfree_rcu_barrier;
+mod kfree_rcu_bulk;
+mod kfree_rcu_call;
 mod kfree_rcu_debug;
 mod kfree_rcu_front;
 #[cfg(feature = "mutants")]
