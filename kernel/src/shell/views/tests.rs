@@ -35,6 +35,9 @@ fn test(session: &mut Session<'_>, arguments: &[&str]) -> Result<(), Complaint> 
     let summary = ::tests::run(::tests::TESTS.iter(), &plan, session.cx, &mut PlainLines(&mut line));
     if summary.is_pass() {
         Ok(())
+    } else if summary.planned == 0 {
+        let glob = globs.copied().unwrap_or("*");
+        Err(Complaint::new(format_args!("`{glob}` matches no test; `test --list` names them")))
     } else {
         Err(Complaint::new(format_args!("{} of {} failed", summary.failed, summary.planned)))
     }
