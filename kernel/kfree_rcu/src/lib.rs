@@ -63,6 +63,10 @@ pub mod srcu;
 
 mod bnode;
 #[cfg(test)]
+mod bnode_tests;
+#[cfg(test)]
+mod front_tests;
+#[cfg(test)]
 mod test_machine;
 
 use core::ptr::NonNull;

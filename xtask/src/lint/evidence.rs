@@ -5,7 +5,7 @@
 //! |---|---|
 //! | `suite.name` | `tests/src/suites/` or `examples/` has a `ktest!` of that name in the module of that name |
 //! | `crate::module::name` | the crate has a `#[test]` of that name in a file of that module; `tests` in between may be left out |
-//! | a bench | `tests/src/` has the name as a string |
+//! | `suite.bench` | `tests/src/benches/` has a `bench!` of that name in the module of that name |
 //! | `docs/file.md#section` | the page has a heading with that anchor |
 
 use std::collections::BTreeSet;
@@ -33,9 +33,8 @@ const CRATES: [(&str, &str); 11] = [
 pub struct Evidence {
     kernel_tests: BTreeSet<String>,
     host_tests: BTreeSet<String>,
+    benches: BTreeSet<String>,
     sections: BTreeSet<String>,
-    /// The sources of the in-kernel suites and benches.
-    suites: String,
 }
 
 impl Evidence {
@@ -73,10 +72,10 @@ impl Evidence {
         self.host_tests.contains(&canonical(path.split("::")))
     }
 
-    /// Whether the suites measure something by that name.
+    /// Whether `suite.name` is a bench.
     #[must_use]
     pub fn has_bench(&self, name: &str) -> bool {
-        self.suites.contains(&format!("\"{name}\""))
+        self.benches.contains(name)
     }
 
     /// Whether `docs/file.md#section` is there.
@@ -87,12 +86,16 @@ impl Evidence {
 
     /// Takes in a file of the crate of in-kernel tests; `path` is below its `src`.
     pub(super) fn read_suite(&mut self, path: &str, text: &str) {
-        let below = ["suites/", "examples/"].iter().find_map(|folder| path.strip_prefix(folder));
-        if let Some(suite) = below.and_then(|path| modules(path).last().copied()) {
-            let tests = text.lines().filter(|line| line.contains(": &mut Test)")).filter_map(function);
-            self.kernel_tests.extend(tests.map(|name| format!("{suite}.{name}")));
+        let Some((folder, below)) = path.split_once('/') else { return };
+        let (names, argument) = match folder {
+            "suites" | "examples" => (&mut self.kernel_tests, ": &mut Test)"),
+            "benches" => (&mut self.benches, ": &mut Bencher)"),
+            _ => return,
+        };
+        if let Some(suite) = modules(below).last() {
+            let declared = text.lines().filter(|line| line.contains(argument)).filter_map(function);
+            names.extend(declared.map(|name| format!("{suite}.{name}")));
         }
-        self.suites.push_str(text);
     }
 
     /// Takes in a file of a crate; `path` is below the crate's folder.
@@ -216,9 +219,11 @@ mod tests {
     }
 
     #[test]
-    fn a_bench_is_a_name_in_the_suites() {
+    fn a_bench_is_a_function_of_a_module_of_benches_that_takes_the_bencher() {
         let mut evidence = Evidence::default();
-        evidence.read_suite("suites/slab.rs", "figure(\"slab.pair\")");
-        assert!(evidence.has_bench("slab.pair") && !evidence.has_bench("slab"));
+        let text = "    fn pair(b: &mut Bencher) {\nfn helper(b: &mut Bencher<'_>) {\n// \"slab.named\"\n";
+        evidence.read_suite("benches/slab.rs", text);
+        assert!(evidence.has_bench("slab.pair") && !evidence.has_kernel_test("slab.pair"));
+        assert!(!evidence.has_bench("slab.helper") && !evidence.has_bench("slab.named"));
     }
 }

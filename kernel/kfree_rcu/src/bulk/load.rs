@@ -120,3 +120,7 @@ impl Heads {
         self.len
     }
 }
+
+#[cfg(test)]
+#[path = "load_tests.rs"]
+mod tests;
