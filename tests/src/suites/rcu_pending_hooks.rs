@@ -76,7 +76,7 @@ ktest! {
     /// S3-5: the tree that lacked a node has become another one when the node is there.
     fn a_tree_that_others_fill_meanwhile_takes_the_node_or_needs_none(t: &mut Test) {
         let pending = Pending::new("stepped", TreeRcu).map_err(|error| crate::__failed!("{error}"))?;
-        let pending: &'static Pending<KBox<Node>> = *STEPPED.call_once(|| Box::leak(Box::new(pending)));
+        let pending: &'static Pending<KBox<Node>> = STEPPED.call_once(|| Box::leak(Box::new(pending)));
         let before = pending.counts().enqueued;
         for _ in 0..20 {
             let attached = attach(fill_bucket);
