@@ -132,12 +132,12 @@ impl<T: Deferred, D: GracePeriods, S: Store> Cpu<T, D, S> {
     /// Takes an object out that waits here.
     pub(super) fn dequeue(&self) -> Option<NonNull<u8>> {
         let mut surplus = Stash::new();
-        let mut state = self.state.lock_irqsave(ATOMIC);
-        hook!("kfree_rcu.pending");
-        // SAFETY: only `enqueue` of this `T` puts something in.
-        let object = unsafe { state.pop::<T>() };
-        state.stash.spill(KEEP, &mut surplus);
-        drop(state);
+        let object = self.with(|state| {
+            // SAFETY: only `enqueue` of this `T` puts something in.
+            let object = unsafe { state.pop::<T>() };
+            state.stash.spill(KEEP, &mut surplus);
+            object
+        });
         if let Some(object) = object {
             waiting::leave(Stage::Pending, object);
         }
