@@ -181,6 +181,11 @@ pub fn residence(stage: Stage) -> Snapshot {
 pub fn snapshot() -> ByStage {
     let mut sum = ByStage::default();
     for_each(|_, waiting| sum.add(waiting));
+    let deferred = &mut sum.0[Stage::Deferred as usize];
+    if deferred.objects != 0 {
+        // By the list, and so of no cache.
+        deferred.oldest_ns = crate::deferred::oldest_ns();
+    }
     sum
 }
 
