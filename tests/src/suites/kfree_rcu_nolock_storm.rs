@@ -27,28 +27,28 @@ use crate::{Failure, ensure, ensure_eq, ktest, skip};
 ktest! {
     /// 100,000 calls from NMIs on all CPUs, while their threads use the same cache by every call that there is.
     #[tags(race)]
-    #[budget_ms(60_000)]
+    #[budget_ms(300_000)]
     fn a_storm_on_all_cpus_loses_no_byte(t: &mut Test) {
         storm(t, 100_000, None)
     }
 
     /// The same in small under every back end.
     #[tags(race)]
-    #[budget_ms(60_000)]
+    #[budget_ms(300_000)]
     fn a_storm_under_any_back_end_loses_no_byte(t: &mut Test) {
         under_each_back_end(t, |t| storm(t, 5_000, None))
     }
 
     /// Ten million.
     #[tags(race, slow)]
-    #[budget_ms(3_600_000)]
+    #[budget_ms(25_000_000)]
     fn a_long_storm_on_all_cpus_loses_no_byte(t: &mut Test) {
         storm(t, 10_000_000, None)
     }
 
     /// The same while 1, 10, 50 and 100 % of all allocations of pages fail.
     #[tags(race)]
-    #[budget_ms(60_000)]
+    #[budget_ms(300_000)]
     fn a_storm_without_memory_loses_no_byte(t: &mut Test) {
         for percent in [1, 10, 50, 100] {
             storm(t, 4_000, Some(percent))?;
@@ -207,9 +207,10 @@ fn storm(t: &mut Test<'_>, calls: u64, percent: Option<u32>) -> Result<(), Failu
         armed => armed.flatten(),
     };
     BEGIN.store(true, SeqCst);
-    let end = clock::now_ns() + 50_000 * MS * calls.div_ceil(100_000);
+    let end = clock::now_ns() + 240_000 * MS * calls.div_ceil(100_000);
     // Where nothing is to be had, as many NMIs are enough.
-    while CALLS.load(Relaxed).max(NMIS.load(Relaxed)) < calls && clock::now_ns() < end {
+    let work = || CALLS.load(Relaxed).max(if percent.is_some() { NMIS.load(Relaxed) } else { 0 });
+    while work() < calls && clock::now_ns() < end {
         sched::sleep_ns(t.cx, 5 * MS);
     }
     drop(armed);
@@ -235,8 +236,7 @@ fn storm(t: &mut Test<'_>, calls: u64, percent: Option<u32>) -> Result<(), Failu
         since.frees, since.rcu_objects, since.rcu_sheaves, since.raises, since.interrupts
     ));
     ensure_eq!(damaged, 0, "words of objects with two holders");
-    // A cache that is watched may have given its last slab back when nothing new comes.
-    ensure!(calls_made >= 100 || percent == Some(100), "only {calls_made} calls");
+    ensure!(work() >= calls, "only {calls_made} calls of {calls}, and {nmis} NMIs");
     if backend::current() == BackEnd::Sheaf {
         // K-13: each call counts as a success or a failure of the sheaf, and one that is deferred again when it is drained.
         ensure_eq!(stats() - counted, calls_made + others + since.rcu_objects, "calls that are counted");
