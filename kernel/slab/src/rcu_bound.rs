@@ -18,7 +18,9 @@
 //! Linux has no such bound: a sheaf waits for a flush.
 
 use core::mem::offset_of;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release};
+use core::sync::atomic::{
+    AtomicBool, AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release, Ordering::SeqCst, fence,
+};
 
 use arch::{CpuId, clock};
 use sched::{DelayedWork, WorkItem};
@@ -124,6 +126,8 @@ pub(crate) fn watch() {
     let _pin = PreemptGuard::new(ATOMIC);
     // SAFETY: pinned; as in `keeper_of`.
     let here: &'static Keeper = unsafe { &*KEEPER.this_ptr() };
+    // Pairs with the fence in `look`: either the mark is seen off here, or what is to be watched is seen there.
+    fence(SeqCst);
     if here.armed.load(Relaxed)
         || bug!("rcu_bound.unwatched", "nobody looks at a sheaf that does not get full", "rcu_sheaf.*full*")
     {
@@ -151,6 +155,8 @@ fn period_ns() -> u64 {
 fn look(item: &WorkItem, cx: &mut MaySleep) {
     let keeper = keeper_with(item, offset_of!(Keeper, look));
     keeper.armed.store(false, Relaxed);
+    // Pairs with the fence in `watch`.
+    fence(SeqCst);
     let cpu = arch::cpu::present().iter().find(|&cpu| core::ptr::eq(keeper_of(cpu), keeper)).expect("a CPU's keeper");
     let due_ns = bound().map(|ms| clock::now_ns().saturating_sub(ms * NS_PER_MS));
     let mut rest = Rest { since_ns: None, over: false };
