@@ -61,6 +61,12 @@ impl<T: Deferred, D: GracePeriods, S: Store> Cpu<T, D, S> {
 
     /// Puts an object in; the caller is pinned.
     pub(super) fn enqueue(&self, object: NonNull<u8>, own: Option<NonNull<RcuPtr>>) -> Result<(), Refused> {
+        // Before others can find it, and without the lock: of an area of vmalloc it takes another.
+        waiting::enter(Stage::Pending, object);
+        self.put(object, own).inspect_err(|_| waiting::leave(Stage::Pending, object))
+    }
+
+    fn put(&self, object: NonNull<u8>, own: Option<NonNull<RcuPtr>>) -> Result<(), Refused> {
         debug_assert!(!context::in_nmi(), "a tracker takes nothing from an NMI");
         // SAFETY: the object was given up to us.
         let bytes = unsafe { T::bytes(object) };
@@ -101,8 +107,6 @@ impl<T: Deferred, D: GracePeriods, S: Store> Cpu<T, D, S> {
                 hook!("kfree_rcu.pending.unlocked");
                 continue;
             };
-            // Before others can find it.
-            waiting::enter(Stage::Pending, object);
             let ask = state.push(cookie, Entry { object, bytes, way }, clock::now_ns);
             state.stash.spill(KEEP, &mut nodes);
             break (ask, matches!(way, Way::Link(_)), state.objects.is_multiple_of(FLOOD));
@@ -144,41 +148,36 @@ impl<T: Deferred, D: GracePeriods, S: Store> Cpu<T, D, S> {
         object
     }
 
-    /// Finishes what is over, until nothing is. Returns bytes.
+    /// Finishes what is over now, and what somebody else is finishing. What comes meanwhile holds nobody up. Returns bytes.
     pub(super) fn finish(&self, cx: &mut MaySleep) -> usize {
         let turn = self.turn.lock(cx);
         self.finish_in(turn, cx)
     }
 
-    /// The same, if nobody else is at it.
+    /// The same, or nothing if somebody else is at it.
     pub(super) fn try_finish(&self, cx: &mut MaySleep) -> usize {
         self.turn.try_lock().map_or(0, |turn| self.finish_in(turn, cx))
     }
 
     fn finish_in(&self, _turn: MutexGuard<'_, ()>, cx: &mut MaySleep) -> usize {
-        let (mut objects, mut bytes, mut all) = (0, 0, 0);
-        loop {
-            let mut bucket = {
-                let mut state = self.state.lock_irqsave(ATOMIC);
-                hook!("kfree_rcu.pending");
-                state.finished(objects, bytes);
-                if bug!(
-                    "kfree_rcu.pending_early",
-                    "a tracker's newest bucket is finished at once",
-                    "rcu_pending.*reader* kfree_rcu_torture.*tracker"
-                ) {
-                    state.take_newest()
-                } else {
-                    state.take_done()
-                }
-            };
-            let Some(since) = bucket.since() else { return all };
-            (objects, bytes) = (bucket.objects(), bucket.bytes());
-            all += bytes;
-            // SAFETY: only `enqueue` of this `T` puts something in, and it is over.
-            unsafe { bucket.finish::<T>(|| sched::cond_resched(cx)) };
-            waiting::record(Stage::Pending, clock::now_ns().saturating_sub(since));
-        }
+        let mut bucket = self.with(|state| {
+            if bug!(
+                "kfree_rcu.pending_early",
+                "a tracker's newest bucket is finished at once",
+                "rcu_pending.*reader* kfree_rcu_torture.*tracker"
+            ) {
+                state.take_newest()
+            } else {
+                state.take_done()
+            }
+        });
+        let Some(since) = bucket.since() else { return 0 };
+        let (objects, bytes) = (bucket.objects(), bucket.bytes());
+        // SAFETY: only `enqueue` of this `T` puts something in, and it is over.
+        unsafe { bucket.finish::<T>(|| sched::cond_resched(cx)) };
+        waiting::record(Stage::Pending, clock::now_ns().saturating_sub(since));
+        self.with(|state| state.finished(objects, bytes));
+        bytes
     }
 
     /// Waits until the work item does not run and is not queued.
@@ -225,7 +224,8 @@ unsafe fn grace_period_over<T: Deferred, D: GracePeriods, S: Store>(head: *mut C
     }
 }
 
-/// The work item's function.
+/// The work item's function. One pass: of what was not over at its beginning the callback is on its way (PEND-2), and queues
+/// the item again.
 fn finish_here<T: Deferred, D: GracePeriods, S: Store>(item: &WorkItem, cx: &mut MaySleep) {
     // SAFETY: only `Cpu::work` has this function, and a `Cpu` stays until its work is flushed.
     let cpu = unsafe { &*ptr::from_ref(item).byte_sub(offset_of!(Cpu<T, D, S>, work)).cast::<Cpu<T, D, S>>() };

@@ -1,7 +1,7 @@
 //! Trackers on a hosted machine: with both stores, for RCU and for a domain, with memory and without.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering::SeqCst};
 use std::vec::Vec;
 
 use core::ptr::NonNull;
@@ -9,7 +9,9 @@ use core::ptr::NonNull;
 use arch::hosted::in_own_process;
 use mm::AllocFlags;
 use mm::inject::{self, Plan};
+use rcu::pending::LiveCookie;
 use rcu::srcu::{Normal, srcu_read_lock};
+use rcu::{CallbackFn, CallbackHead, Pollable};
 use sched::Prio;
 use slab::constructed::Construct;
 use slab::typed::TypedLayout;
@@ -214,6 +216,116 @@ fn who_may_sleep_finishes_what_is_over_before_waiting() {
             .expect("nobody else selects");
             assert_eq!(*ENDED_BY.lock().expect("no panic"), [me.tid(); 11]);
             pending.exit(cx);
+        });
+    });
+}
+
+/// Grace periods that end when somebody says so.
+#[derive(Clone, Copy)]
+struct Told;
+
+/// How many have ended.
+static TOLD: AtomicUsize = AtomicUsize::new(0);
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Since(usize);
+
+impl Pollable for Since {
+    fn is_over(&self) -> bool {
+        TOLD.load(SeqCst) > self.0
+    }
+}
+
+impl LiveCookie for Since {
+    const MAX_LIVE: usize = 1;
+}
+
+impl GracePeriods for Told {
+    type Cookie = Since;
+    const READERS_MAY_ALLOCATE: bool = false;
+
+    fn get_state(self) -> Since {
+        Since(TOLD.load(SeqCst))
+    }
+
+    fn start_poll(self, _: bool) {}
+
+    unsafe fn call(self, head: *mut CallbackHead, func: CallbackFn) {
+        // SAFETY: passed on from the caller.
+        unsafe { rcu::call_rcu_hurry(head, func) };
+    }
+
+    fn barrier(self, cx: &mut MaySleep) {
+        rcu::rcu_barrier(cx);
+    }
+
+    fn synchronize(self, _: bool, _: &mut MaySleep) {
+        TOLD.fetch_add(1, SeqCst);
+    }
+}
+
+/// An object the end of which brings another, whose grace period is over at once: a flood.
+struct Brood(NonNull<u8>);
+
+// SAFETY: a block of `kmalloc` that nobody else knows.
+unsafe impl Send for Brood {}
+
+static BROODS: AtomicPtr<Pending<Brood, Told>> = AtomicPtr::new(core::ptr::null_mut());
+/// So many are yet to come.
+static TO_COME: AtomicUsize = AtomicUsize::new(10_000);
+
+impl Brood {
+    fn make() -> Self {
+        Self(slab::kmalloc(100, AllocFlags::NOWAIT).expect("memory"))
+    }
+}
+
+// SAFETY: as above; there is no link.
+unsafe impl Deferred for Brood {
+    fn into_parts(self) -> (NonNull<u8>, Option<NonNull<RcuPtr>>) {
+        (self.0, None)
+    }
+
+    unsafe fn from_object(object: NonNull<u8>) -> Self {
+        Self(object)
+    }
+
+    unsafe fn object_of(_: NonNull<RcuPtr>) -> NonNull<u8> {
+        unreachable!("it has no link")
+    }
+
+    unsafe fn finish(objects: &mut [NonNull<u8>]) {
+        for &mut object in objects {
+            // SAFETY: by the caller.
+            unsafe { slab::kfree(object) };
+            if TO_COME.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok() {
+                // SAFETY: it is there until nothing is to come any more.
+                let pending = unsafe { &*BROODS.load(SeqCst) };
+                assert!(pending.enqueue(Brood::make()).is_ok(), "there is memory");
+                TOLD.fetch_add(1, SeqCst);
+            }
+        }
+    }
+}
+
+#[test]
+fn who_waits_for_what_was_there_is_not_held_up_by_a_flood() {
+    in_own_process(|| {
+        machine(1, 1, |cx| {
+            let pending =
+                std::boxed::Box::leak(std::boxed::Box::new(Pending::new("broods", Told).expect("room for it")));
+            BROODS.store(pending, SeqCst);
+            let me = sched::current();
+            // The worker of this CPU is less urgent, and does not get to it.
+            sched::set_prio(me, Prio::CRITICAL);
+            assert!(pending.enqueue(Brood::make()).is_ok());
+            pending.flush(cx);
+            pending.reclaim(false, cx);
+            let left = TO_COME.swap(0, SeqCst);
+            sched::set_prio(me, Prio::NORMAL);
+            assert!(left > 5_000, "only {left} of 10,000 were yet to come");
+            // SAFETY: leaked above; nothing comes any more.
+            unsafe { core::ptr::read(pending) }.exit(cx);
         });
     });
 }
