@@ -108,7 +108,7 @@ impl Engine for CallRcu {
             return true;
         }
         let Some(head) = head else { return false };
-        count(Event::ByHead);
+        // Counted there (BE-3).
         bulk::enqueue_by_head(head);
         true
     }
@@ -176,7 +176,7 @@ unsafe fn free_by_tracker(rcu: *mut CallbackHead) {
     free(object);
 }
 
-/// The callback of an object that brought its head along.
+/// The callback of an object that brought its head along. How long it waited is not known: there is no room to note when it came.
 unsafe fn free_by_own_head(rcu: *mut CallbackHead) {
     let head = Head::Callback(NonNull::new(rcu).expect("RCU calls with a head"));
     free(head::object_of(head.link()).expect("an object that was accepted"));
