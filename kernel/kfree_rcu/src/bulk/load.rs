@@ -109,6 +109,9 @@ impl Heads {
         if !self.expired() {
             return crate::bnode::refuse(self.len);
         }
+        if let Some(since_ns) = self.since_ns() {
+            waiting::record(Stage::Bulk, clock::now_ns().saturating_sub(since_ns));
+        }
         let mut next = self.first;
         while let Some(head) = next {
             // SAFETY: the object is ours until it is freed below.
