@@ -116,9 +116,10 @@ pub(crate) trait Engine {
     /// Context: notifier, task; sleeps.
     fn dead(cpu: CpuId, cx: &mut MaySleep);
 
-    /// Frees what has expired, and what is kept for speed; says how many pages of its own it gave back.
+    /// Frees what has expired, waits for who is freeing some of it already, and frees what is kept for speed; says how many
+    /// pages of its own it gave back.
     ///
-    /// Context: task; sleeps, and allocates nothing.
+    /// Context: task; sleeps, and allocates nothing. What it waits for allocates nothing either.
     fn reclaim(cx: &mut MaySleep) -> usize;
 
     /// What waits here.
@@ -260,14 +261,24 @@ pub fn waiting() -> Waiting {
 }
 
 /// Has the engines free what has expired and give back the pages they keep for speed; unless `expired_only`, waits for an
-/// expedited grace period first, so that everything given before has expired. Says how many pages of their own they gave back.
+/// expedited grace period first, and for RCU's callbacks: then everything that was given before is free. Says how many pages
+/// came back by that: those of the engines and, as far as nobody else took them meanwhile, those of the objects.
+///
+/// A shrinker may wait here (SHR-2): for readers, who do not allocate; for callbacks, which do not sleep; and for who frees
+/// objects, under locks inside which nobody waits for memory.
 ///
 /// Context: task; sleeps, and allocates nothing.
 pub fn reclaim(expired_only: bool, cx: &mut MaySleep) -> usize {
+    let before = mm::stats::free_pages();
     if !expired_only {
         rcu::synchronize_rcu_expedited(cx);
+        CallRcu::drain(cx);
     }
-    BackEnd::ENGINES.into_iter().map(|back_end| engine!(back_end, reclaim(cx))).sum()
+    let own = BackEnd::ENGINES.into_iter().map(|back_end| engine!(back_end, reclaim(cx))).sum::<usize>();
+    // Areas that were freed have their frames until then.
+    mm::vmalloc::purge(cx);
+    // Few pages that are free are on a CPU's list, and not seen.
+    own.max(mm::stats::free_pages().saturating_sub(before))
 }
 
 macro_rules! events {

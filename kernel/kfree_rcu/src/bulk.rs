@@ -95,7 +95,8 @@ struct Krc {
     due_ns: SpinLock<Option<u64>>,
     /// The expedited grace period that was asked for last. Inside the lock: what `rcu::start_poll_expedited` takes.
     hurried: SpinLock<Option<rcu::Cookie>>,
-    /// Held while expired objects are off the load and not free yet. Nothing nests inside it but what freeing takes.
+    /// Held while expired objects are off the load, or off a batch, and not free yet. Nothing nests inside it but what freeing
+    /// takes, and nobody who has it allocates: so a shrinker may wait for it.
     freeing: Mutex<()>,
     /// Batches sent so far. Written under the lock of `load`, which is empty then.
     sent: AtomicU64,
@@ -343,7 +344,8 @@ impl Krc {
         self.send_batch();
     }
 
-    /// Frees what has expired without a grace period of its own. Says how many pages that gave back. Context: task.
+    /// Frees what has expired without a grace period of its own, and waits for who is freeing a batch. Says how many pages that
+    /// gave back. Context: task.
     fn free_expired(&'static self, cx: &mut MaySleep) -> usize {
         // So that who finds an object gone, and has had this, knows that it is free.
         let _one = self.freeing.lock(cx);
@@ -356,6 +358,13 @@ impl Krc {
         }
         let heads = self.load.lock_irqsave(ATOMIC).heads.take_expired();
         count(Event::Freed, heads.free_all());
+        for batch in &self.batches {
+            let heads = match &mut *batch.stage.lock_irqsave(ATOMIC) {
+                Stage::Waiting(load) => load.heads.take_expired(),
+                Stage::Free | Stage::Freeing => continue,
+            };
+            count(Event::Freed, heads.free_all());
+        }
         pages
     }
 
@@ -430,9 +439,12 @@ unsafe fn grace_period_over(head: *mut CallbackHead) {
 }
 
 /// Frees a batch, and sends what has come together meanwhile.
-fn free_batch(work: &WorkItem, _: &mut MaySleep) {
+fn free_batch(work: &WorkItem, cx: &mut MaySleep) {
     // SAFETY: only `Batch::work` has this function.
     let batch: &'static Batch = unsafe { &*ptr::from_ref(work).byte_sub(offset_of!(Batch, work)).cast() };
+    // SAFETY: set before the batch was submitted, to a Krc, which lives for ever.
+    let home = unsafe { &*batch.home.load(Relaxed) };
+    let one = home.freeing.lock(cx);
     let stage = core::mem::replace(&mut *batch.stage.lock_irqsave(ATOMIC), Stage::Freeing);
     let Stage::Waiting(mut load) = stage else { unreachable!("BULK: a batch without a load came back") };
     sync::trace!("kfree_rcu.batch_free", batch = ptr::from_ref(batch).addr(), objects = load.objects());
@@ -441,6 +453,6 @@ fn free_batch(work: &WorkItem, _: &mut MaySleep) {
     }
     count(Event::Freed, load.heads.free_all());
     *batch.stage.lock_irqsave(ATOMIC) = Stage::Free;
-    // SAFETY: set before the batch was submitted, to a Krc, which lives for ever.
-    unsafe { &*batch.home.load(Relaxed) }.arm.queue();
+    drop(one);
+    home.arm.queue();
 }

@@ -9,7 +9,7 @@ use core::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use arch::{clock, cpu};
 use kfree_rcu::backend::{self, BackEnd, Event, Waiting};
-use kfree_rcu::{bulk, kfree_rcu, kfree_rcu_mightsleep, kvfree_rcu_barrier, page_cache};
+use kfree_rcu::{bulk, call, kfree_rcu, kfree_rcu_mightsleep, kvfree_rcu_barrier, page_cache};
 use mm::inject::{self, Plan};
 use sched::{JoinHandle, Prio};
 use slab::RawCache;
@@ -137,6 +137,41 @@ ktest! {
             ensure_eq!(BackEnd::Bulk.waiting(), Waiting::default());
             ensure!(pages > 0, "the page of pointers stays");
             ensure_eq!((total(Event::Callbacks), total(Event::GracePeriods)), before, "grace periods were asked for");
+            Ok(())
+        })
+    }
+
+    /// At the last effort nothing is left out that is under way already: batches, buckets, lists through heads, callbacks.
+    fn the_last_effort_waits_for_what_is_being_freed(t: &mut Test) {
+        let cases = [(BackEnd::Bulk, true), (BackEnd::Pending, true), (BackEnd::CallRcu, true), (BackEnd::CallRcu, false)];
+        for (back_end, trackers) in cases {
+            with(back_end, "test_bulk_settle", t.cx, move |cache, cx| {
+                call::set_trackers(trackers);
+                let left = (0..5).map(|_| {
+                    give(nodes(cache, 6 * PAGE));
+                    backend::reclaim(false, cx);
+                    cache.waiting().total().objects
+                });
+                let left = left.sum::<u64>();
+                call::set_trackers(true);
+                ensure_eq!(left, 0, "{}, trackers: {trackers}", back_end.name());
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
+    /// What reclaim says came back is not only its own pages.
+    fn what_the_objects_gave_back_is_told(t: &mut Test) {
+        with(BackEnd::Bulk, "test_bulk_honest", t.cx, |_, cx| {
+            let blocks: Vec<_> = (0..64).filter_map(|_| slab::kmalloc(64 << 10, mm::AllocFlags::NOWAIT)).collect();
+            let pages = blocks.len() * 16;
+            // SAFETY: allocated here, and nobody else knows them.
+            blocks.into_iter().for_each(|block| unsafe { kfree_rcu_mightsleep(block, cx) });
+            rcu::synchronize_rcu(cx);
+            let told = backend::reclaim(true, cx);
+            // Others may take some of them at once.
+            ensure!(told >= pages / 2, "{told} of {pages} pages");
             Ok(())
         })
     }

@@ -155,13 +155,14 @@ impl Engine for ByCookie {
     fn dead(_: CpuId, _: &mut MaySleep) {}
 
     fn reclaim(cx: &mut MaySleep) -> usize {
-        let nodes = |tracker: &dyn Tracked| tracker.waiting().nodes * tracker.node_bytes();
-        let give_back = |tracker: &'static dyn Tracked| {
-            let before = nodes(tracker);
-            tracker.reclaim(false, cx);
-            before.saturating_sub(nodes(tracker))
-        };
-        Trackers::both().map(give_back).iter().sum::<usize>() / PAGE_SIZE
+        let nodes =
+            || Trackers::both().map(|tracker| tracker.waiting().nodes * tracker.node_bytes()).iter().sum::<usize>();
+        let (trackers, before) = (Trackers::get(), nodes());
+        // Freeing takes no lock inside which somebody waits for memory.
+        trackers.trees.finish(cx);
+        trackers.lists.finish(cx);
+        Trackers::both().into_iter().for_each(|tracker| _ = tracker.reclaim(false, cx));
+        before.saturating_sub(nodes()) / PAGE_SIZE
     }
 
     fn waiting() -> Waiting {

@@ -227,6 +227,11 @@ impl<T: Deferred, D: GracePeriods, S: Store> Pending<T, D, S> {
             return;
         }
         self.inner().domain.synchronize(false, cx);
+        self.finish(cx);
+    }
+
+    /// Finishes what is over, and waits for who is at it.
+    fn finish(&self, cx: &mut MaySleep) {
         self.inner().cpus().for_each(|cpu| _ = cpu.finish(cx));
     }
 
