@@ -24,6 +24,7 @@ use core::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 
 use arch::CpuId;
 use mm::Shrinker;
+use mm::oom::Section;
 use sched::hotplug::{Notifier, Order};
 use sched::{Mutex, WorkQueue, work};
 use sync::{ATOMIC, CallbackHead, LockClass, MaySleep, Once, PreemptGuard, bug};
@@ -364,6 +365,16 @@ static SHRINKER: Shrinker =
         reclaim(false, cx);
     });
 
+/// In the out-of-memory report: since when objects wait, which only the engines know.
+static SECTION: Section = Section::new("back ends of kfree_rcu", |out| {
+    BackEnd::ENGINES.into_iter().map(|back_end| (back_end.name(), back_end.waiting())).try_for_each(
+        |(name, waiting)| {
+            let Waiting { objects, oldest_ns } = waiting;
+            writeln!(out, "  {name}: {objects} objects, the oldest for {} ms", oldest_ns / 1_000_000)
+        },
+    )
+});
+
 static NOTIFIER: Notifier = Notifier::new("kfree_rcu", Order::KFREE_RCU).dead(|cpu, cx| {
     for back_end in BackEnd::ENGINES {
         engine!(back_end, dead(cpu, cx));
@@ -382,4 +393,5 @@ pub(crate) fn init(cx: &mut MaySleep) {
     crate::bulk::init();
     sched::hotplug::register(&NOTIFIER);
     mm::shrinker::register(&SHRINKER);
+    mm::oom::register_section(&SECTION);
 }

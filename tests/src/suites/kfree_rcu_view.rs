@@ -54,6 +54,35 @@ ktest! {
         result
     }
 
+    /// And since when, which only the back ends know.
+    fn the_out_of_memory_report_says_since_when_objects_wait(t: &mut Test) {
+        let (in_use, cache) = (backend::current(), cache("test_view_since")?);
+        let mut result = Ok(());
+        for back_end in BackEnd::ENGINES {
+            backend::switch(back_end, t.cx);
+            let node = node(cache).ok_or_else(|| crate::__failed!("no memory"))?;
+            let mut report = String::new();
+            let section = rcu::read_lock(sync::ATOMIC);
+            // SAFETY: allocated here, and nobody else knows it.
+            unsafe { kfree_rcu_object(node) };
+            let since_ns = arch::clock::now_ns();
+            while arch::clock::now_ns() - since_ns < 2_000_000 {
+                arch::irq::relax();
+            }
+            let written = mm::oom::write_report(&mut report);
+            drop(section);
+            let name = alloc::format!("  {}: ", back_end.name());
+            let mut lines = report.lines().filter(|line| line.starts_with(&name));
+            let is_there = lines.any(|line| line.contains("the oldest for") && !line.contains("for 0 ms"));
+            if written.is_err() || !is_there {
+                result = Err(crate::__failed!("nothing of {} in:\n{report}", back_end.name()));
+                break;
+            }
+        }
+        backend::switch(in_use, t.cx);
+        result
+    }
+
     /// The report of a machine without memory says what waits, of whom, and at what stage.
     fn the_out_of_memory_report_says_what_waits_on_rcu(t: &mut Test) {
         let cache = cache("test_view_oom")?;

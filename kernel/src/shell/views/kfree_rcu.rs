@@ -59,7 +59,7 @@ fn overview(session: &mut Session<'_>) -> Result<(), Complaint> {
     for stage in Stage::ALL {
         table.row(row(stage.name(), oldest(all, stage)));
     }
-    table.row(row("all", all.total()));
+    table.row(row("all", total(all)));
     session.show(&table)?;
 
     let mut caches = Vec::new();
@@ -107,8 +107,14 @@ fn oldest(all: ByStage, stage: Stage) -> Waiting {
         Stage::CallRcu => Some(BackEnd::CallRcu),
         Stage::Sheaf | Stage::Detached | Stage::Deferred => None,
     };
-    let known = engine.map(|engine| engine.waiting()).filter(|waiting| waiting.objects != 0);
+    // 0: nothing waits, or it has no room to note since when.
+    let known = engine.map(|engine| engine.waiting()).filter(|waiting| waiting.oldest_ns != 0);
     Waiting { oldest_ns: known.map(|waiting| waiting.oldest_ns).or(all.at(stage).oldest_ns), ..all.at(stage) }
+}
+
+/// The same of all stages together.
+fn total(all: ByStage) -> Waiting {
+    Waiting { oldest_ns: Stage::ALL.into_iter().filter_map(|stage| oldest(all, stage).oldest_ns).max(), ..all.total() }
 }
 
 fn row(name: &str, waiting: Waiting) -> [Value; 4] {
@@ -143,7 +149,7 @@ fn watch(session: &mut Session<'_>, seconds: u64) -> Result<(), Complaint> {
         let (now, all) = (given(), waiting::snapshot());
         let mut table = Table::new("kfree_rcu_watch", &["given/s", "objects", "bytes", "oldest, us"]);
         Stage::ALL.iter().for_each(|stage| table.column(stage.name()));
-        let [_, objects, bytes, oldest] = row("", all.total());
+        let [_, objects, bytes, oldest] = row("", total(all));
         let rate = Value::from(per_second_of(before, now, clock::now_ns() - start_ns));
         let mut cells = Vec::from([rate, objects, bytes, oldest]);
         cells.extend(Stage::ALL.map(|stage| Value::from(all.at(stage).bytes)));
