@@ -6,6 +6,7 @@ use kfree_rcu::backend::{self, BackEnd, Event, Waiting};
 use kfree_rcu::{call, kfree_rcu_callback, kvfree_rcu_barrier};
 use rcu::CallbackHead;
 use slab::fail;
+use slab::waiting::{Stage, residence};
 use sync::MaySleep;
 use sync::fault::Plan;
 
@@ -77,6 +78,7 @@ ktest! {
                 let (objects, before) = (nodes(cache, 300), totals());
                 let given = objects.len() as u64;
                 let by_head = backend::total(BackEnd::Bulk, Event::ByHead);
+                let recorded = residence(Stage::Bulk).count;
                 if switched_off {
                     call::set_trackers(false);
                     give(objects);
@@ -91,6 +93,7 @@ ktest! {
                 ensure_eq!(since(before), [0; 5], "switched off: {switched_off}");
                 ensure_eq!(backend::total(BackEnd::Bulk, Event::ByHead) - by_head, given);
                 ensure_nothing_waits(cx)?;
+                ensure!(residence(Stage::Bulk).count > recorded, "nobody knows how long they waited");
             }
             Ok(())
         })
