@@ -16,6 +16,7 @@ use sync::{ATOMIC, Once, Rng};
 use crate::kfree::ensure_all_back;
 use crate::outcome::needs_sheaves;
 use crate::storm::Storm;
+use crate::together::BoostDelay;
 use crate::toggle::{Load, off, on, others, spawn, threads, toggle, toggle_all};
 use crate::{Failure, ensure, ensure_eq, ktest};
 
@@ -149,6 +150,8 @@ ktest! {
 
     /// An object in the rcu_free sheaf of a CPU that goes stays what it is for a reader that found it before.
     fn a_sheaf_that_waits_for_a_grace_period_waits_when_its_cpu_goes(t: &mut Test) {
+        // The reader waits for us, who may have one CPU with it.
+        let _unboosted = BoostDelay::new(0);
         for cpu in others(t.cx)? {
             let cache = cache("test_hp_rcu_free")?;
             let Some(found) = spawn(t.cx, Some(cpu), move |_| object(cache, 7).map(|object| object.as_ptr() as usize))?.join(t.cx)

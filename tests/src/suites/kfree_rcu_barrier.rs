@@ -17,7 +17,7 @@ use crate::kfree::{
     Node, Way, cache, ensure_all_back, ensure_none_in_use, give_up_large, give_up_many, node, with_each_back_end,
 };
 use crate::outcome::needs_sheaves;
-use crate::together::soon;
+use crate::together::{BoostDelay, soon};
 use crate::toggle::{MS, off, on, others, spawn};
 use crate::{Failure, Test, ensure, ensure_eq, ktest};
 
@@ -42,10 +42,13 @@ fn in_rcu_free(cache: &'static RawCache) -> usize {
 struct Reader {
     leave: Arc<AtomicBool>,
     thread: sched::JoinHandle<()>,
+    /// None: it waits for who may have one CPU with it.
+    _unboosted: BoostDelay,
 }
 
 impl Reader {
     fn new(cx: &mut MaySleep) -> Result<Reader, Failure> {
+        let unboosted = BoostDelay::new(0);
         let (entered, leave) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
         let (is_in, go) = (entered.clone(), leave.clone());
         let thread = spawn(cx, None, move |cx| {
@@ -58,7 +61,7 @@ impl Reader {
         while !entered.load(SeqCst) {
             sched::yield_now(cx);
         }
-        Ok(Reader { leave, thread })
+        Ok(Reader { leave, thread, _unboosted: unboosted })
     }
 
     fn leave(self, cx: &mut MaySleep) {
