@@ -347,7 +347,7 @@ impl Krc {
     /// Frees what has expired without a grace period of its own, and waits for who is freeing a batch. Says how many pages that
     /// gave back. Context: task.
     fn free_expired(&'static self, cx: &mut MaySleep) -> usize {
-        // So that who finds an object gone, and has had this, knows that it is free.
+        // So that who finds an object gone, and then gets this, knows that it is free.
         let _one = self.freeing.lock(cx);
         let mut pages = 0;
         loop {
@@ -409,6 +409,8 @@ impl Krc {
             self.wait_for_batches(cx);
         }
         self.wait_for_batches(cx);
+        // What expired meanwhile may have been taken by somebody else, who frees it.
+        drop(self.freeing.lock(cx));
     }
 
     /// Waits until the batches that are under way now have been freed.
