@@ -5,6 +5,7 @@ mod kfree_rcu;
 mod kfree_rcu_barriers;
 mod kfree_rcu_flood;
 mod kfree_rcu_fragments;
+mod kfree_rcu_lazy;
 mod kfree_rcu_nolock;
 mod kfree_rcu_scale;
 mod rcu;
