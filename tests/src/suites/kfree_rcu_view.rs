@@ -9,6 +9,7 @@ use slab::waiting::{Stage, Waiting};
 use sync::MaySleep;
 
 use crate::kfree::{cache, node};
+use crate::together::{MS, soon, spin_until};
 use crate::{Failure, ensure, ensure_eq, ktest};
 
 /// Gives `count` objects up while a reader of RCU keeps all of them; what then waits of the cache.
@@ -103,6 +104,21 @@ ktest! {
         let line = alloc::format!("of test_view_oom: {count} objects, {} bytes", count * cache.size());
         ensure!(report.contains(&line), "no `{line}` in:\n{report}");
         ensure_eq!(cache.waiting().total(), Waiting::default());
+        Ok(())
+    }
+
+    /// S3-17: of a grace period that takes unusually long the report says so, and for whom it waits.
+    fn the_out_of_memory_report_tells_of_a_grace_period_that_takes_long(t: &mut Test) {
+        let section = rcu::read_lock(sync::ATOMIC);
+        let cookie = rcu::start_poll();
+        let is_old = spin_until(|| rcu::age_ns().is_some_and(|ns| ns > 600 * MS));
+        let mut report = String::new();
+        let written = mm::oom::write_report(&mut report);
+        drop(section);
+        ensure!(is_old && written.is_ok());
+        ensure!(report.contains("which is unusually long: it waits for"), "{report}");
+        ensure!(!report.contains("waits for 0 CPUs and 0 preempted readers"), "{report}");
+        ensure!(soon(t.cx, || rcu::poll(cookie)));
         Ok(())
     }
 }

@@ -371,6 +371,37 @@ ktest! {
         end(cache, t.cx)
     }
 
+    /// S0-17: where others run a CPU's callbacks, each sheaf still comes back by one of them, and whole, and is allocated from:
+    /// no object sees its slab again.
+    #[budget_ms(60_000)]
+    fn sheaves_serve_a_cpu_whose_callbacks_run_elsewhere(t: &mut Test) {
+        const ROUNDS: u64 = 20;
+        let on = *others(t.cx)?.last().expect("there is one");
+        let _bound = Bound::new(None);
+        let (cache, capacity) = bed("test_rs_elsewhere")?;
+        let stats = || [Stat::AllocSlowpath, Stat::FreeSlowpath, Stat::FreeRcuSheaf, Stat::FreeRcuSheafFail].map(|s| cache.stat(s));
+        let back = || cache.stat(Stat::BarnPut) + cache.stat(Stat::BarnPutFail);
+        offload(on, t.cx).map_err(|error| crate::__failed!("CPU {on}: {error}"))?;
+        let mut given = Ok(());
+        let mut warm = stats();
+        for round in 0..ROUNDS {
+            if round == 2 {
+                warm = stats();
+            }
+            given = given.and(give_on(on, cache, 3 * capacity, t.cx));
+            rcu::rcu_barrier(t.cx);
+        }
+        let seen = stats();
+        deoffload(on, t.cx).map_err(|error| crate::__failed!("CPU {on}: {error}"))?;
+        given?;
+        ensure_eq!(seen[2] + seen[3], 3 * capacity * ROUNDS);
+        ensure_eq!(back(), seen[2] / capacity, "callbacks");
+        if seen[3] == 0 {
+            ensure_eq!([seen[0] - warm[0], seen[1] - warm[1]], [0, 0], "objects from slabs, and to slabs");
+        }
+        end(cache, t.cx)
+    }
+
     /// S0-21, S5-10: a callback leaves a large sheaf that no barn wants to a worker, and a barrier waits for that.
     fn a_large_sheaf_is_left_to_a_worker_and_waited_for(t: &mut Test) {
         const ROUNDS: u64 = 10;

@@ -33,7 +33,7 @@ const SERIES: [(&str, u32); 12] = [
 ];
 
 /// Series in which no row may be open (any more).
-const CLOSED: [&str; 5] = ["S1", "S2", "S4", "S5", "K"];
+const CLOSED: [&str; 7] = ["S0", "S1", "S2", "S3", "S4", "S5", "K"];
 
 /// Prints one line for each thing that is wrong, and how many rows are open; with `show_open` also which.
 ///

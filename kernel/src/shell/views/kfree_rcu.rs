@@ -4,6 +4,8 @@ use alloc::vec::Vec;
 
 use ::kfree_rcu::backend::{self, BackEnd, Event};
 use ::kfree_rcu::kvfree_rcu_barrier;
+use ::slab::rcu_bound;
+use ::slab::rcu_free::{self, Policy};
 use ::slab::waiting::{self, ByStage, Stage, Waiting};
 use arch::clock;
 use grange_kernel::slabtop::per_second_of;
@@ -15,9 +17,10 @@ use crate::shell::{Complaint, Session, command};
 
 command!(
     kfree_rcu,
-    "[hist] [barrier] [watch] [backend] [VALUE] [--json]",
+    "[hist] [barrier] [watch] [backend] [bound] [sheaves] [VALUE] [--json]",
     "what waits on RCU, by stage and by cache, and the counters of the back ends; `hist`: for how long; `barrier`: waits until all \
-     is free; `watch [SECONDS]`: a line a second, q stops it; `backend [NAME]`: which is in use, or uses another",
+     is free; `watch [SECONDS]`: a line a second, q stops it; `backend [NAME]`: which is in use, or uses another; `bound [MS]`: for how long a \
+     sheaf is kept that does not get full, 0 for ever; `sheaves [lazy|hurry]`: whether they wait with lazy callbacks",
     kfree_rcu
 );
 
@@ -46,8 +49,31 @@ fn kfree_rcu(session: &mut Session<'_>, arguments: &[&str]) -> Result<(), Compla
             console::print(&alloc::format!("{name}, was {}\n", was.name()));
             Ok(())
         }
+        ["bound"] => {
+            console::print(&alloc::format!("{} ms\n", rcu_bound::bound().unwrap_or(0)));
+            Ok(())
+        }
+        ["bound", ms] => {
+            let ms = number("MS", ms, 0, 3_600_000)?;
+            rcu_bound::set_bound(Some(ms).filter(|&ms| ms != 0));
+            Ok(())
+        }
+        ["sheaves"] => {
+            let name = if rcu_free::policy() == Policy::Hurry { "hurry" } else { "lazy" };
+            console::print(&alloc::format!("{name}\n"));
+            Ok(())
+        }
+        ["sheaves", "lazy"] => {
+            rcu_free::set_policy(Policy::Lazy);
+            Ok(())
+        }
+        ["sheaves", "hurry"] => {
+            rcu_free::set_policy(Policy::Hurry);
+            Ok(())
+        }
         _ => Err(Complaint::new(format_args!(
-            "`{}` is none of: kfree_rcu, kfree_rcu hist, kfree_rcu barrier, kfree_rcu watch [SECONDS], kfree_rcu backend [NAME]",
+            "`{}` is none of: kfree_rcu, kfree_rcu hist, kfree_rcu barrier, kfree_rcu watch [SECONDS], kfree_rcu backend [NAME], \
+             kfree_rcu bound [MS], kfree_rcu sheaves [lazy|hurry]",
             arguments.join(" ")
         ))),
     }
