@@ -403,8 +403,6 @@ pub struct RerunArgs {
 Examples:
   cargo xtask bench 'sched.*' --count --check-goals
   cargo xtask bench rcu_scale --sizes 1,2,4,16,64 --runs 5 --baseline before
-  cargo xtask bench kfree-rcu --write
-  cargo xtask bench linux --bzimage bzImage --initrd initrd
 
 Figures are medians a single operation. With --count they are instructions and exact: the same
 in every run of the same kernel. Without, they are nanoseconds under the emulator, and only their
@@ -463,6 +461,10 @@ pub enum BenchWhat {
 
 /// Arguments of `bench kfree-rcu`.
 #[derive(Args, Clone, Debug, Default)]
+#[command(after_help = "\
+Examples:
+  cargo xtask bench kfree-rcu --only counted
+  cargo xtask bench kfree-rcu --write --bzimage bzImage --initrd initrd")]
 pub struct KfreeRcuArgs {
     /// Count instructions on every machine, not only where the experiment does anyway
     #[arg(long, visible_alias = "icount")]
@@ -492,6 +494,10 @@ pub struct KfreeRcuArgs {
 
 /// Arguments of `bench linux`.
 #[derive(Args, Clone, Debug)]
+#[command(after_help = "\
+Examples:
+  cargo xtask bench linux --bzimage bzImage --initrd initrd
+  cargo xtask bench linux --count --bzimage bzImage --initrd initrd")]
 pub struct LinuxArgs {
     /// The image, with rcuscale built in; see docs/linux.md
     #[arg(long, value_name = "FILE")]
