@@ -49,8 +49,13 @@ impl Histogram {
 
     /// Counts `value`. Context: any, NMI included (HIST-1); wait-free. The sum wraps.
     pub fn record(&self, value: u64) {
-        self.min.fetch_min(value, Ordering::Relaxed);
-        self.max.fetch_max(value, Ordering::Relaxed);
+        // Looked at first: few values are extremes, and a locked exchange costs more than a look.
+        if value < self.min.load(Ordering::Relaxed) {
+            self.min.fetch_min(value, Ordering::Relaxed);
+        }
+        if value > self.max.load(Ordering::Relaxed) {
+            self.max.fetch_max(value, Ordering::Relaxed);
+        }
         self.sum.fetch_add(value, Ordering::Relaxed);
         self.buckets[bucket_of(value)].fetch_add(1, Ordering::Relaxed);
     }

@@ -43,6 +43,7 @@ use sync::{ATOMIC, LockClass, SpinIrqGuard, SpinLock, bug, hook};
 
 use crate::Spin;
 use crate::sheaf::{Chain, Sheaf, SheafRef};
+use crate::waiting::Back;
 
 /// Inside the sheaf lock and the list of caches; nothing nests inside it, least of all a list lock, which has the same rank
 /// (M-10).
@@ -129,9 +130,13 @@ impl Window {
     fn demand(&mut self, wanted: u32, now_ns: u64, away_ns: u64) -> u32 {
         let away_ns = away_ns.max(self.least_ns);
         let (all, lasted_ns) = (wanted.wrapping_sub(self.begin), now_ns.saturating_sub(self.begin_ns));
-        let counted_ns = lasted_ns.min(away_ns.saturating_mul(2));
-        let here =
-            (u128::from(all) * u128::from(counted_ns)).checked_div(lasted_ns.into()).unwrap_or(all.into()) as u32;
+        let most_ns = away_ns.saturating_mul(2);
+        // Divided only where it is longer: a wide division is a call.
+        let here = if lasted_ns <= most_ns {
+            all
+        } else {
+            (u128::from(all) * u128::from(most_ns) / u128::from(lasted_ns)) as u32
+        };
         let demand = here.saturating_add(self.before);
         self.least_ns = away_ns;
         if lasted_ns >= away_ns {
@@ -297,15 +302,14 @@ impl Barn {
         Ok(())
     }
 
-    /// Puts a sheaf in that comes back from RCU after `away_ns`, unless there are more than the limit and more than are likely to be wanted
-    /// before as many come back again (BARN-4). May spin. True if there are more than the limit now.
+    /// Puts a sheaf in that is `back` from RCU, unless there are more than the limit and more than are likely to be
+    /// wanted before as many come back again (BARN-4). May spin. True if there are more than the limit now.
     ///
     /// # Errors
     /// There are too many full ones, or it has another capacity by now; the caller keeps it.
-    pub(crate) fn take_back(&self, sheaf: SheafRef, away_ns: u64) -> Result<bool, SheafRef> {
-        let now_ns = arch::clock::now_ns();
+    pub(crate) fn take_back(&self, sheaf: SheafRef, back: Back) -> Result<bool, SheafRef> {
         let mut lists = self.wait_lock();
-        let demand = lists.window.demand(self.wanted.load(Relaxed), now_ns, away_ns);
+        let demand = lists.window.demand(self.wanted.load(Relaxed), back.now_ns, back.away_ns);
         let (limit, full) = (self.max_full.load(Relaxed), self.nr_full());
         let keep = if lists.limits_are_set { limit } else { limit.max(demand) };
         if full >= keep || !lists.admit(sheaf) {

@@ -84,9 +84,14 @@ pub fn policy() -> Policy {
 #[inline(always)]
 pub unsafe fn free_or(address: NonNull<u8>, spin: Spin, otherwise: impl FnOnce(NonNull<u8>)) {
     let Some((cache, object)) = SlabRef::local_object_at(address) else { return refuse(address, otherwise) };
-    let here = Here::lock_or_pin(cache);
-    if !here.as_ref().is_ok_and(|here| here.push_rcu(object)) {
-        free_slow(here, cache, object, address, spin, otherwise);
+    // Two ways out, so that nothing need be made ready for either on the usual one.
+    match Here::lock_or_pin(cache) {
+        Ok(here) => {
+            if !here.push_rcu(object) {
+                free_slow(here, cache, object, address, spin, otherwise);
+            }
+        }
+        Err(pin) => free_busy(pin, cache, object, address, spin, otherwise),
     }
 }
 
@@ -113,11 +118,11 @@ fn refuse(address: NonNull<u8>, otherwise: impl FnOnce(NonNull<u8>)) {
     otherwise(address);
 }
 
-/// A free that the fast path could not do: there is no sheaf yet, or it gets full; or somebody has the sheaves.
+/// A free that the fast path could not do: there is no sheaf yet, or it gets full.
 #[cold]
 #[inline(never)]
 fn free_slow(
-    here: Result<Here, PreemptGuard<'static>>,
+    here: Here,
     cache: &RawCache,
     object: NonNull<u8>,
     address: NonNull<u8>,
@@ -125,6 +130,32 @@ fn free_slow(
     otherwise: impl FnOnce(NonNull<u8>),
 ) {
     drop(here);
+    free_anew(cache, object, address, spin, otherwise);
+}
+
+/// A free that interrupted somebody who has the sheaves.
+#[cold]
+#[inline(never)]
+fn free_busy(
+    pin: PreemptGuard<'static>,
+    cache: &RawCache,
+    object: NonNull<u8>,
+    address: NonNull<u8>,
+    spin: Spin,
+    otherwise: impl FnOnce(NonNull<u8>),
+) {
+    drop(pin);
+    free_anew(cache, object, address, spin, otherwise);
+}
+
+#[inline]
+fn free_anew(
+    cache: &RawCache,
+    object: NonNull<u8>,
+    address: NonNull<u8>,
+    spin: Spin,
+    otherwise: impl FnOnce(NonNull<u8>),
+) {
     if cache.sheaf_capacity() != 0 && push(cache, object, spin) {
         return cache.count(Stat::FreeRcuSheaf);
     }

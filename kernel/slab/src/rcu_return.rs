@@ -51,7 +51,7 @@ pub(crate) unsafe fn to_barn(head: *mut CallbackHead) {
     // SAFETY: the caller's contract.
     let sheaf = unsafe { SheafRef::from_rcu_head(head) };
     let cache = sheaf.cache();
-    let Some(away_ns) = waiting::returned(sheaf) else { return };
+    let Some(back) = waiting::returned(sheaf) else { return };
     sync::trace!(
         "slab.rcu_done",
         cache = sync::trace::text(cache.name()),
@@ -59,7 +59,7 @@ pub(crate) unsafe fn to_barn(head: *mut CallbackHead) {
         objects = sheaf.size()
     );
     let barn = cache.node(sheaf.node()).map(|node| &node.barn);
-    let refused = match barn.map(|barn| barn.take_back(sheaf, away_ns)) {
+    let refused = match barn.map(|barn| barn.take_back(sheaf, back)) {
         Some(Ok(over)) => {
             cache.count(Stat::BarnPut);
             if over {

@@ -309,18 +309,27 @@ pub(crate) fn detach(cpu: CpuId, sheaf: SheafRef) {
     }
 }
 
-/// The grace period of `sheaf` is over; nothing has been taken out of it yet. Returns how long it was away, in nanoseconds;
-/// nothing, in builds with assertions, if it is not over: then the sheaf is left to leak (K-6).
+/// A sheaf that came back from RCU.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Back {
+    /// When.
+    pub(crate) now_ns: u64,
+    /// How long it was away.
+    pub(crate) away_ns: u64,
+}
+
+/// The grace period of `sheaf` is over; nothing has been taken out of it yet. Nothing, in builds with assertions, if it is not over: then the sheaf is left to leak (K-6).
 ///
 /// Context: any.
 #[must_use = "a sheaf that is back too early must not be used"]
-pub(crate) fn returned(sheaf: SheafRef) -> Option<u64> {
+pub(crate) fn returned(sheaf: SheafRef) -> Option<Back> {
+    let now_ns = arch::clock::now_ns();
     let away_ns = sheaf.cache().node(sheaf.node()).map_or(0, |node| {
-        let away_ns = node.waiting.leave(sheaf.size(), sheaf.stamp(), arch::clock::now_ns());
+        let away_ns = node.waiting.leave(sheaf.size(), sheaf.stamp(), now_ns);
         record(Stage::Detached, away_ns);
         away_ns
     });
-    debug::sheaf_returns(sheaf).then_some(away_ns)
+    debug::sheaf_returns(sheaf).then_some(Back { now_ns, away_ns })
 }
 
 impl RawCache {
