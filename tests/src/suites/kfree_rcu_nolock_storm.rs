@@ -5,7 +5,7 @@
 
 use alloc::vec::Vec;
 use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
 
 use arch::trap::TrapFrame;
 use arch::{CpuId, clock, cpu, ipi, irq};
@@ -73,6 +73,8 @@ static NMIS: AtomicU64 = AtomicU64::new(0);
 /// The workers begin; they end.
 static BEGIN: AtomicBool = AtomicBool::new(false);
 static END: AtomicBool = AtomicBool::new(false);
+/// Workers that still send NMIs.
+static SENDING: AtomicUsize = AtomicUsize::new(0);
 
 fn the_cache() -> Option<&'static RawCache> {
     // SAFETY: null, or a cache that lives for ever.
@@ -128,7 +130,8 @@ fn strike() {
     }
 }
 
-/// What a CPU's thread does in a storm: it uses the cache, and sends NMIs to `target`.
+/// What a CPU's thread does in a storm: it uses the cache, and sends NMIs to `target`. It keeps its CPU from idling until nobody
+/// sends any more.
 fn work(target: CpuId, mut rng: Rng, cx: &mut MaySleep) {
     while !BEGIN.load(SeqCst) {
         sched::yield_now(cx);
@@ -151,6 +154,10 @@ fn work(target: CpuId, mut rng: Rng, cx: &mut MaySleep) {
     for object in held {
         check(object);
         give_up(object, &mut rng);
+    }
+    SENDING.fetch_sub(1, SeqCst);
+    while SENDING.load(SeqCst) != 0 {
+        sched::yield_now(cx);
     }
 }
 
@@ -187,6 +194,7 @@ fn storm(t: &mut Test<'_>, calls: u64, percent: Option<u32>) -> Result<(), Failu
     BEGIN.store(false, SeqCst);
     END.store(false, SeqCst);
     let cpus: Vec<CpuId> = cpu::online().iter().collect();
+    SENDING.store(cpus.len(), SeqCst);
     let mut workers = Vec::new();
     for (index, &on) in cpus.iter().enumerate() {
         let (target, rng) = (cpus[(index + 1) % cpus.len()], Rng::new(t.rng.next_u64()));
