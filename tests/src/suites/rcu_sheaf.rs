@@ -17,7 +17,7 @@ use sync::{MaySleep, Rng};
 use crate::kfree::{Node, cache, ensure_none_in_use, head, is_whole, node};
 use crate::outcome::needs_sheaves;
 use crate::stepping::{self, Visit};
-use crate::together::soon;
+use crate::together::{Urgent, soon};
 use crate::toggle::{others, spawn};
 use crate::{Failure, ensure, ensure_eq, ktest};
 
@@ -405,6 +405,8 @@ ktest! {
     /// S0-21, S5-10: a callback leaves a large sheaf that no barn wants to a worker, and a barrier waits for that.
     fn a_large_sheaf_is_left_to_a_worker_and_waited_for(t: &mut Test) {
         const ROUNDS: u64 = 10;
+        // The worker does not get the CPU before this thread has looked, unless the barrier waits for it.
+        let _urgent = Urgent::new();
         let (cache, _) = bed("test_rs_large")?;
         let capacity = cache.set_capacity(20 * rcu_return::MOST, t.cx).map_err(|error| crate::__failed!("{error}"))? as u64;
         cache.set_barn_limits(0, 0, t.cx);
