@@ -73,7 +73,7 @@ static NMIS: AtomicU64 = AtomicU64::new(0);
 /// The workers begin; they end.
 static BEGIN: AtomicBool = AtomicBool::new(false);
 static END: AtomicBool = AtomicBool::new(false);
-/// Workers that still send NMIs.
+/// Workers that are there, until they have sent their last NMI.
 static SENDING: AtomicUsize = AtomicUsize::new(0);
 
 fn the_cache() -> Option<&'static RawCache> {
@@ -130,9 +130,10 @@ fn strike() {
     }
 }
 
-/// What a CPU's thread does in a storm: it uses the cache, and sends NMIs to `target`. It keeps its CPU from idling until nobody
-/// sends any more.
+/// What a CPU's thread does in a storm: it uses the cache, and sends NMIs to `target`. It keeps its CPU from idling from before
+/// anybody sends any until nobody does any more.
 fn work(target: CpuId, mut rng: Rng, cx: &mut MaySleep) {
+    SENDING.fetch_add(1, SeqCst);
     while !BEGIN.load(SeqCst) {
         sched::yield_now(cx);
     }
@@ -194,7 +195,7 @@ fn storm(t: &mut Test<'_>, calls: u64, percent: Option<u32>) -> Result<(), Failu
     BEGIN.store(false, SeqCst);
     END.store(false, SeqCst);
     let cpus: Vec<CpuId> = cpu::online().iter().collect();
-    SENDING.store(cpus.len(), SeqCst);
+    SENDING.store(0, SeqCst);
     let mut workers = Vec::new();
     for (index, &on) in cpus.iter().enumerate() {
         let (target, rng) = (cpus[(index + 1) % cpus.len()], Rng::new(t.rng.next_u64()));
@@ -214,6 +215,9 @@ fn storm(t: &mut Test<'_>, calls: u64, percent: Option<u32>) -> Result<(), Failu
         Some(None) => skip!("another plan is armed"),
         armed => armed.flatten(),
     };
+    while SENDING.load(SeqCst) < cpus.len() {
+        sched::sleep_ns(t.cx, MS);
+    }
     BEGIN.store(true, SeqCst);
     let end = clock::now_ns() + 240_000 * MS * calls.div_ceil(100_000);
     // Where nothing is to be had, as many NMIs are enough.

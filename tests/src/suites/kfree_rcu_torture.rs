@@ -35,6 +35,8 @@ const POISON: u64 = 0x6b6b_6b6b_6b6b_6b6b;
 const TURNS: usize = 1_000;
 /// The same where there is time.
 const LONG_TURNS: usize = 50_000;
+/// Sections that judge them at least.
+const MIN_SECTIONS: u64 = 50;
 /// Bytes of the objects, and of the areas, of a flood.
 const OBJECT: usize = 1024;
 const AREA: usize = 20_000;
@@ -116,11 +118,14 @@ impl Field {
         }
     }
 
+    /// Replaces `turns` objects, and goes on until readers have had as many sections as judge them.
     fn update(&self, turns: usize, mut rng: Rng, cx: &mut MaySleep) {
-        for _ in 0..turns {
+        let mut done = 0;
+        while done < turns || self.sections.load(Relaxed) < MIN_SECTIONS {
             if self.broken.load(Relaxed) != 0 {
                 return;
             }
+            done += 1;
             let at = if rng.chance(1, 64) { 0 } else { 1 + rng.index(PLACES - 1) };
             let way = Way::any(&mut rng);
             self.replace(at, way, &mut rng, cx);
@@ -213,8 +218,7 @@ fn torture(t: &mut Test<'_>, name: &'static str, turns: usize, meanwhile: Meanwh
         count(&field.replaced),
         count(&field.misses)
     ));
-    ensure!(count(&field.replaced) + count(&field.misses) == (each * cpus.len()) as u64, "updaters ended early");
-    ensure!(count(&field.sections) > 50, "only {} sections", count(&field.sections));
+    ensure!(count(&field.replaced) + count(&field.misses) >= (each * cpus.len()) as u64, "updaters ended early");
     ensure_all_back(cache, t.cx)?;
     // SAFETY: nobody uses the cache any more.
     ensure_eq!(unsafe { slab::flush::destroy(cache, t.cx) }, Ok(()));
