@@ -11,8 +11,8 @@ use crate::exit::{Exit, stop};
 use crate::workspace::Workspace;
 
 /// The storeys, bottom first. Each may use those before it; `grange-tests` uses storeys as any user would, and the
-/// kernel on top links the tests into itself.
-const STOREYS: [&str; 9] = [
+/// kernel on top links the tests into itself. The samples of the book use storeys, and nobody uses them.
+const STOREYS: [&str; 10] = [
     "grange-arch",
     "grange-sync",
     "grange-mm",
@@ -22,6 +22,7 @@ const STOREYS: [&str; 9] = [
     "grange-kfree-rcu",
     "grange-tests",
     "grange",
+    "grange-book",
 ];
 
 /// Crates of the workspace that stand beside the house and use none of it.
