@@ -12,7 +12,7 @@ use crate::crash;
 
 param! {
     /// What the kernel does once it is up.
-    pub(crate) static RUN: choice = "grange.run", default "shell", one of ["shell", "test", "bench"];
+    pub(crate) static RUN: choice = "grange.run", default "shell", one of ["shell", "test", "bench", "torture"];
 }
 
 param! {

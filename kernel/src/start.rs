@@ -190,6 +190,7 @@ fn run(cx: &mut MaySleep) -> ! {
     match cmdline::RUN.get() {
         "test" => run_suites(cx, Suites::Tests),
         "bench" => run_suites(cx, Suites::Benches),
+        "torture" => run_suites(cx, Suites::Torture),
         _ => shell::interact(cx),
     }
 }
@@ -199,11 +200,13 @@ fn run(cx: &mut MaySleep) -> ! {
 enum Suites {
     Tests,
     Benches,
+    Torture,
 }
 
 #[cfg(feature = "suites")]
 fn run_suites(cx: &mut MaySleep, which: Suites) -> ! {
     use tests::com2::Com2;
+    use tests::torture::{config, torture};
     use tests::{BENCHES, Filter, Plan, TESTS, run};
 
     let plan = Plan {
@@ -215,6 +218,7 @@ fn run_suites(cx: &mut MaySleep, which: Suites) -> ! {
     let summary = match which {
         Suites::Tests => run(TESTS.iter(), &plan, cx, &mut Com2),
         Suites::Benches => run(BENCHES.iter().map(|bench| &bench.case), &plan, cx, &mut Com2),
+        Suites::Torture => torture(&config::request(plan.seed), cx, &mut Com2),
     };
     log::info!("suites: {} passed, {} failed, {} skipped", summary.passed, summary.failed, summary.skipped);
     sync::log::flush();

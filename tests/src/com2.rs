@@ -10,7 +10,6 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use sched::Timer;
 use sync::{ATOMIC, Once, SpinLock, events, lock_class};
 
-use crate::case::TestCase;
 use crate::frame::{FrameWriter, Kind};
 use crate::report::{Output, Start};
 use crate::run::Summary;
@@ -88,8 +87,7 @@ impl Output for Com2 {
         );
     }
 
-    fn begin(&mut self, case: &TestCase) {
-        let TestCase { suite, name, budget_ms, .. } = case;
+    fn begin(&mut self, suite: &str, name: &str, budget_ms: u32) {
         let com1 = log_length();
         self.frame(
             Kind::Begin,

@@ -13,6 +13,7 @@
 //! | [`run`] | [`Test`], the order, one test after the other |
 //! | [`report`] | KTAP version 1 |
 //! | [`frame`] | frames with a number and a CRC around each line |
+//! | [`mod@torture`] | everything at once and for long: kinds, disturbers, statistics |
 //! | [`com2`] | the frames on the second serial port; the heartbeat; tests that take too long |
 //!
 //! A test that fails returns; a test that panics takes the machine with it, and whoever booted it
@@ -27,6 +28,7 @@ extern crate alloc;
 /// What the macros need; not an interface.
 #[doc(hidden)]
 pub mod private {
+    pub use alloc::boxed::Box;
     pub use alloc::format;
     pub use linkme;
 }
@@ -50,6 +52,7 @@ mod storm;
 mod suites;
 mod together;
 mod toggle;
+pub mod torture;
 
 pub use bench::BENCHES;
 pub use case::{TESTS, TestCase};

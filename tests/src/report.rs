@@ -14,7 +14,6 @@
 
 use core::fmt;
 
-use crate::case::TestCase;
 use crate::outcome::Failure;
 use crate::run::Summary;
 
@@ -31,12 +30,27 @@ pub struct Start {
     pub build: &'static str,
 }
 
+/// What a report says was built.
+const BUILD: &str = if cfg!(debug_assertions) {
+    concat!("grange ", env!("CARGO_PKG_VERSION"), ", assertions on")
+} else {
+    concat!("grange ", env!("CARGO_PKG_VERSION"), ", assertions off")
+};
+
+impl Start {
+    /// A run with this seed on the machine as it is now.
+    pub(crate) fn here(seed: u64) -> Start {
+        let nodes = arch::cpu::nodes_online().count_ones() as usize;
+        Start { seed, cpus: arch::cpu::online_count(), nodes, build: BUILD }
+    }
+}
+
 /// Where a run's report goes.
 pub trait Output {
     /// The run begins.
     fn start(&mut self, start: &Start);
-    /// A test begins.
-    fn begin(&mut self, case: &TestCase);
+    /// A test begins that may take so many milliseconds of guest time.
+    fn begin(&mut self, suite: &str, name: &str, budget_ms: u32);
     /// A line of KTAP.
     fn ktap(&mut self, line: fmt::Arguments<'_>);
     /// A figure, as a JSON object.
@@ -109,7 +123,7 @@ impl Output for PlainLines<'_> {
         (self.0)(format_args!("# seed {:#x}, {} CPUs, {} nodes, {}", start.seed, start.cpus, start.nodes, start.build));
     }
 
-    fn begin(&mut self, _case: &TestCase) {}
+    fn begin(&mut self, _suite: &str, _name: &str, _budget_ms: u32) {}
 
     fn ktap(&mut self, line: fmt::Arguments<'_>) {
         (self.0)(line);

@@ -85,21 +85,8 @@ pub fn run(
     cx: &mut MaySleep,
     out: &mut dyn Output,
 ) -> Summary {
-    let start = Start {
-        seed: plan.seed,
-        cpus: arch::cpu::online_count(),
-        nodes: arch::cpu::nodes_online().count_ones() as usize,
-        build: BUILD,
-    };
-    run_cases(&select(cases, plan), &start, cx, out)
+    run_cases(&select(cases, plan), &Start::here(plan.seed), cx, out)
 }
-
-/// What a report says was built.
-const BUILD: &str = if cfg!(debug_assertions) {
-    concat!("grange ", env!("CARGO_PKG_VERSION"), ", assertions on")
-} else {
-    concat!("grange ", env!("CARGO_PKG_VERSION"), ", assertions off")
-};
 
 /// The tests to run, in their order.
 pub fn select(cases: impl Iterator<Item = &'static TestCase>, plan: &Plan<'_>) -> Vec<&'static TestCase> {
@@ -136,8 +123,8 @@ fn run_cases(cases: &[&'static TestCase], start: &Start, cx: &mut MaySleep, out:
 }
 
 fn run_case(case: &TestCase, seed: u64, cx: &mut MaySleep, out: &mut dyn Output) -> Result<(), Failure> {
-    let seed = seed_of(seed, case);
-    out.begin(case);
+    let seed = seed_of(seed, case.suite, case.name);
+    out.begin(case.suite, case.name, case.budget_ms);
     com2::set_deadline(Some(case.budget_ms));
     let before = slab::debug::reports();
     let mut test = Test { cx, rng: Rng::new(seed), seed, damages_slabs: false, out };
@@ -150,9 +137,9 @@ fn run_case(case: &TestCase, seed: u64, cx: &mut MaySleep, out: &mut dyn Output)
     })
 }
 
-/// FNV-1a over the run's seed and the test's name.
-fn seed_of(seed: u64, case: &TestCase) -> u64 {
-    let bytes = seed.to_le_bytes().into_iter().chain(case.suite.bytes()).chain(case.name.bytes());
+/// FNV-1a over the run's seed and the names of what has a seed of its own.
+pub(crate) fn seed_of(seed: u64, suite: &str, name: &str) -> u64 {
+    let bytes = seed.to_le_bytes().into_iter().chain(suite.bytes()).chain(name.bytes());
     bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
 }
 
@@ -249,8 +236,8 @@ mod tests {
 
     #[test]
     fn random_numbers_depend_on_the_test_and_the_seed_and_nothing_else() {
-        assert_eq!(seed_of(7, &CASES[0]), seed_of(7, &CASES[0]));
-        assert_ne!(seed_of(7, &CASES[0]), seed_of(8, &CASES[0]));
-        assert_ne!(seed_of(7, &CASES[0]), seed_of(7, &CASES[1]));
+        assert_eq!(seed_of(7, "zeta", "b"), seed_of(7, "zeta", "b"));
+        assert_ne!(seed_of(7, "zeta", "b"), seed_of(8, "zeta", "b"));
+        assert_ne!(seed_of(7, "zeta", "b"), seed_of(7, "alpha", "z"));
     }
 }

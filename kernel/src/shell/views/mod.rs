@@ -18,5 +18,7 @@ mod sync;
 #[cfg(feature = "suites")]
 mod tests;
 mod timers;
+#[cfg(feature = "suites")]
+mod torture;
 mod trace;
 mod work;

@@ -1,0 +1,213 @@
+//! One run of torture: starts all that take part, looks after them, stops and judges them.
+
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::mem;
+
+use arch::clock;
+use sched::JoinHandle;
+use sync::MaySleep;
+
+use super::kind::{Kind, TORTURES, select};
+use super::run::{Failed, Ongoing, Run};
+use super::stat::Stat;
+use super::{config, control};
+use crate::report::{Ktap, Output, Start};
+use crate::run::Summary;
+use crate::together::{MS, Urgent};
+use crate::{Failure, com2, ensure, ensure_eq};
+
+/// The suite of all results.
+const SUITE: &str = "torture";
+/// The result of the time in which all ran together.
+const TOGETHER: &str = "run";
+/// What the thread of the run may take from one look to the next, and to stop one part.
+const STEP_MS: u32 = 60_000;
+/// The run goes on for so many times its duration, and so much longer, while work is missing; a host may be slow.
+const PATIENCE: (u64, u64) = (4, 20_000 * MS);
+/// How long the threads of a part that has failed are waited for: what failed may be what they wait for.
+const LAST_WAIT_NS: u64 = 10_000 * MS;
+
+/// What to do.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// Kinds, as in `torture.kinds=`.
+    pub kinds: &'a str,
+    /// How long, in milliseconds.
+    pub duration_ms: u32,
+    /// Seed of the random numbers.
+    pub seed: u64,
+}
+
+/// Tortures, and reports to `out`; lines of statistics go to the log, too.
+///
+/// Context: a thread without any guard; sleeps. One run at a time.
+pub fn torture(request: &Request<'_>, cx: &mut MaySleep, out: &mut dyn Output) -> Summary {
+    let chosen = select(&TORTURES, request.kinds);
+    let mut ktap = Ktap::begin(out, &Start::here(request.seed), 1);
+    let mut summary = Summary { planned: chosen.len() + 1, ..Summary::default() };
+    ktap.begin_suite(SUITE, summary.planned);
+    let _urgent = Urgent::new();
+    let mut parts = Vec::new();
+    let mut end = Ending { begun_ns: clock::now_ns(), cut: false };
+    judge(&mut ktap, &mut summary, TOGETHER, |out| {
+        control::begin();
+        // Disturbers last: they are first in the report.
+        parts = chosen.into_iter().rev().map(|kind| Part::start(kind, request.seed, cx)).collect();
+        parts.reverse();
+        end.cut = look_after(&parts, request, end.begun_ns, cx, out);
+        control::end();
+        let lasted = (clock::now_ns() - end.begun_ns) / MS;
+        out.ktap(format_args!("  # {lasted} ms{}", if end.cut { ", cut short by a failure" } else { "" }));
+        Ok(())
+    });
+    for part in parts {
+        judge(&mut ktap, &mut summary, part.kind.name, |out| part.finish(end, cx, out));
+    }
+    com2::set_deadline(None);
+    ktap.end_suite(SUITE);
+    ktap.out.end(&summary);
+    summary
+}
+
+/// One result: what `body` says, if no slab was damaged meanwhile.
+fn judge(
+    ktap: &mut Ktap<'_>,
+    summary: &mut Summary,
+    name: &str,
+    body: impl FnOnce(&mut dyn Output) -> Result<(), Failure>,
+) {
+    ktap.out.begin(SUITE, name, STEP_MS);
+    com2::set_deadline(Some(STEP_MS));
+    let before = slab::debug::reports();
+    let result = body(ktap.out).and_then(|()| {
+        ensure_eq!(slab::debug::reports() - before, 0, "damage to slabs was reported, see the log");
+        Ok(())
+    });
+    match &result {
+        Ok(()) => summary.passed += 1,
+        Err(Failure::Failed { .. }) => summary.failed += 1,
+        Err(Failure::Skipped(_)) => summary.skipped += 1,
+    }
+    ktap.verdict(name, &result);
+}
+
+/// Waits for the end of the run, with a line of statistics now and then. Returns whether a failure cut it short.
+fn look_after(parts: &[Part], request: &Request<'_>, begun_ns: u64, cx: &mut MaySleep, out: &mut dyn Output) -> bool {
+    let lasts = u64::from(request.duration_ms) * MS;
+    let interval = u64::from(config::STAT_INTERVAL.get()) * 1_000 * MS;
+    let (ends, gives_up) = (begun_ns + lasts, begun_ns + PATIENCE.0 * lasts + PATIENCE.1);
+    let mut next_stat = begun_ns + interval;
+    while !control::should_stop() {
+        com2::set_deadline(Some(STEP_MS));
+        let now = clock::now_ns();
+        let (due, over) = (now >= next_stat, now >= ends);
+        let mut all_worked = true;
+        for part in parts.iter().filter(|_| due || over) {
+            let stat = part.stat();
+            if due {
+                part.print(&stat, begun_ns, false, out);
+            }
+            if let Some(wrong) = stat.wrong() {
+                part.failed.report(crate::__failed!("{wrong}"));
+            }
+            all_worked &= stat.idle().is_none();
+        }
+        if over && (all_worked || now >= gives_up) {
+            break;
+        }
+        if due {
+            next_stat = now + interval;
+        }
+        let next = if over { now + 50 * MS } else { ends.min(next_stat) };
+        control::rest(cx, next.saturating_sub(now));
+    }
+    control::should_stop()
+}
+
+/// How a run came to its end.
+#[derive(Clone, Copy)]
+struct Ending {
+    begun_ns: u64,
+    /// A failure ended it: nobody else had the time to do all the work.
+    cut: bool,
+}
+
+/// One that takes part.
+struct Part {
+    kind: &'static Kind,
+    ongoing: Result<Box<dyn Ongoing>, Failure>,
+    threads: Vec<JoinHandle<()>>,
+    failed: Arc<Failed>,
+}
+
+impl Part {
+    /// Starts it. A failure ends the run.
+    fn start(kind: &'static Kind, seed: u64, cx: &mut MaySleep) -> Part {
+        let failed = Failed::new();
+        let mut run = Run { cx, name: kind.name, seed, failed: failed.clone(), threads: Vec::new() };
+        let ongoing = (kind.start)(&mut run);
+        if let Err(Failure::Failed { .. }) = &ongoing {
+            control::end();
+        }
+        Part { kind, ongoing, threads: run.threads, failed }
+    }
+
+    fn stat(&self) -> Stat {
+        let mut stat = Stat::default();
+        if let Ok(ongoing) = &self.ongoing {
+            ongoing.stat(&mut stat);
+        }
+        stat
+    }
+
+    fn print(&self, stat: &Stat, begun_ns: u64, last: bool, out: &mut dyn Output) {
+        if self.ongoing.is_err() {
+            return;
+        }
+        let name = self.kind.name;
+        let target = alloc::format!("{name}-torture");
+        let mark = if stat.wrong().is_some() { "!!! " } else { "" };
+        for line in stat.lines().filter(|line| !line.is_empty()) {
+            log::info!(target: &target, "{mark}{line}");
+        }
+        let ms = (clock::now_ns() - begun_ns) / MS;
+        let json = stat.json();
+        out.figure(format_args!(r#"{{"torture":"{name}","ms":{ms},"last":{last},"stat":{{{json}}}}}"#));
+    }
+
+    /// Waits for its threads, stops it, and says how it went.
+    fn finish(mut self, end: Ending, cx: &mut MaySleep, out: &mut dyn Output) -> Result<(), Failure> {
+        let failure = self.failed.take();
+        if failure.is_some() && !self.threads_end_soon(cx) {
+            // They are left as they are, with what they use.
+            self.threads.into_iter().for_each(JoinHandle::detach);
+            mem::forget(self.ongoing);
+            return failure.map_or(Ok(()), Err);
+        }
+        self.threads.drain(..).for_each(|thread| thread.join(cx));
+        let stopped = match &mut self.ongoing {
+            Ok(ongoing) => ongoing.stop(cx),
+            Err(_) => Ok(()),
+        };
+        let stat = self.stat();
+        self.print(&stat, end.begun_ns, true, out);
+        // The first of all reasons, in the order in which they came about.
+        failure.or_else(|| self.failed.take()).map_or(Ok(()), Err)?;
+        self.ongoing?;
+        stopped?;
+        ensure!(stat.wrong().is_none(), "{}", stat.wrong().unwrap_or_default());
+        ensure!(end.cut || stat.idle().is_none(), "tortured nothing: {}", stat.idle().unwrap_or_default());
+        Ok(())
+    }
+
+    fn threads_end_soon(&self, cx: &mut MaySleep) -> bool {
+        let until = clock::now_ns() + LAST_WAIT_NS;
+        let all_ended = || self.threads.iter().all(JoinHandle::is_finished);
+        while !all_ended() && clock::now_ns() < until {
+            sched::sleep_ns(cx, 10 * MS);
+        }
+        all_ended()
+    }
+}
