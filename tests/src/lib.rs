@@ -14,13 +14,14 @@
 //! | [`report`] | KTAP version 1 |
 //! | [`frame`] | frames with a number and a CRC around each line |
 //! | [`mod@torture`] | everything at once and for long: kinds, disturbers, statistics |
+//! | [`stepping`], [`together`] | an NMI between any two instructions; threads that go through something together |
 //! | [`com2`] | the frames on the second serial port; the heartbeat; tests that take too long |
 //!
 //! A test that fails returns; a test that panics takes the machine with it, and whoever booted it
 //! boots again and goes on with `grange.test_start=`.
 //!
-//! These suites link against the storeys as any user would. Linux: `lib/kunit/` (6.12), whose output
-//! format and filter parameter these are.
+//! These suites link against the storeys as any user would, and `labs/` grades exercises with the same parts. Linux:
+//! `lib/kunit/` (6.12), whose output format and filter parameter these are.
 #![cfg_attr(not(test), no_std)]
 
 extern crate alloc;
@@ -47,10 +48,10 @@ mod nolock;
 pub mod outcome;
 pub mod report;
 pub mod run;
-mod stepping;
+pub mod stepping;
 mod storm;
 mod suites;
-mod together;
+pub mod together;
 mod toggle;
 pub mod torture;
 

@@ -11,7 +11,7 @@ use core::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use sync::{ATOMIC, PreemptGuard};
 
 /// What is done at a boundary, in NMI context.
-pub(crate) trait Visit {
+pub trait Visit {
     /// Does it.
     fn visit();
 }
@@ -21,15 +21,15 @@ static STRIDE: AtomicUsize = AtomicUsize::new(1);
 static STEP: AtomicUsize = AtomicUsize::new(0);
 
 /// For [`step`]: no visit at all.
-pub(crate) const NOWHERE: (usize, usize) = only(usize::MAX / 4);
+pub const NOWHERE: (usize, usize) = only(usize::MAX / 4);
 
 /// For [`step`]: one visit, at this boundary.
-pub(crate) const fn only(boundary: usize) -> (usize, usize) {
+pub const fn only(boundary: usize) -> (usize, usize) {
     (usize::MAX / 2, boundary)
 }
 
 /// For each stride every place to begin: pairs for [`step`].
-pub(crate) fn runs(strides: &[usize]) -> impl Iterator<Item = (usize, usize)> {
+pub fn runs(strides: &[usize]) -> impl Iterator<Item = (usize, usize)> {
     strides.iter().flat_map(|&stride| (0..stride).map(move |first| (stride, first)))
 }
 
@@ -37,7 +37,7 @@ pub(crate) fn runs(strides: &[usize]) -> impl Iterator<Item = (usize, usize)> {
 /// number of boundaries.
 ///
 /// Context: task.
-pub(crate) fn step<V: Visit>((stride, first): (usize, usize), code: impl FnOnce()) -> u64 {
+pub fn step<V: Visit>((stride, first): (usize, usize), code: impl FnOnce()) -> u64 {
     STRIDE.store(stride, Relaxed);
     STEP.store(stride - first, Relaxed);
     // The trap flag belongs to the CPU: another thread must not inherit it.

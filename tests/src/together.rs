@@ -11,10 +11,10 @@ use sync::MaySleep;
 use crate::{Failure, skip};
 
 /// A millisecond in nanoseconds.
-pub(crate) const MS: u64 = 1_000_000;
+pub const MS: u64 = 1_000_000;
 
 /// Starts a thread of normal priority, or fails the test.
-pub(crate) fn spawn<T: Send + 'static>(
+pub fn spawn<T: Send + 'static>(
     cx: &mut MaySleep,
     on: Option<CpuId>,
     f: impl FnOnce(&mut MaySleep) -> T + Send + 'static,
@@ -23,7 +23,7 @@ pub(crate) fn spawn<T: Send + 'static>(
 }
 
 /// Sleeps until `cond`, at most 20 s; true if it came.
-pub(crate) fn soon(cx: &mut MaySleep, cond: impl Fn() -> bool) -> bool {
+pub fn soon(cx: &mut MaySleep, cond: impl Fn() -> bool) -> bool {
     let until = clock::now_ns() + 20_000 * MS;
     while !cond() && clock::now_ns() < until {
         sched::sleep_ns(cx, MS);
@@ -32,7 +32,7 @@ pub(crate) fn soon(cx: &mut MaySleep, cond: impl Fn() -> bool) -> bool {
 }
 
 /// Spins until `cond`, at most 20 s; true if it came. For places that cannot sleep.
-pub(crate) fn spin_until(cond: impl Fn() -> bool) -> bool {
+pub fn spin_until(cond: impl Fn() -> bool) -> bool {
     let until = clock::now_ns() + 20_000 * MS;
     while !cond() && clock::now_ns() < until {
         irq::relax();
@@ -41,7 +41,7 @@ pub(crate) fn spin_until(cond: impl Fn() -> bool) -> bool {
 }
 
 /// Two CPUs; skips the test on a machine with one.
-pub(crate) fn two_cpus() -> Result<(CpuId, CpuId), Failure> {
+pub fn two_cpus() -> Result<(CpuId, CpuId), Failure> {
     let mut cpus = cpu::online().iter();
     match (cpus.next(), cpus.next()) {
         (Some(a), Some(b)) => Ok((a, b)),
@@ -50,24 +50,29 @@ pub(crate) fn two_cpus() -> Result<(CpuId, CpuId), Failure> {
 }
 
 /// Steps that two threads go through together.
-#[derive(Clone)]
-pub(crate) struct Steps(Arc<AtomicUsize>);
+#[derive(Clone, Default)]
+pub struct Steps(Arc<AtomicUsize>);
 
 impl Steps {
-    pub(crate) fn new() -> Steps {
-        Steps(Arc::new(AtomicUsize::new(0)))
+    /// None reached yet.
+    #[must_use]
+    pub fn new() -> Steps {
+        Steps::default()
     }
-    pub(crate) fn reach(&self, step: usize) {
+    /// This one is reached now.
+    pub fn reach(&self, step: usize) {
         // Release: pairs with the Acquire below; a step is seen with what was done before it.
         self.0.store(step, Ordering::Release);
     }
-    pub(crate) fn is_at(&self, step: usize) -> bool {
+    /// Whether it is reached.
+    #[must_use]
+    pub fn is_at(&self, step: usize) -> bool {
         self.0.load(Ordering::Acquire) >= step
     }
 }
 
 /// A thread on `on` that is a reader from step 1 to step 2. It returns false if step 2 did not come.
-pub(crate) fn reader_between(cx: &mut MaySleep, on: CpuId, steps: &Steps) -> Result<sched::JoinHandle<bool>, Failure> {
+pub fn reader_between(cx: &mut MaySleep, on: CpuId, steps: &Steps) -> Result<sched::JoinHandle<bool>, Failure> {
     let steps = steps.clone();
     spawn(cx, Some(on), move |cx| {
         let guard = rcu::read_lock(cx);
@@ -79,7 +84,7 @@ pub(crate) fn reader_between(cx: &mut MaySleep, on: CpuId, steps: &Steps) -> Res
 }
 
 /// Both ways to wait for a grace period.
-pub(crate) const WAITS: [fn(&mut MaySleep); 2] = [synchronize_rcu, synchronize_rcu_expedited];
+pub const WAITS: [fn(&mut MaySleep); 2] = [synchronize_rcu, synchronize_rcu_expedited];
 
 /// The running thread above all that a test starts, boosted readers included, until this goes.
 pub(crate) struct Urgent(Prio);
@@ -99,11 +104,12 @@ impl Drop for Urgent {
 }
 
 /// Boosting as a test wants it, until this goes. A test whose reader waits for what less urgent threads do wants none.
-pub(crate) struct BoostDelay(u64);
+pub struct BoostDelay(u64);
 
 impl BoostDelay {
     /// In milliseconds; 0 is never.
-    pub(crate) fn new(ms: u64) -> BoostDelay {
+    #[must_use]
+    pub fn new(ms: u64) -> BoostDelay {
         let before = rcu::boost_delay();
         rcu::set_boost_delay(ms);
         BoostDelay(before)

@@ -15,6 +15,9 @@ use crate::process::shell_line;
 use crate::toolchain::core::{self, Core, TARGET};
 use crate::workspace::Workspace;
 
+/// Chooses the answers that are built for `cargo xtask lab`; labs/build.rs reads it.
+pub const LABS: &str = "GRANGE_LABS";
+
 /// A build that takes longer is announced.
 const SOON: Duration = Duration::from_secs(2);
 
@@ -74,12 +77,13 @@ pub fn make(workspace: &Workspace, args: &KernelArgs, default: Profile) -> anyho
     let profile = args.profile_or(default);
     let core = if args.kernel.is_some() && args.loader.is_some() { None } else { Some(core::ensure(workspace)?) };
     let loader = match (&args.loader, core) {
-        (None, Some(core)) => build(workspace, core, "grange-boot", Profile::Release, &[])?,
+        (None, Some(core)) => build(workspace, core, "grange-boot", Profile::Release, &[], None)?,
         (given, _) => given.clone().unwrap_or_default(),
     };
     let kernel = match (&args.kernel, core) {
         (None, Some(core)) => {
-            let kernel = build(workspace, core, "grange", profile, &[args.features, profile.features()].concat())?;
+            let features = [args.features, profile.features()].concat();
+            let kernel = build(workspace, core, "grange", profile, &features, args.labs.as_deref())?;
             mutants::expect(&kernel, profile == Profile::Mutants)?;
             kernel
         }
@@ -96,8 +100,12 @@ fn build(
     package: &str,
     profile: Profile,
     features: &[&str],
+    labs: Option<&str>,
 ) -> anyhow::Result<PathBuf> {
     let mut cargo = workspace.cargo();
+    if let Some(which) = labs {
+        cargo.env(LABS, which);
+    }
     cargo.args(["build", "--package", package, "--target", TARGET, "--profile", profile.name()]);
     if !features.is_empty() {
         cargo.args(["--features", &features.join(",")]);

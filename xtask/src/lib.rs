@@ -11,6 +11,7 @@
 //! | [`replay`], [`load`], [`ledger`] | whether two boots were one, also on a busy host; what is kept of long runs |
 //! | [`mod@trace`] | what trace points recorded, from a machine's memory or a core: a timeline, and ftrace's text |
 //! | [`run`] with [`typist`], [`test`], [`rerun`], [`mod@bench`], [`smp`], [`debug`] | the commands that boot |
+//! | [`lab`] | exercises: hands them out, and grades answers |
 //! | [`lint`], [`models`], [`ci`], [`doctor`] | the others |
 //!
 //! It is a library so that the tests in `tests/` can use the parsers and the writer of frames.
@@ -29,6 +30,7 @@ pub mod host_share;
 pub mod kernel_args;
 pub mod kernel_tests;
 pub mod ktap;
+pub mod lab;
 pub mod ledger;
 pub mod lint;
 pub mod load;
@@ -86,6 +88,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         Command::Test(args) => test::test(&workspace, &args),
         Command::Rerun(args) => rerun::rerun(&workspace, &args),
         Command::Bench(args) => bench::bench(&workspace, &args),
+        Command::Lab(args) => lab::lab(&workspace, &args),
         Command::Smp(args) => smp::smp(&workspace, &args),
         Command::Trace(args) => trace::trace(&workspace, &args),
         Command::Debug(args) => debug::debug(&workspace, &args),

@@ -40,8 +40,20 @@ impl RunDir {
         if std::os::unix::fs::symlink(path.file_name().unwrap_or_default(), &temporary).is_ok() {
             let _ = fs::rename(&temporary, &link);
         }
+        RunDir::at(path)
+    }
+
+    fn at(path: PathBuf) -> anyhow::Result<RunDir> {
         let events = fs::File::create(path.join("events.jsonl")).with_context(|| path.display().to_string())?;
         Ok(RunDir { path, started: Instant::now(), events: Mutex::new(events) })
+    }
+
+    /// A folder inside for a part of the run that is a run in itself.
+    ///
+    /// # Errors
+    /// When the disk does not let it.
+    pub fn part(&self, name: &str) -> anyhow::Result<RunDir> {
+        RunDir::at(self.sub(name)?)
     }
 
     /// The folder.

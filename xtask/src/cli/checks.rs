@@ -61,6 +61,8 @@ pub enum CiStep {
     Models,
     /// A few suites with exploration points, three times with one seed on a busy host: all have to be equal
     Deterministic,
+    /// `cargo xtask lab check-all`
+    Labs,
     /// `cargo xtask test`
     Test,
 }

@@ -121,6 +121,9 @@ pub struct KernelArgs {
     /// Features to build the kernel with; the commands choose them.
     #[arg(skip)]
     pub features: &'static [&'static str],
+    /// With the feature `labs`: which answers, in the words of labs/build.rs.
+    #[arg(skip)]
+    pub labs: Option<String>,
 }
 
 impl KernelArgs {

@@ -4,6 +4,7 @@
 mod bench;
 mod checks;
 mod debug;
+mod lab;
 mod machine;
 mod run;
 mod setup;
@@ -18,6 +19,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 pub use bench::{BenchArgs, BenchWhat, KfreeRcuArgs, LinuxArgs};
 pub use checks::{CiArgs, CiStep, LintArgs, ModelKind, ModelsArgs};
 pub use debug::DebugArgs;
+pub use lab::{LabArgs, LabWhat};
 pub use machine::{Accel, Distance, KernelArgs, MachineArgs, Profile, Thread};
 pub use run::RunArgs;
 pub use setup::{BuildArgs, DoctorArgs};
@@ -105,13 +107,15 @@ pub enum Command {
     Smp(SmpArgs),
     /// Record what happens while the kernel runs commands, as a timeline; or take it out of the core of a run that failed
     Trace(TraceArgs),
+    /// Exercises of a course: hand one out, grade an answer to it, or check that the graders are right
+    Lab(LabArgs),
     /// Look into the kernel with gdb: while it runs, or at the core of a run that failed
     Debug(DebugArgs),
     /// Check format, clippy, the order of the storeys, and the rows of the requirements
     Lint(LintArgs),
     /// Check lock-less code beyond what a test can: loom's models, and tests under Miri
     Models(ModelsArgs),
-    /// What the project's CI runs: lint, models, then test
+    /// What the project's CI runs: lint, models, labs, then test
     Ci(CiArgs),
     /// Say what this machine has and lacks, and with --fix install it
     Doctor(DoctorArgs),

@@ -10,9 +10,9 @@ use serde_json::Value;
 use crate::exit::{Exit, stop};
 use crate::workspace::Workspace;
 
-/// The storeys, bottom first. Each may use those before it; `grange-tests` uses storeys as any user would, and the
-/// kernel on top links the tests into itself. The samples of the book use storeys, and nobody uses them.
-const STOREYS: [&str; 10] = [
+/// The storeys, bottom first. Each may use those before it; `grange-tests` and `grange-labs` use storeys as any user would,
+/// and the kernel on top links them into itself. The samples of the book use storeys, and nobody uses them.
+const STOREYS: [&str; 11] = [
     "grange-arch",
     "grange-sync",
     "grange-mm",
@@ -21,6 +21,7 @@ const STOREYS: [&str; 10] = [
     "grange-slab",
     "grange-kfree-rcu",
     "grange-tests",
+    "grange-labs",
     "grange",
     "grange-book",
 ];
