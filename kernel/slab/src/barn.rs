@@ -98,8 +98,9 @@ struct Lists {
     limits_are_set: bool,
     /// BARN-4.
     window: Window,
-    /// [`Barn::wanted`] at the last [`Barn::trim`].
+    /// [`Barn::wanted`] at the last [`Barn::trim`], and when that was.
     trimmed: u32,
+    trimmed_ns: u64,
     /// How often the lock was taken.
     locks: u64,
 }
@@ -185,6 +186,7 @@ impl Barn {
             limits_are_set: false,
             window: Window { begin_ns: 0, begin: 0, before: 0, least_ns: 0 },
             trimmed: 0,
+            trimmed_ns: 0,
             locks: 0,
         };
         let limit = default_limit(node);
@@ -426,10 +428,14 @@ impl Barn {
         self.nr_full() > full || self.nr_empty() > empty
     }
 
-    /// Takes out what is over the limits and was not wanted since this was called last (BARN-4). Returns it as
-    /// [`Barn::drain`].
-    pub(crate) fn trim(&self) -> (Chain, Chain) {
+    /// Takes out what is over the limits and was not wanted since this was done last (BARN-4), at least `period_ns` before `now_ns`;
+    /// nothing before. So however many keepers look at a barn, demand is that of a period. Returns it as [`Barn::drain`].
+    pub(crate) fn trim(&self, now_ns: u64, period_ns: u64) -> (Chain, Chain) {
         let mut lists = self.wait_lock();
+        if now_ns.saturating_sub(lists.trimmed_ns) < period_ns {
+            return (Chain(ptr::null_mut()), Chain(ptr::null_mut()));
+        }
+        lists.trimmed_ns = now_ns;
         let wanted = self.wanted.load(Relaxed);
         let keep = wanted.wrapping_sub(core::mem::replace(&mut lists.trimmed, wanted));
         let (full, empty) = self.limits();
@@ -477,7 +483,41 @@ impl Barn {
 
 #[cfg(test)]
 mod tests {
+    use arch::hosted::in_own_process;
+    use mm::AllocFlags;
+
     use super::*;
+    use crate::test_machine::{assert_all_back, cache, machine};
+
+    #[test]
+    fn a_barn_is_trimmed_once_a_period_however_many_ask() {
+        const PERIOD: u64 = 1_000;
+        in_own_process(|| {
+            machine(1, 1, |_| {
+                let cache = cache("trimmed");
+                let barn = cache.barn().expect("every node has one");
+                let put = |count| {
+                    for _ in 0..count {
+                        let sheaf = cache.new_sheaf(AllocFlags::NOWAIT, Spin::May).expect("memory");
+                        assert!(barn.put_empty(sheaf).is_ok());
+                    }
+                };
+                let trim = |now_ns| {
+                    cache.put_away_chains(barn.trim(now_ns, PERIOD));
+                    barn.nr_empty()
+                };
+                let (_, limit) = barn.limits();
+                trim(5 * PERIOD);
+                barn.wanted.fetch_add(limit + 5, Relaxed);
+                put(limit + 8);
+                // Three CPUs look one after the other; what was wanted in the period stays for all of it.
+                assert_eq!([6_000, 6_300, 6_999].map(trim), [limit + 5; 3]);
+                // In the next one nobody wanted any.
+                assert_eq!([7_000, 7_001].map(trim), [limit; 2]);
+                assert_all_back(cache);
+            });
+        });
+    }
 
     #[test]
     fn the_demand_is_that_of_the_time_a_sheaf_was_away_or_little_more() {

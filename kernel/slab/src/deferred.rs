@@ -44,6 +44,7 @@ use sched::softirq;
 use sync::hooks::Slot;
 use sync::{ATOMIC, LlistChain, LlistHead, LlistNode, MaySleep, PreemptGuard, bug, hook};
 
+use crate::rcu_bound;
 use crate::sheaf::SheafRef;
 use crate::slab_ref::SlabRef;
 use crate::stats::Stat;
@@ -110,7 +111,8 @@ pub struct Counts {
     pub rcu_sheaves: u64,
     /// How often the CPU was told: pushes to an empty list.
     pub raises: u64,
-    /// Of these with an interrupt to itself, because its tick was stopped.
+    /// How often it took an interrupt to itself, because its tick was stopped. Also of the times that a CPU's
+    /// [keeper](rcu_bound) was to be armed.
     pub interrupts: u64,
 }
 
@@ -229,11 +231,13 @@ pub(crate) fn defer_rcu_sheaf(sheaf: SheafRef) {
     push(List::RcuSheaves, sheaf.llist_node());
 }
 
-/// Does what this CPU has deferred, up to a share (DEFER-5); the rest soon.
+/// Does what this CPU has deferred, up to a share (DEFER-5); the rest soon. Arms the CPU's [keeper](rcu_bound) if that was asked
+/// for.
 ///
 /// Context: any but NMI.
 pub fn drain_here() {
     let _pin = PreemptGuard::new(ATOMIC);
+    rcu_bound::arm(arch::cpu::current());
     // SAFETY: as in `push`.
     let here: &'static Deferred = unsafe { &*DEFERRED.this_ptr() };
     // Relaxed: only what interrupts this CPU sees it meanwhile.
@@ -392,6 +396,7 @@ pub(crate) unsafe fn drain_parked(cpu: CpuId) {
     while there.has_work() {
         there.drain(usize::MAX);
     }
+    rcu_bound::arm(cpu);
 }
 
 /// Waits until everything that was deferred before on any CPU is done (S1-16, first step; S1-17). A CPU that is offline has

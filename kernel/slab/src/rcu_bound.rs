@@ -6,28 +6,29 @@
 //!
 //! # Invariants
 //! - **BOUND-1** While a CPU has an rcu_free sheaf, and there is a bound, or while a barn that a callback on it found over its
-//!   limit is so, the CPU's keeper is armed, or runs and will look again. Whoever makes one of these says so ([`watch`]) before it
-//!   lets go of the sheaves, or after; the keeper looks after it has taken the mark off.
+//!   limit is so, the CPU's keeper is marked, and armed or about to be, or runs and will look again. Whoever makes one of these says
+//!   so ([`watch`]) before it lets go of the sheaves, or after; the keeper looks after it has taken the mark off.
 //! - **BOUND-2** Where neither is so, its time does not run, but for one that was armed when there was: it finds nothing and is
 //!   not armed again. So a CPU that idles and holds nothing is not woken.
-//! - **BOUND-3** An object waits for a submission for at most the bound and the time until the keeper gets to run.
+//! - **BOUND-3** An object waits for a submission for at most the bound and the time until the keeper gets to run. So while the
+//!   keeper looks nobody else sets its time: what is oldest then decides.
 //!
-//! [`watch`] is called under the sheaf lock, in any context, NMI included, so it arms no timer and wakes nobody: it queues a lazy
-//! [`IrqWork`], once until the keeper has looked.
+//! [`watch`] is called under the sheaf lock, in any context, NMI included, so it arms no timer and wakes nobody: it has the CPU
+//! drain soon, once until the keeper has looked, and the drain of what was [deferred](crate::deferred) arms the keeper.
 //!
 //! Linux has no such bound: a sheaf waits for a flush.
 
 use core::mem::offset_of;
 use core::sync::atomic::{
-    AtomicBool, AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release, Ordering::SeqCst, fence,
+    AtomicBool, AtomicU8, AtomicU64, Ordering::Acquire, Ordering::Relaxed, Ordering::Release, Ordering::SeqCst, fence,
 };
 
 use arch::{CpuId, clock};
 use sched::{DelayedWork, WorkItem};
-use sync::{ATOMIC, IrqWork, MaySleep, PreemptGuard, bug, smp};
+use sync::{ATOMIC, MaySleep, PreemptGuard, bug, smp};
 
 use crate::cache::RawCache;
-use crate::registry;
+use crate::{deferred, registry};
 
 const NS_PER_MS: u64 = 1_000_000;
 /// How often barns are looked at where sheaves have no bound.
@@ -43,11 +44,19 @@ static BOUND_MS: AtomicU64 = AtomicU64::new(TRIM_MS);
 /// Whether timers and work items may be used yet.
 static UP: AtomicBool = AtomicBool::new(false);
 
+/// [`Keeper::mark`]: nothing is to be watched.
+const AT_REST: u8 = 0;
+/// Something is, since the last look; the next drain arms the keeper.
+const ASKED: u8 = 1;
+/// Its time runs, or a look that is under way sees to that at its end.
+const ARMED: u8 = 2;
+
 /// What looks after one CPU.
 struct Keeper {
-    /// It is armed, or will be (BOUND-1).
-    armed: AtomicBool,
-    arm: IrqWork,
+    /// BOUND-1. Written by the CPU in any context, by the look, and by who changes the bound.
+    mark: AtomicU8,
+    /// A look is under way, which sets the time of the next one. Written by the look.
+    looks: AtomicBool,
     look: DelayedWork,
     /// Sheaves that it has submitted.
     submitted: AtomicU64,
@@ -55,17 +64,17 @@ struct Keeper {
 
 sync::per_cpu! {
     static KEEPER: Keeper = Keeper {
-        armed: AtomicBool::new(false),
-        arm: IrqWork::new(|work| keeper_with(work, offset_of!(Keeper, arm)).arm()),
+        mark: AtomicU8::new(AT_REST),
+        looks: AtomicBool::new(false),
         look: DelayedWork::new(look),
         submitted: AtomicU64::new(0),
     };
 }
 
-/// The keeper whose field at `offset` is `field`: the functions of the items above are called with those fields only.
-fn keeper_with<T>(field: &T, offset: usize) -> &'static Keeper {
-    // SAFETY: `field` lies in a Keeper in a per-CPU area, which is never freed; a DelayedWork begins with its item.
-    unsafe { &*core::ptr::from_ref(field).byte_sub(offset).cast() }
+/// The keeper whose item is `item`: [`look`] is called with those items only.
+fn keeper_with(item: &WorkItem) -> &'static Keeper {
+    // SAFETY: the item lies in a Keeper in a per-CPU area, which is never freed; a DelayedWork begins with its item.
+    unsafe { &*core::ptr::from_ref(item).byte_sub(offset_of!(Keeper, look)).cast() }
 }
 
 fn keeper_of(cpu: CpuId) -> &'static Keeper {
@@ -80,8 +89,9 @@ pub fn init() {
     BOUND_MS.store(u64::from(RCU_SHEAF_MAX_MS.get()), Relaxed);
     // Release, with the acquire in `Keeper::arm`: whoever sees it may use the scheduler.
     UP.store(true, Release);
+    // What was asked for before.
     for cpu in arch::cpu::online().iter() {
-        keeper_of(cpu).arm.queue_on(cpu);
+        smp::call_on(cpu, |_| deferred::raise(), 0, true);
     }
 }
 
@@ -99,7 +109,7 @@ pub fn set_bound(ms: Option<u64>) {
     BOUND_MS.store(ms.unwrap_or(0), Relaxed);
     if UP.load(Acquire) {
         for keeper in arch::cpu::present().iter().map(keeper_of) {
-            keeper.armed.store(true, Relaxed);
+            keeper.mark.store(ARMED, Relaxed);
             keeper.look.modify(0);
         }
     }
@@ -112,11 +122,11 @@ pub fn submitted() -> u64 {
     arch::cpu::present().iter().map(|cpu| keeper_of(cpu).submitted.load(Relaxed)).sum()
 }
 
-/// Whether the time of a CPU's keeper runs, or it works: for reports and tests.
+/// Whether the time of a CPU's keeper runs, or is about to: for reports and tests.
 ///
 /// Context: any.
 pub fn is_armed_on(cpu: CpuId) -> bool {
-    keeper_of(cpu).armed.load(Relaxed)
+    keeper_of(cpu).mark.load(Relaxed) != AT_REST
 }
 
 /// There is something here that its keeper has to look at in time (BOUND-1).
@@ -128,20 +138,38 @@ pub(crate) fn watch() {
     let here: &'static Keeper = unsafe { &*KEEPER.this_ptr() };
     // Pairs with the fence in `look`: either the mark is seen off here, or what is to be watched is seen there.
     fence(SeqCst);
-    if here.armed.load(Relaxed)
+    if here.mark.load(Relaxed) != AT_REST
         || bug!("rcu_bound.unwatched", "nobody looks at a sheaf that does not get full", "rcu_sheaf.*full*")
     {
         return;
     }
-    here.armed.store(true, Relaxed);
-    here.arm.queue_lazy();
+    here.mark.store(ASKED, Relaxed);
+    deferred::raise();
+}
+
+/// Arms the keeper of `cpu` if that was asked for.
+///
+/// Context: any but NMI; on `cpu`, or it is parked.
+pub(crate) fn arm(cpu: CpuId) {
+    keeper_of(cpu).arm();
 }
 
 impl Keeper {
-    /// Context: hardirq.
     fn arm(&'static self) {
         // Acquire, with the release in `init`.
-        if UP.load(Acquire) && self.armed.load(Relaxed) {
+        if self.mark.load(Relaxed) != ASKED || !UP.load(Acquire) {
+            return;
+        }
+        self.mark.store(ARMED, Relaxed);
+        // Pairs with the fence at the end of `look`: either the look is seen to be over here, or the mark is seen there.
+        fence(SeqCst);
+        if !self.looks.load(Relaxed)
+            || bug!(
+                "rcu_bound.late",
+                "a sheaf that comes while the keeper looks sets the time of all",
+                "rcu_bound_hooks"
+            )
+        {
             self.look.queue(period_ns());
         }
     }
@@ -153,8 +181,10 @@ fn period_ns() -> u64 {
 
 /// The keeper's look.
 fn look(item: &WorkItem, cx: &mut MaySleep) {
-    let keeper = keeper_with(item, offset_of!(Keeper, look));
-    keeper.armed.store(false, Relaxed);
+    let keeper = keeper_with(item);
+    keeper.looks.store(true, Relaxed);
+    // Release: who finds the mark off and has the keeper armed then sees, after the fence in `arm`, that it looks.
+    keeper.mark.store(AT_REST, Release);
     // Pairs with the fence in `watch`.
     fence(SeqCst);
     let cpu = arch::cpu::present().iter().find(|&cpu| core::ptr::eq(keeper_of(cpu), keeper)).expect("a CPU's keeper");
@@ -170,13 +200,20 @@ fn look(item: &WorkItem, cx: &mut MaySleep) {
             None => {}
         }
         for node in cache.nodes().filter(|node| node.barn.is_over()) {
-            cache.put_away_chains(node.barn.trim());
+            cache.put_away_chains(node.barn.trim(clock::now_ns(), period_ns()));
             rest.over |= node.barn.is_over();
         }
     });
     if let Some(in_ns) = rest.next_look_in() {
-        keeper.armed.store(true, Relaxed);
+        keeper.mark.store(ARMED, Relaxed);
         keeper.look.queue_on(cpu, in_ns);
+    }
+    keeper.looks.store(false, Relaxed);
+    // Pairs with the fence in `arm`.
+    fence(SeqCst);
+    if keeper.mark.load(Relaxed) == ARMED {
+        // For what came meanwhile; nothing where its time runs already.
+        keeper.look.queue_on(cpu, period_ns());
     }
 }
 

@@ -9,21 +9,24 @@ use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicBool, AtomicPtr, Ordering::Relaxed, Ordering::SeqCst};
 
 use arch::trap::TrapFrame;
-use arch::{clock, cpu, ipi, irq, vector};
+use arch::{CpuId, clock, cpu, ipi, irq, vector};
 use kfree_rcu::backend::{self, BackEnd};
 use kfree_rcu::{RcuPtr, kfree_rcu, kfree_rcu_nolock};
 use mm::AllocFlags;
 use sched::{MigrateGuard, tick};
 use slab::deferred::counts_on;
 use slab::waiting::Stage;
-use slab::{CacheFlags, RawCache, Stat, kfree_nolock, kmalloc};
+use slab::{CacheFlags, RawCache, Stat, kfree_nolock, kmalloc, rcu_bound};
 use sync::nmi::{NmiHandler, as_nmi};
 use sync::{ATOMIC, IrqGuard, IrqWork, MaySleep, Once, PreemptGuard, SoftirqGuard, SpinLock};
 
+use super::rcu_sheaf::Bound;
 use super::sched_softirq;
 use super::slab_nolock::{Plan, walk_some};
 use crate::nolock::{self, ensure_all_back};
+use crate::outcome::needs_sheaves;
 use crate::run::Test;
+use crate::together::soon;
 use crate::toggle::{MS, spawn};
 use crate::{Failure, ensure, ensure_eq, ktest, skip};
 
@@ -62,6 +65,8 @@ fn spin_until_gone_back(before: u64) -> bool {
 /// NMIs are ours: they free [`VICTIM`].
 static ANSWERING: AtomicBool = AtomicBool::new(false);
 static VICTIM: AtomicPtr<u8> = AtomicPtr::new(ptr::null_mut());
+/// The next victim goes to `kfree_rcu_nolock` instead; the head lies at its start.
+static BY_RCU: AtomicBool = AtomicBool::new(false);
 static HANDLER: NmiHandler = NmiHandler::new("kfree-rcu-nolock", on_nmi);
 static REGISTERED: Once<()> = Once::new();
 
@@ -75,8 +80,12 @@ fn on_nmi(_: &mut TrapFrame) -> bool {
 
 fn free_victim() {
     if let Some(object) = NonNull::new(VICTIM.swap(ptr::null_mut(), Relaxed)) {
-        // SAFETY: whoever put the object there gave it up.
-        unsafe { kfree_nolock(object) };
+        // SAFETY: whoever put the object there gave it up; as below.
+        match BY_RCU.swap(false, Relaxed) {
+            true => unsafe { kfree_rcu_nolock(object.cast()) },
+            // SAFETY: as above.
+            false => unsafe { kfree_nolock(object) },
+        }
     }
 }
 
@@ -192,6 +201,42 @@ ktest! {
             ensure!(spin_until_gone_back(before), "CPU {there} sleeps over it");
             idle += u64::from(was_idle);
             took += counts_on(there).interrupts - told.interrupts;
+        }
+        drop(answering);
+        drop(stay);
+        t.note(format_args!("{took} interrupts in {idle} NMIs on an idle CPU"));
+        ensure!(idle == 0 || took > 0, "CPU {there} was idle {idle} times and was never interrupted");
+        ensure_all_back(cache, t.cx)
+    }
+
+    /// The same where all that an NMI there does is to begin a sheaf, which somebody has to look at in time: that is counted, too.
+    fn an_nmi_that_begins_a_sheaf_on_an_idle_cpu_is_counted(t: &mut Test) {
+        let here = cpu::current();
+        let is_near = |other: &CpuId| *other != here && cpu::node_of(*other) == cpu::node_of(here);
+        let Some(there) = cpu::online().iter().find(is_near) else { skip!("needs 2 CPUs of a node") };
+        let cache = nolock::cache("test_krn_begun", 256, CacheFlags::empty());
+        needs_sheaves(cache)?;
+        nolock::settle(cache, t.cx);
+        let _bound = Bound::new(Some(5));
+        let stay = MigrateGuard::new(&*t.cx);
+        let answering = Answering::begin();
+        let (mut idle, mut took) = (0, 0);
+        for _ in 0..20 {
+            let object = an_object(cache)?;
+            ensure!(soon(t.cx, || !rcu_bound::is_armed_on(there)), "CPU {there} still looks");
+            let end = clock::now_ns() + 200 * MS;
+            while tick::runs_on(there) && clock::now_ns() < end {
+                sched::sleep_ns(t.cx, 2 * MS);
+            }
+            let (told, was_idle) = (counts_on(there), !tick::runs_on(there));
+            BY_RCU.store(true, Relaxed);
+            VICTIM.store(object.as_ptr(), Relaxed);
+            ipi::send_nmi(there);
+            ensure!(soon(t.cx, || rcu_bound::is_armed_on(there)), "no sheaf was begun on CPU {there}");
+            let now = counts_on(there);
+            ensure_eq!(now.rcu_objects, told.rcu_objects, "the object was deferred");
+            idle += u64::from(was_idle);
+            took += now.interrupts - told.interrupts;
         }
         drop(answering);
         drop(stay);

@@ -27,6 +27,8 @@ mod nmi;
 mod percpu;
 mod rcu;
 mod rcu_boost;
+#[cfg(feature = "mutants")]
+mod rcu_bound_hooks;
 mod rcu_callbacks;
 mod rcu_exp;
 mod rcu_list;

@@ -29,10 +29,11 @@ fn bed(name: &'static str) -> Result<(&'static RawCache, u64), Failure> {
 }
 
 /// The bound on sheaves that do not get full, for the time of a test.
-struct Bound(Option<u64>);
+pub(super) struct Bound(Option<u64>);
 
 impl Bound {
-    fn new(ms: Option<u64>) -> Self {
+    /// In milliseconds.
+    pub(super) fn new(ms: Option<u64>) -> Self {
         let before = rcu_bound::bound();
         rcu_bound::set_bound(ms);
         Self(before)
