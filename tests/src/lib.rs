@@ -36,6 +36,7 @@ pub mod private {
 
 pub mod bench;
 mod benches;
+mod bustle;
 mod callbacks;
 pub mod case;
 pub mod com2;

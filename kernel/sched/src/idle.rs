@@ -28,6 +28,7 @@
 //! Linux: `kernel/sched/idle.c`; for the hole, the return-address fix-up in `arch/loongarch/kernel/genex.S`.
 
 use arch::{CpuId, cpu, irq};
+use sync::bug;
 use sync::context::{self, PREEMPT_OFFSET};
 
 use crate::config;
@@ -47,7 +48,9 @@ pub(crate) fn run() -> ! {
             idle_once(here, poll);
         }
         IDLE_CPUS.clear(here);
-        tick::start();
+        if !bug!("sched.tick_not_restarted", "the tick stays off when a CPU idles no more", "sched_prio.a_busy_loop*") {
+            tick::start();
+        }
         pass(Pass::Voluntary);
     }
 }
@@ -91,7 +94,9 @@ fn idle_once(here: CpuId, poll: bool) {
 /// Context: idle thread, or pinned; interrupts off before and after.
 pub fn wait_for_interrupt(poll: bool) {
     // Whatever the caller has started is here or sends an interrupt.
-    if context::need_resched() || softirq::pending() {
+    if (context::need_resched() || softirq::pending())
+        && !bug!("sched.halts_blind", "a CPU halts without a last look", "sched_idle.nothing_is_slept_over*")
+    {
         return;
     }
     if poll {

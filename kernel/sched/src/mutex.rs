@@ -24,7 +24,7 @@ use core::ptr;
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use sync::lock_order::SleepTracked;
-use sync::{ATOMIC, LockClass, MaySleep, SpinLock};
+use sync::{ATOMIC, LockClass, MaySleep, SpinLock, bug};
 
 use crate::rq::prio_of;
 use crate::switch::schedule;
@@ -193,6 +193,9 @@ impl<T: ?Sized> Mutex<T> {
         let bit = if list.is_empty() { 0 } else { WAITERS };
         // Relaxed: `granted` below carries what we did to the next owner.
         self.word.store(ptr::from_ref(thread).expose_provenance() | bit, Ordering::Relaxed);
+        if bug!("sched.mutex_overtaken", "a mutex is free on its way to the next owner", "sched_mutex") && bit == 0 {
+            self.word.store(0, Ordering::Relaxed);
+        }
         // Release: pairs with the Acquire in `lock_slow`. `chosen` is not touched after it.
         chosen.granted.store(true, Ordering::Release);
         wake(thread);

@@ -19,7 +19,7 @@ use core::ptr;
 use core::sync::atomic::{AtomicUsize, Ordering, fence};
 
 use arch::{AtomicCpuMask, CpuId, CpuMask, cpu, ipi, irq, vector};
-use sync::{ATOMIC, IrqGuard, LockClass, PreemptGuard, SpinGuard, SpinLock, context};
+use sync::{ATOMIC, IrqGuard, LockClass, PreemptGuard, SpinGuard, SpinLock, bug, context};
 
 use crate::config;
 use crate::thread::{Prio, Thread, cpu_number};
@@ -380,6 +380,12 @@ impl Inner {
         }
     }
 
+    /// Does the CPU run its idle thread, or nothing yet?
+    fn idles(&self) -> bool {
+        // SAFETY: null, or a type-stable thread (SCHED-3).
+        unsafe { self.current.as_ref() }.is_none_or(Thread::is_idle)
+    }
+
     /// Brings the level of a thread of this run queue, wherever it is, up to date with its own level and its boost; true if
     /// the CPU should think again.
     pub(crate) fn update_prio(&mut self, rq: &RunQueue, thread: &'static Thread) -> bool {
@@ -458,7 +464,18 @@ pub(crate) fn kick(inner: &Inner, cpu: CpuId) {
     }
     IDLE_CPUS.clear(cpu);
     if cpu == cpu::current() {
-        context::set_need_resched();
+        if !bug!(
+            "sched.resched_lost",
+            "a CPU that queues a more urgent thread for itself goes on with what it does",
+            "sched_prio.a_wake_up_runs* sched_prio.what_a_guard*"
+        ) {
+            context::set_need_resched();
+        }
+        return;
+    }
+    if bug!("sched.busy_untold", "a busy CPU is not told of a more urgent thread", "sched_prio.an_urgent_thread*")
+        && !inner.idles()
+    {
         return;
     }
     // Its handler sets `need_resched` there; equal ones merge on the way.

@@ -25,7 +25,7 @@ use core::ptr;
 use core::sync::atomic::{AtomicU16, Ordering};
 
 use arch::{CpuId, clock, cpu, irq, timer as event};
-use sync::{ATOMIC, IrqGuard, LockClass, SpinIrqGuard, SpinLock, context};
+use sync::{ATOMIC, IrqGuard, LockClass, SpinIrqGuard, SpinLock, bug, context};
 
 use crate::heap::{Heap, Node};
 use crate::thread::cpu_number;
@@ -252,8 +252,18 @@ pub(crate) fn interrupt(tick_ns: u64) -> bool {
     let lock = this_base();
     let mut base = lock.lock_irqsave(ATOMIC);
     base.expiring = true;
-    while let Some((node, _)) = base.heap.first().filter(|(_, key)| *key <= clock::now_ns()) {
+    let early_ns = if bug!("sched.timer_early", "timers fire up to a millisecond early", "timer sched.timers*") {
+        1_000_000
+    } else {
+        0
+    };
+    while let Some((node, _)) = base.heap.first().filter(|(_, key)| *key <= clock::now_ns() + early_ns) {
         base.heap.pop();
+        if bug!("sched.timer_lost", "of timers that are due together one is forgotten", "timer.under_load*")
+            && base.heap.first().is_some_and(|(_, key)| key <= clock::now_ns())
+        {
+            continue;
+        }
         let timer: *const Timer = node.cast();
         base.running = timer;
         drop(base);
@@ -306,6 +316,9 @@ pub(crate) fn adopt(from: CpuId) {
         let Some((node, key)) = base.heap.first() else {
             return;
         };
+        if bug!("sched.timer_left", "the timers of a CPU that goes stay there", "hotplug.timers_of_a_dying*") {
+            return;
+        }
         base.heap.pop();
         // SAFETY: a timer that is armed stays in place, also while it is MOVING, which whoever cancels it waits for; the
         // node is its first field.

@@ -22,8 +22,8 @@ use core::mem::offset_of;
 use core::ptr;
 use core::sync::atomic::{AtomicUsize, Ordering, fence};
 
-use arch::clock;
-use sync::{ATOMIC, LockClass, MaySleep, SpinLock};
+use arch::{clock, irq};
+use sync::{ATOMIC, LockClass, MaySleep, SpinLock, bug};
 
 use crate::switch::schedule;
 use crate::thread::{Thread, current};
@@ -254,10 +254,14 @@ impl WaitQueue {
 
     /// Takes the running thread, which sleeps no more, off the queue (`SCHED-48`).
     fn leave(&self, waiter: &Waiter) {
+        let kept = bug!("sched.wake_one_kept", "who needs no wake-up does not pass it on", "sched_torture");
+        if kept {
+            (0..1_000).for_each(|_| irq::relax());
+        }
         let mut list = self.list.lock_irqsave(ATOMIC);
         if list.remove(waiter) {
             self.waiters.fetch_sub(1, Ordering::Relaxed);
-        } else {
+        } else if !kept {
             // Woken since its last `enter`, perhaps after its last look: it cannot know whether it has had what that was for.
             self.wake_listed(&mut list, 1);
         }

@@ -11,7 +11,7 @@
 use core::sync::atomic::Ordering;
 
 use arch::{CpuId, CpuMask, cpu, ipi, vector};
-use sync::{ATOMIC, IrqGuard, PreemptGuard, SpinGuard, context, events, explore};
+use sync::{ATOMIC, IrqGuard, PreemptGuard, SpinGuard, bug, context, events, explore};
 
 use crate::affinity::{ACTIVE, place_elsewhere};
 use crate::rq::{IDLE_CPUS, Inner, Place, RunQueue, kick, lock_of};
@@ -40,6 +40,11 @@ fn wake_sleeping(thread: &'static Thread) -> bool {
     let _pin = PreemptGuard::new(ATOMIC);
     let _irqs = IrqGuard::new(ATOMIC);
     let (rq, mut inner) = lock_of(thread);
+    if bug!("sched.wake_up_lost", "a thread that is woken on its way to sleep sleeps", "sched_torture")
+        && inner.place(thread) != Place::Off
+    {
+        return false;
+    }
     if !thread.state.wake_under_lock() {
         return false;
     }
@@ -183,6 +188,12 @@ pub(crate) fn pull_to_idle(here: CpuId) -> bool {
 fn take_movable(from: &RunQueue, here: CpuId) -> Option<&'static Thread> {
     let mut inner = from.lock();
     let thread = inner.find_movable(CpuMask::of(here))?;
+    if bug!("sched.rq_let_go", "a run queue is unlocked between the look for a thread and its removal", "sched_torture")
+    {
+        drop(inner);
+        (0..1_000).for_each(|_| arch::irq::relax());
+        inner = from.lock();
+    }
     inner.dequeue(from, thread);
     inner.send_to(thread, here);
     Some(thread)

@@ -48,6 +48,7 @@ use core::{
 use arch::{ipi, irq, vector};
 
 use crate::{
+    bug,
     cx::{ATOMIC, Cx},
     hooks::HOOKS,
     places::{Kind, Made, left_zero},
@@ -219,7 +220,9 @@ fn preempt_enable_slow() {
         return;
     }
     look_at_softirqs();
-    if need_resched() {
+    if need_resched()
+        && !bug!("sync.guard_end_blind", "no guard's end looks whether a reschedule is due", "sched_prio.what_a_guard*")
+    {
         HOOKS.preempt_schedule.call();
         // An NMI may have come before the scheduler took the bit.
         look_at_softirqs();

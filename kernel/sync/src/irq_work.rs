@@ -30,6 +30,7 @@ use arch::{
 };
 
 use crate::{
+    bug,
     context::{self, PreemptGuard},
     cx::{ATOMIC, MaySleep},
     explore,
@@ -92,7 +93,8 @@ impl IrqWork {
         }
         if cpu == cpu::current() {
             ipi::send_self(vector::IRQ_WORK);
-        } else {
+        } else if !bug!("sync.irq_work_unsent", "work for another CPU sends it no interrupt", "sync.irq_work_runs_on*")
+        {
             ipi::send(cpu, vector::IRQ_WORK);
         }
     }

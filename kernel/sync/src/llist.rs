@@ -93,6 +93,10 @@ impl LlistHead {
             // SAFETY: `last` is valid and ours until the exchange below succeeds (`LL-1`).
             unsafe { (*last).next.store(head, Ordering::Relaxed) };
             point();
+            if crate::bug!("sync.list_torn", "a push to a lock-less list is a load and a store", "sync.a_list_takes*") {
+                self.first.store(first, Ordering::Release);
+                return head.is_null();
+            }
             // Release: pairs with the acquire in `take_all`, so that the nodes' contents and links
             // are there before the nodes are (`LL-2`).
             match self.first.compare_exchange_weak(head, first, Ordering::Release, Ordering::Relaxed) {

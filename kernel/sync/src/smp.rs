@@ -32,6 +32,7 @@ use arch::{
 };
 
 use crate::{
+    bug,
     context::{self, IrqGuard, PreemptGuard},
     cx::ATOMIC,
     explore,
@@ -159,7 +160,11 @@ pub(crate) fn call_with_vector(mask: &CpuMask, func: CallFn, arg: usize, wait: b
             // release that pairs with the acquire of the load in `answer`: the outbox is full before.
             unsafe { (*INBOX.ptr_on(cpu)).set(this) };
         }
-        ipi::send_mask(&others, vector);
+        if wait
+            || !bug!("sync.call_unsent", "a call that nobody waits for sends no interrupt", "calls.*without_waiting*")
+        {
+            ipi::send_mask(&others, vector);
+        }
     }
     if called.contains(this) {
         let _irq = IrqGuard::new(ATOMIC);
@@ -215,7 +220,12 @@ pub(crate) fn answer() {
             let func = outbox.func.load(Ordering::Relaxed);
             // SAFETY: the caller stored a `CallFn` before it set our bit.
             let func = unsafe { core::mem::transmute::<*mut (), CallFn>(func) };
-            func(outbox.arg.load(Ordering::Relaxed));
+            let arg = outbox.arg.load(Ordering::Relaxed);
+            if bug!("sync.call_answered_early", "a call counts as answered before its function runs", "calls") {
+                outbox.pending.clear(this);
+                (0..1_000).for_each(|_| arch::irq::relax());
+            }
+            func(arg);
             outbox.pending.clear(this);
         }
     }

@@ -37,6 +37,7 @@ use core::{
 };
 
 use crate::{
+    bug,
     context::{IrqGuard, PreemptGuard},
     cx::{ATOMIC, Cx},
     events, explore,
@@ -189,7 +190,8 @@ impl<T: ?Sized> SpinLock<T> {
     fn try_acquire(&self) -> bool {
         let looks_free = !self.locked.load(Ordering::Relaxed);
         explore::point();
-        let free = looks_free && self.test_and_set();
+        let free = looks_free && self.test_and_set()
+            || bug!("sync.try_blind", "a try for a lock that is held has it, too", "slab_nolock.stepped*path");
         if free {
             self.tracked.after_try_lock();
         }

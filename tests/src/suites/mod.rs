@@ -49,6 +49,7 @@ mod sched_idle;
 mod sched_mutex;
 mod sched_prio;
 mod sched_softirq;
+mod sched_torture;
 mod slab;
 mod slab_debug;
 mod slab_fault;

@@ -46,7 +46,7 @@ pub fn rest(cx: &mut MaySleep, ns: u64) -> bool {
 }
 
 /// A run begins. Context: the thread that runs it.
-pub(super) fn begin() {
+pub(crate) fn begin() {
     PAUSED.store(false, Relaxed);
     STOP.store(false, Relaxed);
 }
@@ -54,7 +54,7 @@ pub(super) fn begin() {
 /// Ends the run: asked for by the clock, or by a failure.
 ///
 /// Context: task, softirq, hardirq.
-pub(super) fn end() {
+pub(crate) fn end() {
     STOP.store(true, Relaxed);
     CHANGED.wake_all();
 }

@@ -14,7 +14,7 @@
 //! | [`config`] | the parameters `torture.*` |
 //! | [`session`] | [`torture`]: starts, looks after, stops and judges all of them |
 //! | [`disturb`] | the disturbers |
-//! | [`timers`] | the kind of that name |
+//! | [`sched`], [`timers`] | the kinds of those names |
 //!
 //! A run is a suite `torture` with one result each: for `run`, which is all of them together, for each disturber (skipped if its
 //! parameter is 0) and for each kind. A kind fails as soon as one of its errors is not 0, which ends the run, or when one of
@@ -27,6 +27,7 @@ pub mod control;
 mod disturb;
 pub mod kind;
 pub mod run;
+mod sched;
 pub mod session;
 pub mod stat;
 mod timers;

@@ -33,7 +33,7 @@
 use core::sync::atomic::Ordering;
 
 use arch::{CpuId, MAX_CPUS, MAX_NODES, NodeId, clock, cpu};
-use sync::{ATOMIC, LockClass, SpinIrqGuard, SpinLock};
+use sync::{ATOMIC, LockClass, SpinIrqGuard, SpinLock, bug};
 
 use super::item::WorkItem;
 use super::list::List;
@@ -179,7 +179,9 @@ impl Inner {
 
     /// The first item that does not run already (`SCHED-20`). The others are taken by those who run them.
     fn runnable(&self) -> Option<&WorkItem> {
-        self.pending.iter().find(|item| self.runner(item).is_none())
+        let twice =
+            bug!("sched.work_twice", "an item that runs may run a second time meanwhile", "work.an_item_runs_once*");
+        self.pending.iter().find(|item| twice || self.runner(item).is_none())
     }
 
     /// Sees to `SCHED-43`: if there is an item to be run and nobody to run it, wakes an idle worker or has one made.

@@ -18,7 +18,7 @@ use core::cell::Cell;
 use core::ptr;
 use core::sync::atomic::Ordering;
 
-use sync::MaySleep;
+use sync::{MaySleep, bug};
 
 use super::item::{Func, WorkItem};
 use super::list::{Linked, Links};
@@ -160,11 +160,17 @@ impl Worker {
 
     /// Idles until there is something to do. False if that took so long that the worker shall end, and is on no list.
     fn idle(&self, cx: &mut MaySleep) -> bool {
+        let stranded = bug!("sched.work_stranded", "a worker that goes idle does not look once more", "sched_torture");
+        if stranded {
+            (0..1_000).for_each(|_| arch::irq::relax());
+        }
         let surplus = {
             let mut inner = self.pool.lock();
             inner.go_idle(self);
             // What came since the last look.
-            inner.kick(self.pool);
+            if !stranded {
+                inner.kick(self.pool);
+            }
             inner.idlers > SPARE_WORKERS
         };
         let is_woken = || {
