@@ -12,7 +12,7 @@
 //! Each is run by one thread and by two at once; ours on the hosted machine, whose CPUs are threads, the peers in threads of
 //! the host.
 //!
-//! `cargo xtask bench --native` builds and runs this. It prints a JSON line for each figure, then a table: nanoseconds of one
+//! `cargo xtask bench native` builds and runs this. It prints a JSON line for each figure, then a table: nanoseconds of one
 //! operation, the best of three times.
 
 use std::alloc::Layout;

@@ -34,16 +34,17 @@ const DETERMINISTIC: [&str; 14] = [
 pub fn ci(workspace: &Workspace, args: &CiArgs) -> anyhow::Result<Exit> {
     let wanted = |step| args.step.is_none_or(|only| only == step);
     core::ensure(workspace)?;
-    if [CiStep::Deterministic, CiStep::Labs, CiStep::Test].into_iter().any(wanted) {
+    if [CiStep::Deterministic, CiStep::Labs, CiStep::Guard, CiStep::Test].into_iter().any(wanted) {
         emulator::ensure(workspace, "qemu-system-x86_64".as_ref())?;
     }
     let mut worst = Exit::Passed;
     let mut failed = Vec::new();
-    let steps: [(CiStep, &str, &[&str]); 4] = [
+    let steps: [(CiStep, &str, &[&str]); 5] = [
         (CiStep::Lint, "lint", &["lint"]),
         (CiStep::Models, "models", &["models"]),
         (CiStep::Deterministic, "deterministic", &DETERMINISTIC),
         (CiStep::Labs, "labs", &["lab", "check-all"]),
+        (CiStep::Guard, "guard", &["bench", "guard"]),
     ];
     for (which, name, words) in steps {
         if !wanted(which) || interrupted() {

@@ -12,6 +12,7 @@
 //! | [`mod@trace`] | what trace points recorded, from a machine's memory or a core: a timeline, and ftrace's text |
 //! | [`run`] with [`typist`], [`test`], [`rerun`], [`mod@bench`], [`smp`], [`debug`] | the commands that boot |
 //! | [`lab`] | exercises: hands them out, and grades answers |
+//! | [`plot`], [`spread`] | curves as SVG; the middle of several figures |
 //! | [`lint`], [`models`], [`ci`], [`doctor`] | the others |
 //!
 //! It is a library so that the tests in `tests/` can use the parsers and the writer of frames.
@@ -36,6 +37,7 @@ pub mod lint;
 pub mod load;
 pub mod models;
 pub mod mutants;
+pub mod plot;
 pub mod post_mortem;
 pub mod process;
 pub mod pulse;
@@ -47,6 +49,7 @@ pub mod run;
 pub mod rundir;
 pub mod shape;
 pub mod smp;
+pub mod spread;
 pub mod symbols;
 pub mod test;
 pub mod toolchain;

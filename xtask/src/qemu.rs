@@ -90,7 +90,7 @@ impl Engine {
             Engine::Single => "--thread single".to_owned(),
             Engine::Deterministic { shift: DEFAULT_SHIFT } => "--deterministic".to_owned(),
             Engine::Deterministic { shift } => format!("--deterministic --shift {shift}"),
-            Engine::Counted => "--count".to_owned(),
+            Engine::Counted => "--icount".to_owned(),
         }
     }
 

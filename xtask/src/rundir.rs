@@ -86,11 +86,11 @@ impl RunDir {
         write(&self.path.join(name), content)
     }
 
-    /// Writes `run.json`: all that is needed to know what ran, on what.
+    /// Writes `run.json`: all that is needed to know what ran, on what. Gives what it wrote.
     ///
     /// # Errors
     /// When the disk does not let it.
-    pub fn describe(&self, workspace: &Workspace, command: &str, more: &Value) -> anyhow::Result<()> {
+    pub fn describe(&self, workspace: &Workspace, command: &str, more: &Value) -> anyhow::Result<Value> {
         let git = |args: &[&str]| output_of(Command::new("git").args(args).current_dir(&workspace.root));
         let mut about = json!({
             "v": 1,
@@ -109,7 +109,8 @@ impl RunDir {
         if let (Some(about), Some(more)) = (about.as_object_mut(), more.as_object()) {
             about.extend(more.clone());
         }
-        self.write("run.json", &format!("{about:#}\n"))
+        self.write("run.json", &format!("{about:#}\n"))?;
+        Ok(about)
     }
 
     /// Adds a line to `events.jsonl`. One that cannot be written is left out: the results do not depend on it.

@@ -10,8 +10,8 @@
 //!
 //! # Why batches are the default
 //!
-//! Objects of 64 bytes, sheaves of 60; instructions by `cargo xtask bench slab_remote --count --cpus 2 --nodes 2`, time by
-//! the same without `--count`, counts by the notes of the test
+//! Objects of 64 bytes, sheaves of 60; instructions by `cargo xtask bench slab_remote --icount --cpus 2 --nodes 2`, time by
+//! the same without `--icount`, counts by the notes of the test
 //! `slab_numa.what_one_node_allocates_and_another_frees_is_whole_and_comes_home`:
 //!
 //! | each object | bypass | batch |

@@ -29,6 +29,9 @@ const LARGE: usize = 16 << 10;
 const ROUNDS: usize = 3;
 /// How long a thread sleeps after each burst.
 const PAUSE_NS: u64 = 4 * MS;
+/// Looks at the memory in use, and the time between them.
+const LOOKS: usize = 64;
+const LOOK_NS: u64 = 5 * MS;
 /// Objects that wait at once.
 const WAITING: u64 = 100_000;
 
@@ -137,6 +140,18 @@ fn residence_rows(b: &mut Bencher<'_>, way: &str, before: &[(Stage, Snapshot)]) 
     }
 }
 
+/// Bytes in use more than now, looked at so often, by the time since the call. Of what a thread of another CPU sees.
+fn watch(cx: &mut MaySleep) -> Result<sched::JoinHandle<Vec<[u64; 2]>>, Failure> {
+    let (before, begin) = (in_use(), clock::now_ns());
+    spawn(cx, None, move |cx| {
+        let look = |_| {
+            sched::sleep_ns(cx, LOOK_NS);
+            [clock::now_ns() - begin, in_use().saturating_sub(before)]
+        };
+        (0..LOOKS).map(look).collect()
+    })
+}
+
 bench! {
     /// The time of one object of 64 bytes, allocated and given up on all CPUs at once.
     fn small(b: &mut Bencher) {
@@ -200,6 +215,35 @@ bench! {
         }
         Way::DEFAULT.choose(b.cx);
         grace_periods(b, &default);
+        Ok(())
+    }
+
+    /// Memory in use over 300 ms, each CPU giving up 256 objects every 4 ms; from the 100th to the 200th a reader keeps grace
+    /// periods from ending. A row for each look; the figure is the most bytes, the default way.
+    fn over_time(b: &mut Bencher) {
+        let mut most = 0;
+        for way in Way::all() {
+            way.choose(b.cx);
+            settle(b.cx);
+            let watching = watch(b.cx)?;
+            let (_, there) = two_cpus()?;
+            let reader = spawn(b.cx, Some(there), |cx| {
+                sched::sleep_ns(cx, 100 * MS);
+                let _reader = read_lock(cx);
+                let until = clock::now_ns() + 100 * MS;
+                while clock::now_ns() < until {
+                    arch::irq::relax();
+                }
+            })?;
+            run(b.cx, rate(256, 300 * MS), way)?;
+            reader.join(b.cx);
+            for (look, [ns, bytes]) in watching.join(b.cx).into_iter().enumerate() {
+                b.row(&format!("{}/{look}", way.name()), &[("ns", ns), ("bytes", bytes)]);
+                most = if way == Way::DEFAULT { bytes.max(most) } else { most };
+            }
+        }
+        Way::DEFAULT.choose(b.cx);
+        b.counts(alloc::vec![most]);
         Ok(())
     }
 

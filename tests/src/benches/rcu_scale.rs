@@ -1,6 +1,6 @@
 //! What one grace period takes, for a table over machine sizes: how often locks are taken, interrupts, and the thread's time.
 //!
-//! On an idle machine, and with a thread that spins on every CPU but the one that waits. `cargo xtask bench rcu_scale --sizes
+//! On an idle machine, and with a thread that spins on every CPU but the one that waits. `cargo xtask bench rcu_scale --cpus
 //! 1,2,4,8,16,32,64` makes the table.
 //!
 //! The goals are for the fan-outs that a kernel has if nothing is said: a leaf's lock is taken by its 16 CPUs, by set-up and

@@ -13,23 +13,11 @@ use crate::process::{Owned, interrupted, tied_to_us};
 use crate::qemu::{Machine, Wiring, script};
 use crate::rundir::{write, write_script};
 
-use super::kfree::Scale;
+use super::plan::Scale;
+use super::record::LinuxLine;
 
 /// A test that takes longer is given up.
 const LIMIT: Duration = Duration::from_secs(900);
-
-/// What rcuscale's line says.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Line {
-    /// The kernel's release, if it said so.
-    pub release: String,
-    /// Nanoseconds until all threads were done.
-    pub ns: f64,
-    /// Grace periods.
-    pub batches: f64,
-    /// MB.
-    pub footprint: f64,
-}
 
 /// Whether both files are there.
 ///
@@ -51,7 +39,13 @@ pub fn check_files(bzimage: &Path, initrd: &Path) -> anyhow::Result<()> {
 ///
 /// # Errors
 /// `Incomplete` when it ends without the line, `Hung` when it does not end.
-pub fn measure(machine: &Machine, bzimage: &Path, initrd: &Path, scale: &Scale, dir: &Path) -> anyhow::Result<Line> {
+pub fn measure(
+    machine: &Machine,
+    bzimage: &Path,
+    initrd: &Path,
+    scale: &Scale,
+    dir: &Path,
+) -> anyhow::Result<LinuxLine> {
     let console = dir.join("console.log");
     let wiring = Wiring {
         terminal: false,
@@ -76,7 +70,7 @@ pub fn measure(machine: &Machine, bzimage: &Path, initrd: &Path, scale: &Scale, 
     }
     let said = std::fs::read(&console).unwrap_or_default();
     let said = String::from_utf8_lossy(&said);
-    match (read_line(&said), ended) {
+    match (read_line(&said, scale), ended) {
         (Some(line), _) => Ok(line),
         (None, None) => {
             Err(stop(Exit::Hung, format!("Linux: no end after {} s; see {}", LIMIT.as_secs(), dir.display())))
@@ -95,14 +89,15 @@ fn kernel_line(scale: &Scale) -> String {
 }
 
 /// The line among all that the console says.
-fn read_line(console: &str) -> Option<Line> {
+fn read_line(console: &str, scale: &Scale) -> Option<LinuxLine> {
     let after = |key: &str, text: &str| {
         let (_, rest) = text.split_once(key)?;
         rest.split(|c: char| !c.is_ascii_digit()).next()?.parse::<f64>().ok()
     };
     let line = console.lines().find(|line| line.contains("Total time taken by all kfree'ers"))?;
     let release = console.split_once("Linux version ").and_then(|(_, rest)| rest.split_whitespace().next());
-    Some(Line {
+    Some(LinuxLine {
+        leg: scale.leg(),
         release: release.unwrap_or_default().to_owned(),
         ns: after("kfree'ers: ", line)?,
         batches: after("batches: ", line)?,
@@ -120,9 +115,10 @@ mod tests {
 
     #[test]
     fn the_line_is_found_among_what_the_console_says() {
-        let line = Line { release: "6.12.1".to_owned(), ns: 1_100_123_456.0, batches: 116.0, footprint: 20.0 };
-        assert_eq!(read_line(CONSOLE), Some(line));
-        assert_eq!(read_line("Linux version 6.12.1\nVFS: Unable to mount root fs"), None);
+        let (leg, release) = ("rcuscale-2".to_owned(), "6.12.1".to_owned());
+        let line = LinuxLine { leg, release, ns: 1_100_123_456.0, batches: 116.0, footprint: 20.0 };
+        assert_eq!(read_line(CONSOLE, &Scale::ALL[0]), Some(line));
+        assert_eq!(read_line("Linux version 6.12.1\nVFS: Unable to mount root fs", &Scale::ALL[0]), None);
     }
 
     #[test]

@@ -2,97 +2,128 @@
 //!
 //! | module | does |
 //! |---|---|
-//! | [`figures`] | what a boot said over COM2, put together over several boots, and judged by the goals |
-//! | [`rows`] | what benches told beside their figure |
-//! | [`kfree`] | `bench kfree-rcu`: all machines, tables and plots for the question of back ends |
-//! | [`linux`] | `bench linux`: rcuscale's test of a Linux image on the same machines |
-//! | [`native`] | the slab allocator and RCU as a host program, beside others |
-//! | [`report`] | the table, JSON, CSV, and a saved run to compare with |
+//! | [`plan`] | which machines and benches an experiment takes |
+//! | [`run`] | boots machines, and keeps what came of it |
+//! | [`figures`] | what a boot said over COM2, put together over several boots |
+//! | [`linux`], [`native`] | rcuscale's test of a Linux image; the storeys as a host program, beside others |
+//! | [`record`], [`rows`] | what a run found, as it is kept |
+//! | [`compare`], [`headline`], [`kfree`] | what moved since a saved run; the figures that were to be reached; the tables of docs/back-ends.md |
+//! | [`report`], [`table`], [`curves`], [`html`] | what is shown of a record: tables, plots, a page |
+//! | [`guard`] | exact bounds of instructions |
 //!
-//! Two kinds of figure, which are never mixed. With `--count` QEMU's clock counts instructions (`-icount shift=0`): the
+//! Two kinds of figure, which are never mixed. With `--icount` QEMU's clock counts instructions (`-icount shift=0`): the
 //! same each time, whatever else the host does. Without, it is time under the emulator, of which only ratios mean much.
 
+pub mod compare;
+pub mod curves;
 pub mod figures;
+pub mod guard;
+pub mod headline;
+pub mod html;
 pub mod kfree;
 pub mod linux;
 pub mod native;
+pub mod plan;
+pub mod record;
 pub mod report;
 pub mod rows;
+pub mod run;
+pub mod table;
 
-use std::path::Path;
-
-use serde_json::json;
-
-use crate::artifact::{self, Artifacts};
-use crate::cli::{BenchArgs, BenchWhat, MachineArgs, Profile};
-use crate::console;
-use crate::exit::{Exit, stop, usage};
-use crate::guest::{Boot, Left};
-use crate::kernel_args::KernelLine;
-use crate::kernel_tests::{self, Filter, KernelBench, KernelTest, filter_glob};
-use crate::process::interrupted;
-use crate::pulse::Limits;
+use crate::cli::{BenchArgs, BenchWhat, ExperimentArgs, FigureArgs, ReportArgs};
+use crate::exit::{Exit, usage};
+use crate::kernel_tests::{Filter, KernelBench};
 use crate::qemu::{Engine, Machine, Wiring, script};
-use crate::rundir::{RunDir, write};
+use crate::rundir::write;
 use crate::shape::Defaults;
-use crate::symbols::Symbols;
-use crate::verdict::{Asked, TestId, Verdict, judge};
 use crate::workspace::Workspace;
 
-use figures::Figures;
-use report::{Baseline, Report};
+use plan::{Experiment, Plan};
+use record::Record;
+use run::{Runner, kernel, kernel_line};
 
 /// One CPU to measure on, and another for what needs two.
 const DEFAULTS: Defaults = Defaults { cpus: 2, nodes: 1 };
-
-/// Lines of log shown when a boot fails.
-const LOG_LINES: usize = 40;
 
 /// Runs the command.
 ///
 /// # Errors
 /// See [`crate::exit`]; a goal that is missed is an [`Exit`], and only with `--check-goals`.
 pub fn bench(workspace: &Workspace, args: &BenchArgs) -> anyhow::Result<Exit> {
-    match &args.what {
-        Some(BenchWhat::KfreeRcu(args)) => return kfree::bench(workspace, args),
-        Some(BenchWhat::Linux(args)) => return kfree::beside_linux(workspace, args),
+    use BenchWhat::{All, Guard, KfreeRcu, Linux, Native, Rcu, Report, Slab, Smp};
+    let (which, args) = match &args.what {
+        None => return single(workspace, args),
+        Some(Guard(args)) => return guard::guard(workspace, args),
+        Some(Report(args)) => return again(workspace, args),
+        Some(Slab(args)) => (Experiment::Slab, args),
+        Some(Rcu(args)) => (Experiment::Rcu, args),
+        Some(KfreeRcu(args)) => (Experiment::KfreeRcu, args),
+        Some(Smp(args)) => (Experiment::Smp, args),
+        Some(Native(args)) => (Experiment::Native, args),
+        Some(Linux(args)) => (Experiment::Linux, args),
+        Some(All(args)) => (Experiment::All, args),
+    };
+    experiment(workspace, which, args)
+}
+
+/// What is asked for before anything is measured, which may take long: places and names for what will come of it.
+fn prepare(workspace: &Workspace, args: &FigureArgs) -> anyhow::Result<Option<Record>> {
+    if let Some(name) = args.save.as_deref() {
+        record::check_name(name)?;
+    }
+    for (option, path) in [("--html", &args.html), ("--json", &args.json)] {
+        path.as_deref().map_or(Ok(()), |path| record::check_place(option, path))?;
+    }
+    args.against.as_deref().map(|name| Record::load(workspace, "--against", name)).transpose()
+}
+
+fn experiment(workspace: &Workspace, which: Experiment, args: &ExperimentArgs) -> anyhow::Result<Exit> {
+    let against = prepare(workspace, &args.figures)?;
+    let image = args.bzimage.as_deref().zip(args.initrd.as_deref());
+    match image {
+        Some((bzimage, initrd)) => linux::check_files(bzimage, initrd)?,
+        None if which == Experiment::Linux => {
+            return Err(usage(
+                "bench linux: --bzimage and --initrd name the image; docs/linux.md tells how to make it",
+            ));
+        }
         None => {}
     }
-    if args.native {
-        let printed = native::run(workspace)?;
-        println!("{printed}");
-        let dir = RunDir::create(workspace, "bench")?;
-        dir.describe(workspace, "bench", &json!({ "native": true }))?;
-        let lines: Vec<&str> = printed.lines().filter(|line| line.starts_with('{')).collect();
-        dir.write("native.jsonl", &(lines.join("\n") + "\n"))?;
-        println!("JSON lines in {}", workspace.short(dir.path()).display());
-        return Ok(Exit::Passed);
+    if args.write && args.figures.icount {
+        return Err(usage("--write with --icount: the page tells of times where there are times"));
     }
-    if args.runs == 0 {
-        return Err(usage("--runs 0: at least 1"));
+    let mut plan = Plan::of(which, &args.cpus);
+    if let Some(word) = args.only.as_deref() {
+        let names = plan.names().join(", ");
+        plan.keep(word);
+        if plan.names().is_empty() {
+            return Err(usage(format!("--only {word}: bench {} has {names}", which.name())));
+        }
     }
-    if args.machine.deterministic {
-        return Err(usage("--deterministic: its clock is no measure of time; --count is repeatable too"));
+    let (artifacts, all) = kernel(workspace, &args.figures.kernel)?;
+    let how = (args.figures.runs, args.figures.icount);
+    let mut runner = Runner::new(workspace, which.name(), &args.qemu, (&artifacts, &all), how)?;
+    let exit = runner.carry_out(&plan, image)?;
+    runner.keep(&args.figures, against.as_ref())?;
+    if args.write {
+        kfree::page::write(workspace, runner.record())?;
     }
-    if let Some(name) = args.save.as_deref() {
-        report::check_name(name)?;
-    }
+    Ok(exit)
+}
+
+/// Benches by their names.
+fn single(workspace: &Workspace, args: &BenchArgs) -> anyhow::Result<Exit> {
     let filter = Filter::new(&args.filters)?;
-    let machine_of = |cpus: Option<u32>| {
-        let asked = MachineArgs { cpus: cpus.or(args.machine.cpus), ..args.machine.clone() };
+    let against = prepare(workspace, &args.figures)?;
+    let mut machines = Vec::new();
+    for asked in args.machine.machines() {
         let mut machine = Machine::from_args(workspace, &asked, &args.qemu_args, DEFAULTS)?;
-        if args.count {
+        if args.figures.icount {
             machine.engine = Engine::Counted;
         }
-        anyhow::Ok(machine)
-    };
-    let machines: Vec<Machine> = match args.sizes.as_slice() {
-        [] => vec![machine_of(None)?],
-        sizes => sizes.iter().map(|&cpus| machine_of(Some(cpus))).collect::<Result<_, _>>()?,
-    };
-    let baseline = args.baseline.as_deref().map(|name| Baseline::load(workspace, name, args.count)).transpose()?;
-    let artifacts = artifact::make(workspace, &args.kernel, Profile::Release)?;
-    let all = kernel_tests::list_benches(&artifacts.kernel)?;
+        machines.push(machine);
+    }
+    let (artifacts, all) = kernel(workspace, &args.figures.kernel)?;
     let chosen: Vec<KernelBench> = all.iter().filter(|bench| filter.wants(&bench.test.id)).cloned().collect();
     if chosen.is_empty() {
         return Err(usage(format!(
@@ -113,51 +144,33 @@ pub fn bench(workspace: &Workspace, args: &BenchArgs) -> anyhow::Result<Exit> {
         }
         return Ok(Exit::Passed);
     }
-    let dir = RunDir::create(workspace, "bench")?;
-    dir.describe(workspace, "bench", &json!({ "profile": artifacts.profile, "counted": args.count }))?;
-    let mut measured = Vec::new();
+    let how = (args.figures.runs, args.figures.icount);
+    let mut runner = Runner::new(workspace, "benches", &args.machine.qemu, (&artifacts, &all), how)?;
     for machine in &machines {
-        let line = kernel_line(machine, &all, &chosen)?;
-        let name = machine.shape.slug();
-        let (artifacts, line, name) = (&artifacts, line.as_str(), name.as_str());
-        let session = Session { workspace, machine, artifacts, line, chosen: &chosen, dir: &dir, name };
-        let mut figures = Figures::new(args.count, &chosen);
-        for run in 0..args.runs {
-            if interrupted() {
-                return Ok(Exit::Interrupted);
-            }
-            session.run(run, &mut figures)?;
-        }
-        measured.push(figures);
+        runner.boot(&format!("benches-{}", machine.shape.cpus()), machine, &chosen)?;
     }
-    let reports: Vec<Report<'_>> = machines
-        .iter()
-        .zip(&measured)
-        .map(|(machine, figures)| Report { machine, profile: artifacts.profile, figures, baseline: baseline.as_ref() })
+    runner.keep(&args.figures, against.as_ref())?;
+    let legs = runner.record().legs.iter();
+    let missed: Vec<String> = legs
+        .flat_map(|leg| leg.figures.iter().map(move |figure| (leg, figure)))
+        .filter(|(_, figure)| figure.meets_goal() == Some(false))
+        .map(|(leg, figure)| format!("{} on {} CPUs", figure.bench, leg.cpus))
         .collect();
-    let (text, json, csv) = match reports.as_slice() {
-        [report] => (report.text(), report.json(), report.csv()),
-        several => (report::text_of(several), report::json_of(several), report::csv_of(several)),
-    };
-    print!("{text}");
-    dir.write("bench.json", &json)?;
-    dir.write("bench.csv", &csv)?;
-    dir.write("summary.txt", &text)?;
-    println!("JSON and CSV in {}", workspace.short(dir.path()).display());
-    if let Some(name) = args.save.as_deref() {
-        let path = report::saved(workspace, name);
-        std::fs::create_dir_all(path.parent().unwrap_or(&path))?;
-        write(&path, &json)?;
-        println!("saved: --baseline {name} compares with it");
-    }
-    let missed = |report: &Report<'_>| {
-        let on = |figure: &figures::Figure| format!("{} on {}", figure.id, report.machine.shape);
-        report.figures.missed().map(on).collect::<Vec<_>>()
-    };
-    let missed: Vec<String> = reports.iter().flat_map(missed).collect();
     if args.check_goals && !missed.is_empty() {
         println!("goals missed: {}", missed.join(", "));
         return Ok(Exit::TestsFailed);
+    }
+    Ok(Exit::Passed)
+}
+
+/// `bench report`: what was measured before, shown once more.
+fn again(workspace: &Workspace, args: &ReportArgs) -> anyhow::Result<Exit> {
+    let record = Record::load(workspace, "bench report", &args.run)?;
+    let against = args.against.as_deref().map(|name| Record::load(workspace, "--against", name)).transpose()?;
+    print!("{}", report::text(&record, against.as_ref()));
+    if let Some(path) = &args.html {
+        write(path, &html::page(&record, against.as_ref())?)?;
+        println!("report in {}", path.display());
     }
     Ok(Exit::Passed)
 }
@@ -168,65 +181,5 @@ fn list(workspace: &Workspace, benches: &[KernelBench]) {
         let goal = |limit: &u32, unit| if *limit == 0 { String::new() } else { format!("  <= {limit} {unit}") };
         let place = format!("{}:{}", test.file, test.own_line(&workspace.root));
         println!("{}{}{}  {place}", test.id, goal(counted, "counted"), goal(timed, "ns timed"));
-    }
-}
-
-/// The kernel command line of each boot.
-fn kernel_line(machine: &Machine, all: &[KernelBench], chosen: &[KernelBench]) -> anyhow::Result<String> {
-    let mut line = KernelLine::new(&machine.append);
-    line.set("grange.run", "bench")?;
-    let all: Vec<KernelTest> = all.iter().map(|bench| bench.test.clone()).collect();
-    if let Some(glob) = filter_glob(&all, &ids(chosen)) {
-        line.set("kunit.filter_glob", &glob)?;
-    }
-    Ok(line.finish()?.to_owned())
-}
-
-fn ids(benches: &[KernelBench]) -> Vec<TestId> {
-    benches.iter().map(|bench| bench.test.id.clone()).collect()
-}
-
-/// What all boots of one command share.
-struct Session<'a> {
-    workspace: &'a Workspace,
-    machine: &'a Machine,
-    artifacts: &'a Artifacts,
-    line: &'a str,
-    chosen: &'a [KernelBench],
-    dir: &'a RunDir,
-    /// What the folders of its boots begin with.
-    name: &'a str,
-}
-
-impl Session<'_> {
-    /// Boots once and takes the figures in.
-    fn run(&self, run: u32, figures: &mut Figures) -> anyhow::Result<()> {
-        let dir = self.dir.sub(&format!("{}-{run}", self.name))?;
-        let boot = Boot {
-            machine: self.machine,
-            artifacts: self.artifacts,
-            kernel_line: self.line,
-            seed: 0,
-            dir: &dir,
-            limits: Limits::scaled(1.0),
-        };
-        let left = boot.watch(&mut |_| {})?;
-        let shape = &self.machine.shape;
-        let asked = Asked { seed: 0, cpus: shape.cpus(), nodes: shape.nodes(), tests: ids(self.chosen) };
-        let verdict = judge(&left.stream, &left.ending, &asked);
-        if verdict.exit != Exit::Passed {
-            return Err(self.failure(&left, &verdict, &dir));
-        }
-        figures.take(&left.stream, &verdict)
-    }
-
-    /// What the user is told of a boot that gave no figures.
-    fn failure(&self, left: &Left, verdict: &Verdict, dir: &Path) -> anyhow::Error {
-        let symbols = Symbols::load(&self.artifacts.kernel, &self.workspace.root);
-        let log = console::of_crash(&left.console, 0, LOG_LINES, LOG_LINES);
-        eprintln!("{}{}", console::symbolized(&log, symbols.as_ref()), left.cpus);
-        let of_benches = verdict.tests.iter().flat_map(|test| test.detail.iter());
-        let why: Vec<&str> = of_benches.chain(verdict.complaints()).map(String::as_str).collect();
-        stop(verdict.exit, format!("{}; see {}", why.join("; "), self.workspace.short(dir).display()))
     }
 }

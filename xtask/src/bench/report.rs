@@ -1,342 +1,253 @@
-//! What is shown of the figures and kept of them, and a kept run to compare with.
+//! What is shown of a record: sections of one table each, for a terminal and for a page, and a CSV.
 
-use std::collections::HashMap;
 use std::fmt::Write as _;
-use std::path::PathBuf;
 
-use comfy_table::{CellAlignment, Table, presets};
-use serde_json::{Value, json};
+use super::compare;
+use super::headline;
+use super::kfree::tables;
+use super::record::{Figure, Leg, Record};
+use super::rows::{self, distinct};
+use super::table::{Section, Table, number};
 
-use crate::exit::{Exit, stop, usage};
-use crate::qemu::Machine;
-use crate::workspace::Workspace;
-
-use super::figures::{Figure, Figures};
-use super::rows;
-
-/// Where a run that was saved under `name` lies.
+/// All sections: what the kernel is built to reach, what moved, the figures by machine, and the tables of experiments.
 #[must_use]
-pub fn saved(workspace: &Workspace, name: &str) -> PathBuf {
-    workspace.target.join("grange/baselines").join(format!("{name}.json"))
-}
-
-/// Whether a run can be saved under `name`.
-///
-/// # Errors
-/// `Usage` for one that is no plain file name.
-pub fn check_name(name: &str) -> anyhow::Result<()> {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    if name.is_empty() || name.starts_with('.') || !name.chars().all(plain) {
-        return Err(usage(format!("--save {name}: a name of letters, digits, '-', '_' and '.'")));
+pub fn sections(record: &Record, against: Option<&Record>) -> Vec<Section> {
+    let mut sections: Vec<Section> = headline::section(record).into_iter().collect();
+    if let Some(before) = against {
+        sections.push(compare::moved(before, record));
     }
-    Ok(())
-}
-
-/// The medians of an earlier run.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Baseline {
-    name: String,
-    medians: HashMap<String, f64>,
-}
-
-impl Baseline {
-    /// A run by the name it was saved under, by its folder, or by that folder's name.
-    ///
-    /// # Errors
-    /// `Usage` when there is none, and when it was of the other kind: instructions and time do not compare.
-    pub fn load(workspace: &Workspace, name: &str, counted: bool) -> anyhow::Result<Baseline> {
-        let of_folder = |folder: PathBuf| folder.join("bench.json");
-        let places =
-            [saved(workspace, name), name.into(), of_folder(name.into()), of_folder(workspace.runs().join(name))];
-        let Some(path) = places.into_iter().find(|path| path.is_file()) else {
-            return Err(usage(format!(
-                "--baseline {name}: neither a name given to --save, nor the folder of a bench run, nor its bench.json"
-            )));
-        };
-        let text = std::fs::read_to_string(&path).map_err(|error| stop(Exit::Host, format!("{name}: {error}")))?;
-        let baseline = Baseline::parse(name, &text, counted);
-        baseline.map_err(|why| usage(format!("--baseline {name}: {why} ({})", path.display())))
+    for group in groups(record) {
+        sections.extend(match group.legs.as_slice() {
+            [leg] => one_machine(leg, against.and_then(|before| before.leg(&leg.name))),
+            several => over_machines(&group.name, several),
+        });
     }
-
-    fn parse(name: &str, text: &str, counted: bool) -> Result<Baseline, String> {
-        let run: Value = serde_json::from_str(text).map_err(|error| format!("no JSON: {error}"))?;
-        match run["counted"].as_bool() {
-            Some(of_run) if of_run == counted => {}
-            Some(true) => return Err("its figures were counted, use --count".to_owned()),
-            Some(false) => return Err("its figures were timed, leave --count out".to_owned()),
-            None => return Err("not what a bench run writes".to_owned()),
-        }
-        let figures = run["figures"].as_array().map(Vec::as_slice).unwrap_or_default();
-        let median = |figure: &Value| Some((figure["bench"].as_str()?.to_owned(), figure["p50"].as_f64()?));
-        Ok(Baseline { name: name.to_owned(), medians: figures.iter().filter_map(median).collect() })
-    }
-
-    /// Its median of a bench, if it has one.
-    fn median(&self, figure: &Figure) -> Option<f64> {
-        self.medians.get(&figure.id.to_string()).copied()
-    }
-}
-
-/// All that there is to say.
-#[derive(Debug)]
-pub struct Report<'a> {
-    /// What it ran on.
-    pub machine: &'a Machine,
-    /// The kernel's profile.
-    pub profile: &'a str,
-    /// The figures.
-    pub figures: &'a Figures,
-    /// What to compare them with.
-    pub baseline: Option<&'a Baseline>,
-}
-
-impl Report<'_> {
-    /// For people.
-    #[must_use]
-    pub fn text(&self) -> String {
-        let Report { machine, profile, figures, .. } = self;
-        let runs = figures.runs();
-        let mut text = format!("{}\n", self.table());
-        let _ = writeln!(
-            text,
-            "{} ({}), {runs} boot{}; {}, {profile} kernel; what one operation costs, measuring itself subtracted",
-            machine.shape,
-            machine.engine.name(),
-            if runs == 1 { "" } else { "s" },
-            figures.build(),
-        );
-        for bench in rows::benches(figures.rows()) {
-            let _ = write!(text, "{bench}, medians\n{}\n", rows::table(figures.rows(), bench));
-        }
-        for (id, why) in figures.skipped() {
-            let _ = writeln!(text, "skipped: {id}: {why}");
-        }
-        text
-    }
-
-    fn table(&self) -> Table {
-        let mut header = vec!["bench", "unit", "operations", "min", "p50", "p99", "goal", "verdict"];
-        if let Some(baseline) = self.baseline {
-            header.extend([baseline.name.as_str(), "ratio"]);
-        }
-        let mut table = Table::new();
-        table.load_style(presets::UTF8_HORIZONTAL_ONLY);
-        table.set_header(header);
-        for figure in self.figures.iter() {
-            let mut row = vec![
-                figure.id.to_string(),
-                figure.unit.name().to_owned(),
-                figure.operations().to_string(),
-                number(figure.min()),
-                number(figure.p50()),
-                number(figure.p99()),
-                figure.goal.map_or("-".to_owned(), |goal| format!("<= {goal}")),
-                figure.meets_goal().map_or("-", |met| if met { "met" } else { "missed" }).to_owned(),
-            ];
-            if let Some(baseline) = self.baseline {
-                let before = baseline.median(figure);
-                row.push(before.map_or("-".to_owned(), number));
-                row.push(before.map_or("-".to_owned(), |before| format!("{:.2}", figure.p50() / before)));
-            }
-            table.add_row(row);
-        }
-        for column in [2, 3, 4, 5, 8, 9] {
-            if let Some(column) = table.column_mut(column) {
-                column.set_cell_alignment(CellAlignment::Right);
-            }
-        }
-        table
-    }
-
-    /// For programs.
-    #[must_use]
-    pub fn json(&self) -> String {
-        format!("{:#}\n", self.value())
-    }
-
-    fn value(&self) -> Value {
-        let figure = |figure: &Figure| {
-            json!({
-                "bench": figure.id.to_string(),
-                "unit": figure.unit.name(),
-                "operations": figure.operations(),
-                "min": figure.min(), "p50": figure.p50(), "p99": figure.p99(),
-                "runs_p50": figure.medians(),
-                "goal": figure.goal, "met": figure.meets_goal(),
-                "baseline_p50": self.baseline.and_then(|baseline| baseline.median(figure)),
+    sections.extend(tables::all(record));
+    for leg in &record.legs {
+        let others = rows::benches(&leg.rows).into_iter().filter(|bench| !tables::has_table_of(bench));
+        sections.extend(others.flat_map(|bench| {
+            let title = format!("{bench} on {}, medians", machine(leg));
+            let tables = rows::tables(&leg.rows, bench).into_iter().zip(1..);
+            tables.map(move |(table, kind)| Section {
+                name: format!("{}-{bench}-{kind}", leg.name),
+                title: title.clone(),
+                table,
             })
-        };
-        json!({
-            "v": 1,
-            "counted": self.figures.counted(),
-            "build": self.figures.build(), "profile": self.profile,
-            "cpus": self.machine.shape.cpus(), "nodes": self.machine.shape.nodes(), "engine": self.machine.engine.name(),
-            "runs": self.figures.runs(),
-            "baseline": self.baseline.map(|baseline| &baseline.name),
-            "figures": self.figures.iter().map(figure).collect::<Vec<_>>(),
-            "rows": self.figures.rows(),
-        })
+        }));
     }
+    sections.extend(native(record));
+    sections.extend(boots(record));
+    sections
+}
 
-    /// For spreadsheets.
-    #[must_use]
-    pub fn csv(&self) -> String {
-        let mut text = String::from("bench,unit,operations,min,p50,p99,goal,met\n");
-        for figure in self.figures.iter() {
+/// The sections for a terminal.
+#[must_use]
+pub fn text(record: &Record, against: Option<&Record>) -> String {
+    let mut text = String::new();
+    for section in sections(record, against) {
+        let nothing = if section.table.rows.is_empty() { "nothing\n" } else { "" };
+        let _ = write!(text, "\n{} ({})\n{}{nothing}", section.title, section.name, section.table.terminal());
+    }
+    for (id, why) in record.legs.iter().flat_map(|leg| &leg.skipped) {
+        let _ = writeln!(text, "skipped: {id}: {why}");
+    }
+    let _ = writeln!(text, "\n{}", about(record));
+    text
+}
+
+/// What was measured, in a line.
+#[must_use]
+pub fn about(record: &Record) -> String {
+    let runs = record.legs.iter().map(|leg| leg.runs).max().unwrap_or(0);
+    let boots = if runs == 1 { "1 boot".to_owned() } else { format!("{runs} boots") };
+    format!(
+        "{}, {} kernel of {}, {}, {boots} of each machine; what one operation costs, measuring itself subtracted",
+        record.build, record.profile, record.commit, record.rustc
+    )
+}
+
+/// Legs that are the same but for the number of CPUs.
+struct Group<'a> {
+    name: String,
+    legs: Vec<&'a Leg>,
+}
+
+fn groups(record: &Record) -> Vec<Group<'_>> {
+    let mut groups: Vec<Group<'_>> = Vec::new();
+    for leg in record.legs.iter().filter(|leg| !leg.figures.is_empty()) {
+        let name = leg.name.strip_suffix(&format!("-{}", leg.cpus)).unwrap_or(&leg.name);
+        match groups.iter_mut().find(|group| group.name == name) {
+            Some(group) => group.legs.push(leg),
+            None => groups.push(Group { name: name.to_owned(), legs: vec![leg] }),
+        }
+    }
+    groups
+}
+
+fn machine(leg: &Leg) -> String {
+    let many = |n: u32, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
+    format!("{} on {} ({})", many(leg.cpus, "CPU"), many(leg.nodes, "node"), leg.engine)
+}
+
+fn goal(figure: &Figure) -> String {
+    figure.goal.map_or("-".to_owned(), |goal| format!("≤ {goal}"))
+}
+
+fn verdict(figure: &Figure) -> &'static str {
+    figure.meets_goal().map_or("-", |met| if met { "met" } else { "missed" })
+}
+
+/// Every figure with its spread and goal, and what it was before.
+fn one_machine(leg: &Leg, before: Option<&Leg>) -> Option<Section> {
+    let heads = ["bench", "unit", "operations", "min", "p50", "p99", "boots", "goal", "verdict"];
+    let mut table = Table::new(heads.into_iter().chain(before.map(|_| ["before", "moved"]).into_iter().flatten()));
+    for figure in &leg.figures {
+        let mut row = vec![
+            figure.bench.clone(),
+            figure.unit.name().to_owned(),
+            figure.operations.to_string(),
+            number(figure.min),
+            number(figure.p50()),
+            number(figure.p99),
+            spread(figure),
+            goal(figure),
+            verdict(figure).to_owned(),
+        ];
+        if let Some(before) = before {
+            let was = before.figure(&figure.bench);
+            row.push(was.map_or("-".to_owned(), |was| number(was.p50())));
+            row.push(was.map_or("-".to_owned(), |was| compare::figure(was, figure).cell()));
+        }
+        table.rows.push(row);
+    }
+    let title = format!("Figures on {}", machine(leg));
+    (!table.rows.is_empty()).then_some(Section { name: leg.name.clone(), title, table })
+}
+
+/// From the least to the greatest of the boots' medians.
+fn spread(figure: &Figure) -> String {
+    match crate::spread::Spread::of(&figure.medians) {
+        Some(spread) if spread.of > 1 => format!("{}–{}", number(spread.least), number(spread.most)),
+        _ => "1".to_owned(),
+    }
+}
+
+/// The medians, a column for each machine.
+fn over_machines(name: &str, legs: &[&Leg]) -> Option<Section> {
+    let sizes: Vec<String> = legs.iter().map(|leg| format!("{} CPUs", leg.cpus)).collect();
+    let mut table = Table::new(["bench", "unit", "goal"].into_iter().chain(sizes.iter().map(String::as_str)));
+    for bench in distinct(legs.iter().flat_map(|leg| &leg.figures).map(|figure| figure.bench.as_str())) {
+        let Some(first) = legs.iter().find_map(|leg| leg.figure(bench)) else { continue };
+        let mut row = vec![bench.to_owned(), first.unit.name().to_owned(), goal(first)];
+        for leg in legs {
+            let missed = |figure: &Figure| if figure.meets_goal() == Some(false) { " missed" } else { "" };
+            row.push(leg.figure(bench).map_or("-".to_owned(), |figure| number(figure.p50()) + missed(figure)));
+        }
+        table.rows.push(row);
+    }
+    let engine = if legs.iter().all(|leg| leg.counted) { "instructions counted" } else { "time under the emulator" };
+    Some(Section { name: name.to_owned(), title: format!("{name}: medians over machines, {engine}"), table })
+}
+
+/// All loads of the host program.
+fn native(record: &Record) -> Option<Section> {
+    let who = distinct(record.native.iter().map(|line| line.by.as_str()));
+    let mut table = Table::new(["load", "threads"].into_iter().chain(who.iter().copied()).chain(["ours / the better"]));
+    for load in distinct(record.native.iter().map(|line| line.native.as_str())) {
+        for threads in [1, 2] {
+            let of = |by: &str| {
+                let mut lines = record.native.iter();
+                lines.find(|line| line.native == load && line.threads == threads && line.by == by).map(|line| line.ns)
+            };
+            let better = who.iter().filter(|by| **by != "grange").filter_map(|by| of(by)).fold(f64::INFINITY, f64::min);
+            let Some(ours) = of("grange") else { continue };
+            let cells = who.iter().map(|by| of(by).map_or("-".to_owned(), |ns| format!("{ns:.2}")));
+            let first = [load.to_owned(), threads.to_string()].into_iter();
+            table.rows.push(first.chain(cells).chain([format!("{:.2}", ours / better)]).collect());
+        }
+    }
+    let title = "As a host program, ns of one operation, the best of three times".to_owned();
+    (!table.rows.is_empty()).then_some(Section { name: "native-all".to_owned(), title, table })
+}
+
+/// The boot experiment.
+fn boots(record: &Record) -> Option<Section> {
+    let mut table = Table::new(["CPUs", "nodes", "engine", "online ms", "least", "most", "boots"]);
+    for boots in &record.boots {
+        let Some(spread) = crate::spread::Spread::of(&boots.online_ms) else { continue };
+        let ms = [spread.middle, spread.least, spread.most].map(|ms| format!("{ms:.0}"));
+        let what = [boots.cpus.to_string(), boots.nodes.to_string(), boots.engine.clone()];
+        table.rows.push([&what, &ms, &[spread.of.to_string()][..]].concat());
+    }
+    let title = "From QEMU's start to all CPUs online".to_owned();
+    (!table.rows.is_empty()).then_some(Section { name: "smp".to_owned(), title, table })
+}
+
+/// For spreadsheets: a line for each figure.
+#[must_use]
+pub fn csv(record: &Record) -> String {
+    let mut text = String::from("machine,cpus,bench,unit,operations,min,p50,p99,goal,met\n");
+    for leg in &record.legs {
+        for figure in &leg.figures {
             let goal = figure.goal.map_or(String::new(), |goal| goal.to_string());
             let met = figure.meets_goal().map_or(String::new(), |met| met.to_string());
             let _ = writeln!(
                 text,
-                "{},{},{},{},{},{},{goal},{met}",
-                figure.id,
+                "{},{},{},{},{},{},{},{},{goal},{met}",
+                leg.name,
+                leg.cpus,
+                figure.bench,
                 figure.unit.name(),
-                figure.operations(),
-                figure.min(),
+                figure.operations,
+                figure.min,
                 figure.p50(),
-                figure.p99(),
+                figure.p99,
             );
         }
-        text
-    }
-}
-
-/// One table of several machines: the medians, a column for each number of CPUs.
-#[must_use]
-pub fn text_of(reports: &[Report<'_>]) -> String {
-    let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
-    let sizes = reports.iter().map(|report| format!("{} CPUs", report.machine.shape.cpus()));
-    table.set_header(["bench", "unit", "goal"].map(str::to_owned).into_iter().chain(sizes));
-    let mut ids: Vec<&Figure> = Vec::new();
-    for figure in reports.iter().flat_map(|report| report.figures.iter()) {
-        if ids.iter().all(|known| known.id != figure.id) {
-            ids.push(figure);
-        }
-    }
-    for first in ids {
-        let goal = first.goal.map_or("-".to_owned(), |goal| format!("<= {goal}"));
-        let mut row = vec![first.id.to_string(), first.unit.name().to_owned(), goal];
-        for report in reports {
-            let figure = report.figures.iter().find(|figure| figure.id == first.id);
-            let missed = |figure: &Figure| if figure.meets_goal() == Some(false) { " missed" } else { "" };
-            row.push(figure.map_or("-".to_owned(), |figure| number(figure.p50()) + missed(figure)));
-        }
-        table.add_row(row);
-    }
-    for column in 3..3 + reports.len() {
-        if let Some(column) = table.column_mut(column) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
-    let engine = reports.first().map_or("", |report| report.machine.engine.name());
-    format!("{table}\nmedians; {engine} on the smallest machine\n")
-}
-
-/// An array of what [`Report::json`] gives for each.
-#[must_use]
-pub fn json_of(reports: &[Report<'_>]) -> String {
-    format!("{:#}\n", Value::from(reports.iter().map(Report::value).collect::<Vec<_>>()))
-}
-
-/// What [`Report::csv`] gives, with the number of CPUs before each line.
-#[must_use]
-pub fn csv_of(reports: &[Report<'_>]) -> String {
-    let mut text = String::new();
-    for report in reports {
-        let csv = report.csv();
-        let mut lines = csv.lines();
-        let header = lines.next().unwrap_or_default();
-        if text.is_empty() {
-            let _ = writeln!(text, "cpus,{header}");
-        }
-        lines.for_each(|line| {
-            let _ = writeln!(text, "{},{line}", report.machine.shape.cpus());
-        });
     }
     text
-}
-
-/// With a decimal where that says something.
-pub(super) fn number(value: f64) -> String {
-    if value < 1_000.0 { format!("{value:.1}") } else { format!("{value:.0}") }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::figures::tests::of_boots;
-    use crate::qemu::Engine;
-    use crate::shape::Shape;
+    use crate::bench::record::tests::{figure, leg, record};
+    use crate::bench::record::{Native, Unit};
 
-    fn machine() -> Machine {
-        let (shape, engine) = (Shape::even(2, 1).unwrap(), Engine::Counted);
-        Machine {
-            program: "qemu".into(),
-            shape,
-            engine,
-            append: String::new(),
-            extra: Vec::new(),
-            cores: false,
-            trace: None,
-        }
+    fn counted(name: &str, cpus: u32, median: f64) -> Leg {
+        leg(name, cpus, vec![figure("sched.switch", Unit::Instructions, &[median])], vec![])
     }
 
     #[test]
-    fn a_run_is_its_own_baseline_with_ratio_one() {
-        let (machine, figures) = (machine(), of_boots(true, &[120.0]));
-        let report = Report { machine: &machine, profile: "release", figures: &figures, baseline: None };
-        let baseline = Baseline::parse("old", &report.json(), true).unwrap();
-        let figures = of_boots(true, &[180.0]);
-        let text = Report { figures: &figures, baseline: Some(&baseline), ..report }.text();
-        let row = text.lines().find(|line| line.contains("sched.switch")).unwrap();
-        for part in ["instructions", "1000", "180.0", "<= 150", "missed", "120.0", "1.50"] {
+    fn a_figure_stands_with_its_goal_and_what_it_was_before() {
+        let (before, now) = (record(counted("here", 2, 120.0)), record(counted("here", 2, 180.0)));
+        let text = text(&now, Some(&before));
+        let row = text.lines().rfind(|line| line.contains("sched.switch")).unwrap();
+        for part in ["instructions", "1000", "180.0", "≤ 150", "missed", "120.0", "+50.0 %"] {
             assert!(row.contains(part), "{row}\nlacks {part}");
         }
-        assert!(
-            text.contains("tcg,counted") && text.contains("grange 0.1.0, assertions off, release kernel"),
-            "{text}"
-        );
-        assert!(text.contains("skipped: sched.call: needs two CPUs"), "{text}");
+        assert!(text.contains("Figures on 2 CPUs on 1 node (tcg,counted)") && text.contains("grange 0.1.0"), "{text}");
+        assert!(text.contains("Moved against"), "{text}");
     }
 
     #[test]
-    fn counted_and_timed_runs_are_not_compared() {
-        let (machine, figures) = (machine(), of_boots(false, &[120.0]));
-        let run = Report { machine: &machine, profile: "release", figures: &figures, baseline: None }.json();
-        assert!(Baseline::parse("old", &run, true).unwrap_err().contains("leave --count out"));
-        assert!(Baseline::parse("old", "{}", true).unwrap_err().contains("not what a bench run writes"));
-        assert!(Baseline::parse("old", "", true).unwrap_err().contains("no JSON"));
+    fn machines_of_one_experiment_make_one_table_with_a_column_each() {
+        let both = Record { legs: vec![counted("x-2", 2, 120.0), counted("x-4", 4, 180.0)], ..Record::default() };
+        let sections = sections(&both, None);
+        assert_eq!(sections[0].table.heads[3..], ["2 CPUs", "4 CPUs"]);
+        assert_eq!(sections[0].table.rows[0][3..], ["120.0", "180.0 missed"]);
+        assert!(csv(&both).contains("\nx-4,4,sched.switch,instructions,1000,100.5,180,200,150,false\n"));
     }
 
     #[test]
-    fn the_csv_has_a_line_a_bench() {
-        let (machine, figures) = (machine(), of_boots(true, &[120.0]));
-        let csv = Report { machine: &machine, profile: "release", figures: &figures, baseline: None }.csv();
-        assert!(csv.contains("sched.switch,instructions,1000,100.5,120,200,150,true\n"), "{csv}");
+    fn the_host_programs_loads_are_held_against_the_better_peer() {
+        let line = |by: &str, ns| Native { native: "pair".to_owned(), threads: 1, by: by.to_owned(), ns };
+        let native = vec![line("grange", 10.0), line("mimalloc", 20.0), line("snmalloc", 40.0)];
+        let section = native_of(&Record { native, ..Record::default() });
+        assert_eq!(section.rows, [["pair", "1", "10.00", "20.00", "40.00", "0.50"].map(str::to_owned)]);
     }
 
-    #[test]
-    fn several_machines_make_one_table_with_a_column_each() {
-        let machines = [machine(), Machine { shape: Shape::even(4, 1).unwrap(), ..machine() }];
-        let figures = [of_boots(true, &[120.0]), of_boots(true, &[180.0])];
-        let reports: Vec<Report<'_>> = machines
-            .iter()
-            .zip(&figures)
-            .map(|(machine, figures)| Report { machine, profile: "release", figures, baseline: None })
-            .collect();
-        let text = text_of(&reports);
-        let row = text.lines().find(|line| line.contains("sched.switch")).unwrap();
-        assert!(text.contains("2 CPUs") && text.contains("4 CPUs"), "{text}");
-        assert!(row.contains("120.0") && row.contains("180.0 missed"), "{row}");
-        assert!(csv_of(&reports).contains("\n4,sched.switch,instructions,"), "{}", csv_of(&reports));
-        assert_eq!(serde_json::from_str::<Value>(&json_of(&reports)).unwrap()[1]["cpus"], 4);
-    }
-
-    #[test]
-    fn names_to_save_under_are_plain() {
-        assert!(check_name("main-2026.1").is_ok());
-        for name in ["", "../x", ".hidden", "a b"] {
-            assert!(check_name(name).is_err(), "{name}");
-        }
+    fn native_of(record: &Record) -> Table {
+        native(record).unwrap().table
     }
 }

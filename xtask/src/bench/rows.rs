@@ -1,46 +1,9 @@
-//! Rows: what a bench tells beside its figure, as named numbers of something.
+//! Rows of several boots and rounds put together: one for each thing that they are of.
 
-use std::collections::BTreeMap;
-use std::ops::Index;
+use crate::spread::median;
 
-use comfy_table::{CellAlignment, Table, presets};
-use serde::Serialize;
-use serde_json::Value;
-
-use crate::smp::measure::median;
-
-use super::report::number;
-
-/// One row of one boot.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Row {
-    /// `suite.bench`
-    pub bench: String,
-    /// What the numbers are of.
-    pub of: String,
-    /// The numbers.
-    pub values: BTreeMap<String, f64>,
-}
-
-impl Row {
-    /// The row that a JSON object of the kernel is, if it is one.
-    #[must_use]
-    pub fn read(object: &Value) -> Option<Row> {
-        let text = |key: &str| object[key].as_str().map(str::to_owned);
-        let numbers = object["values"].as_object()?.iter();
-        let values = numbers.filter_map(|(name, value)| Some((name.clone(), value.as_f64()?))).collect();
-        Some(Row { bench: text("row")?, of: text("of")?, values })
-    }
-}
-
-impl Index<&str> for Row {
-    type Output = f64;
-
-    /// A number of that name; one that is not there is no number.
-    fn index(&self, name: &str) -> &f64 {
-        self.values.get(name).unwrap_or(&f64::NAN)
-    }
-}
+use super::record::Row;
+use super::table::{Table, number};
 
 /// The benches that have rows, in their order.
 #[must_use]
@@ -62,28 +25,28 @@ pub fn medians(rows: &[Row], bench: &str) -> Vec<Row> {
     merged.collect()
 }
 
-/// The medians of a bench for people.
+/// Whether a row is a point of a curve: it is of a name, `/` and a number.
+fn is_point(row: &Row) -> bool {
+    row.of.rsplit_once('/').is_some_and(|(_, number)| number.parse::<f64>().is_ok())
+}
+
+/// The medians of a bench as tables, one for each kind of row: those with the same names. Points of curves are left out.
 #[must_use]
-pub fn table(rows: &[Row], bench: &str) -> Table {
-    let medians = medians(rows, bench);
-    let names = distinct(medians.iter().flat_map(|row| row.values.keys().map(String::as_str)));
-    let mut table = Table::new();
-    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
-    table.set_header(["of"].iter().chain(&names));
-    for row in &medians {
-        let numbers = names.iter().map(|name| row.values.get(*name).map_or("-".to_owned(), |value| number(*value)));
-        table.add_row([row.of.clone()].into_iter().chain(numbers));
-    }
-    for column in 1..=names.len() {
-        if let Some(column) = table.column_mut(column) {
-            column.set_cell_alignment(CellAlignment::Right);
+pub fn tables(rows: &[Row], bench: &str) -> Vec<Table> {
+    let mut tables: Vec<Table> = Vec::new();
+    for row in medians(rows, bench).iter().filter(|row| !is_point(row)) {
+        let heads: Vec<&str> = ["of"].into_iter().chain(row.values.keys().map(String::as_str)).collect();
+        let cells = [row.of.clone()].into_iter().chain(row.values.values().map(|value| number(*value))).collect();
+        match tables.iter_mut().find(|table| table.heads == heads) {
+            Some(table) => table.rows.push(cells),
+            None => tables.push(Table { rows: vec![cells], ..Table::new(heads) }),
         }
     }
-    table
+    tables
 }
 
 /// Each once, where it comes first.
-fn distinct<'a>(all: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+pub(super) fn distinct<'a>(all: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     let mut seen = Vec::new();
     for one in all {
         if !seen.contains(&one) {
@@ -96,32 +59,25 @@ fn distinct<'a>(all: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn rows(all: &[(&str, &str, f64)]) -> Vec<Row> {
-        let row = |(bench, of, ns): &(&str, &str, f64)| Row {
-            bench: (*bench).to_owned(),
-            of: (*of).to_owned(),
-            values: BTreeMap::from([("ns".to_owned(), *ns)]),
-        };
-        all.iter().map(row).collect()
-    }
+    use crate::bench::record::tests::row;
 
     #[test]
     fn rows_of_one_thing_become_one_row_of_medians_in_the_order_of_the_first() {
-        let rows = rows(&[("a.x", "late", 9.0), ("a.x", "bulk", 1.0), ("b.y", "late", 100.0), ("a.x", "late", 7.0)]);
+        let rows = [("a.x", "late", 9.0), ("a.x", "bulk", 1.0), ("b.y", "late", 100.0), ("a.x", "late", 7.0)]
+            .map(|(bench, of, ns)| row(bench, of, "ns", ns));
         assert_eq!(benches(&rows), ["a.x", "b.y"]);
         let merged: Vec<(String, f64)> = medians(&rows, "a.x").iter().map(|row| (row.of.clone(), row["ns"])).collect();
         assert_eq!(merged, [("late".to_owned(), 8.0), ("bulk".to_owned(), 1.0)]);
-        let text = table(&rows, "a.x").to_string();
-        assert!(text.contains("late") && text.contains("8.0") && !text.contains("100"), "{text}");
     }
 
     #[test]
-    fn only_an_object_with_names_and_numbers_is_a_row() {
-        let read = |text: &str| Row::read(&serde_json::from_str(text).unwrap());
-        let row = read(r#"{"row":"a.x","of":"bulk","values":{"ns":5,"gps":2}}"#).unwrap();
-        assert_eq!((row["ns"], row["gps"], row["none"].is_nan()), (5.0, 2.0, true));
-        assert_eq!(read(r#"{"bench":"a.x","operations":1}"#), None);
-        assert_eq!(read(r#"{"row":"a.x","of":"bulk"}"#), None);
+    fn each_kind_of_row_has_a_table_and_points_have_none() {
+        let rows = [("late", "ns", 9.0), ("bulk", "ns", 1.0), ("thread", "gps", 3.0), ("bulk/16", "ns", 5.0)]
+            .map(|(of, name, value)| row("a.x", of, name, value));
+        let seen: Vec<String> = tables(&rows, "a.x").iter().map(Table::markdown).collect();
+        assert_eq!(
+            seen,
+            ["| of | ns |\n|---|--:|\n| late | 9.0 |\n| bulk | 1.0 |\n", "| of | gps |\n|---|--:|\n| thread | 3.0 |\n"]
+        );
     }
 }

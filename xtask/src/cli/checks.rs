@@ -63,6 +63,8 @@ pub enum CiStep {
     Deterministic,
     /// `cargo xtask lab check-all`
     Labs,
+    /// `cargo xtask bench guard`
+    Guard,
     /// `cargo xtask test`
     Test,
 }

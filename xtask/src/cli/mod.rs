@@ -16,7 +16,7 @@ mod values;
 use clap::builder::PossibleValuesParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-pub use bench::{BenchArgs, BenchWhat, KfreeRcuArgs, LinuxArgs};
+pub use bench::{BenchArgs, BenchMachine, BenchWhat, ExperimentArgs, FigureArgs, GuardArgs, ReportArgs};
 pub use checks::{CiArgs, CiStep, LintArgs, ModelKind, ModelsArgs};
 pub use debug::DebugArgs;
 pub use lab::{LabArgs, LabWhat};
@@ -102,7 +102,7 @@ pub enum Command {
     /// Run an earlier `test` or `run` again, and tell what is different now
     Rerun(RerunArgs),
     /// Measure what operations of the kernel cost, in instructions or in time
-    Bench(BenchArgs),
+    Bench(Box<BenchArgs>),
     /// Measure how fast machines of many shapes bring their CPUs online
     Smp(SmpArgs),
     /// Record what happens while the kernel runs commands, as a timeline; or take it out of the core of a run that failed

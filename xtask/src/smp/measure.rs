@@ -16,6 +16,7 @@ use crate::kernel_args::KernelLine;
 use crate::process::{Owned, interrupted, tied_to_us};
 use crate::qemu::{Machine, Wiring, script};
 use crate::rundir::{write, write_script};
+use crate::spread::{Spread, median};
 
 /// The views that the shell is asked for, in their form for programs.
 const VIEWS: &str = "cpus --json; nodes --json; ipi --json";
@@ -104,20 +105,9 @@ impl Figures {
     }
 }
 
-/// The value in the middle; of an even number of values the mean of the two there.
-#[must_use]
-pub fn median(mut values: Vec<f64>) -> Option<f64> {
-    values.sort_unstable_by(f64::total_cmp);
-    let upper = values.get(values.len() / 2)?;
-    let lower = values[(values.len() - 1) / 2];
-    Some((lower + upper) / 2.0)
-}
-
 /// Least, middle and greatest.
 fn spread(values: Vec<f64>) -> Option<[f64; 3]> {
-    let least = values.iter().copied().min_by(f64::total_cmp)?;
-    let greatest = values.iter().copied().max_by(f64::total_cmp)?;
-    Some([least, median(values)?, greatest])
+    Spread::of(&values).map(|all| [all.least, all.middle, all.most])
 }
 
 impl Boot<'_> {
@@ -229,14 +219,6 @@ mod tests {
         assert_eq!(online_line(&LOG[..100]), None);
         assert_eq!(count("0"), Some(1));
         assert_eq!(count("3-1"), None);
-    }
-
-    #[test]
-    fn the_median_of_an_even_number_is_the_mean_of_the_two_in_the_middle() {
-        assert_eq!(median(vec![3.0, 1.0]), Some(2.0));
-        assert_eq!(median(vec![3.0, 1.0, 9.0]), Some(3.0));
-        assert_eq!(median(vec![4.0, 1.0, 9.0, 2.0]), Some(3.0));
-        assert_eq!(median(vec![]), None);
     }
 
     #[test]

@@ -1,27 +1,25 @@
 //! `cargo xtask smp`: the boot experiment. How fast machines of many shapes bring their CPUs online, and how fast those
 //! CPUs then reach each other.
 //!
-//! | module | does |
-//! |---|---|
-//! | [`measure`] | one boot: time to the line that says that all CPUs are online, then the shell's views as JSON |
-//! | [`plot`] | the figures as SVG |
+//! [`measure`] is one boot: time to the line that says that all CPUs are online, then the shell's views as JSON.
 
 pub mod measure;
-pub mod plot;
 
 use comfy_table::{Table, presets};
 use serde_json::{Value, json};
 
 use crate::artifact;
+use crate::bench::{curves, record};
 use crate::cli::{MachineArgs, Profile, SmpArgs};
 use crate::exit::{Exit, usage};
 use crate::process::interrupted;
 use crate::qemu::Machine;
 use crate::rundir::{RunDir, write};
 use crate::shape::Defaults;
+use crate::spread::median;
 use crate::workspace::Workspace;
 
-use measure::{Boot, Figures, median};
+use measure::{Boot, Figures};
 
 /// All boots of one shape.
 #[derive(Debug)]
@@ -46,6 +44,11 @@ impl Row {
     fn spread(&self, figure: impl Fn(&Figures) -> Option<[f64; 3]>) -> Option<[f64; 3]> {
         let of = |which: usize| self.over_boots(|figures| figure(figures).map(|all| all[which]));
         Some([of(0)?, of(1)?, of(2)?])
+    }
+
+    fn for_record(&self) -> record::Boots {
+        let online_ms = self.boots.iter().map(Figures::online_ms).collect();
+        record::Boots { cpus: self.cpus, nodes: self.nodes, engine: self.engine.to_owned(), online_ms }
     }
 
     /// Milliseconds to all CPUs online, median over the boots.
@@ -88,7 +91,7 @@ pub fn smp(workspace: &Workspace, args: &SmpArgs) -> anyhow::Result<Exit> {
         rows.push(row);
     }
     let json = format!("{:#}\n", as_json(&rows));
-    let svg = plot::svg(&rows)?;
+    let svg = curves::boots(&rows.iter().map(Row::for_record).collect::<Vec<_>>()).svg()?;
     dir.write("smp.json", &json)?;
     dir.write("smp.svg", &svg)?;
     for (path, content) in [(&args.json, &json), (&args.svg, &svg)] {

@@ -2,10 +2,11 @@
 //!
 //! Only back ends compete. A user's own callbacks are in the other tables to compare with, and need a head of 16 bytes.
 
-use crate::bench::rows::{Row, benches, medians};
+use crate::bench::record::{Record, Row};
+use crate::bench::rows::{benches, medians};
+use crate::bench::table::Table;
 
-use super::Measured;
-use super::tables::markdown;
+use super::tables::is_of_tables;
 
 /// What is compared: smaller is better. Nothing where the load does not say it.
 type Measure = fn(&Row) -> Option<f64>;
@@ -42,23 +43,21 @@ const LOADS: &[Load] = &[
 const NO_BACK_END: &str = "callback";
 
 /// The table, if anything was measured.
-pub(super) fn table(measured: &Measured) -> Option<String> {
-    let mut rows = Vec::new();
+pub(super) fn table(record: &Record) -> Option<Table> {
+    let mut table = Table::new(["load", "least time", "least memory", "fewest grace periods"]);
     for load in LOADS {
-        for (leg, figures) in &measured.legs {
-            for bench in benches(figures.rows()).into_iter().filter(|bench| *bench == load.bench) {
-                for (variant, competitors) in variants(medians(figures.rows(), bench)) {
-                    let on =
-                        if load.bench.starts_with("kfree_rcu_scale") { leg.strip_prefix("rcuscale-") } else { None };
+        for leg in record.legs.iter().filter(|leg| is_of_tables(leg)) {
+            for bench in benches(&leg.rows).into_iter().filter(|bench| *bench == load.bench) {
+                for (variant, competitors) in variants(medians(&leg.rows, bench)) {
+                    let on = leg.name.strip_prefix("rcuscale-");
                     let name = [Some(load.name), on, variant.as_deref()].into_iter().flatten().collect::<Vec<_>>();
                     let cells = load.measures.map(|measure| least(&competitors, measure));
-                    rows.push([vec![name.join(" ")], cells.to_vec()].concat());
+                    table.rows.push([vec![name.join(" ")], cells.to_vec()].concat());
                 }
             }
         }
     }
-    let heads = ["load", "least time", "least memory", "fewest grace periods"];
-    (!rows.is_empty()).then(|| markdown(heads.into_iter(), rows.into_iter()))
+    (!table.rows.is_empty()).then_some(table)
 }
 
 /// The back ends' rows by what stands behind the slash, and the name before it.

@@ -2,15 +2,20 @@
 //!
 //! A table stands between the comments `<!-- figures NAME -->` and `<!-- end -->`; all else on the page is written by hand.
 
+use crate::bench::curves;
+use crate::bench::record::Record;
 use crate::exit::{Exit, stop};
 use crate::rundir;
 use crate::workspace::Workspace;
 
-use super::{Measured, plot, tables};
+use super::tables;
 
 /// The page, and the folder of its plots.
 const PAGE: &str = "docs/back-ends.md";
 const PLOTS: &str = "docs/back-ends";
+
+/// The plots that the page shows.
+const SHOWN: &[&str] = &["rates", "waiting", "flood-instructions"];
 
 const END: &str = "<!-- end -->";
 
@@ -18,18 +23,18 @@ const END: &str = "<!-- end -->";
 ///
 /// # Errors
 /// `Host` when the page or a place in it is missing.
-pub fn write(workspace: &Workspace, measured: &Measured) -> anyhow::Result<()> {
+pub fn write(workspace: &Workspace, record: &Record) -> anyhow::Result<()> {
     let path = workspace.root.join(PAGE);
     let mut page = std::fs::read_to_string(&path).map_err(|error| stop(Exit::Host, format!("{PAGE}: {error}")))?;
-    for section in tables::all(measured) {
-        page = replace(&page, section.name, &section.markdown)
+    for section in tables::all(record) {
+        page = replace(&page, &section.name, &section.table.markdown())
             .ok_or_else(|| stop(Exit::Host, format!("{PAGE}: no place for the figures {}", section.name)))?;
     }
     rundir::write(&path, &page)?;
     let plots = workspace.root.join(PLOTS);
     std::fs::create_dir_all(&plots)?;
-    for (name, svg) in plot::all(measured)? {
-        rundir::write(&plots.join(name), &svg)?;
+    for plot in curves::all(record).iter().filter(|plot| SHOWN.contains(&plot.name)) {
+        rundir::write(&plots.join(plot.name).with_extension("svg"), &plot.svg()?)?;
     }
     println!("figures put into {PAGE}");
     Ok(())

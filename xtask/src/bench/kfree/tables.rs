@@ -1,26 +1,11 @@
 //! The figures as tables in Markdown, each by the name of its place in docs/back-ends.md.
 
-use std::fmt::Write as _;
-
-use serde_json::Value;
-
-use crate::bench::report::number;
-use crate::bench::rows::{Row, benches, medians};
-use crate::smp::measure::median;
-
-use super::plot::Plot;
-use super::{Measured, Scale};
-
-/// One table.
-#[derive(Debug)]
-pub struct Section {
-    /// Its place.
-    pub name: &'static str,
-    /// What stands above it on a terminal.
-    pub title: &'static str,
-    /// The table.
-    pub markdown: String,
-}
+use crate::bench::headline::linux_before;
+use crate::bench::plan::{FLOOD_CPUS, Scale};
+use crate::bench::record::{Leg, LinuxLine, Native, Record, Row};
+use crate::bench::rows::{benches, medians};
+use crate::bench::table::{Section, Table, number};
+use crate::spread::median;
 
 /// A column: its head, and its cell of a row.
 type Column = (&'static str, fn(&Row) -> String);
@@ -184,71 +169,53 @@ pub(super) const NAMES: &[&str] = &[
     NATIVE,
 ];
 
-/// Linux 6.12 in the same emulator, another day: seconds, grace periods, MB.
-const LINUX_BEFORE: [(Scale, [f64; 3]); 2] =
-    [(Scale::ALL[0], [1.10, 116.0, 20.0]), (Scale::ALL[1], [1.44, 77.0, 35.0])];
+/// Whether the leg's rows belong into these tables: a flood on other machines is a point of a curve.
+pub(super) fn is_of_tables(leg: &Leg) -> bool {
+    !leg.name.contains("flood-") || leg.name == format!("flood-{FLOOD_CPUS}")
+}
+
+/// Whether the rows of a bench stand in one of these tables.
+#[must_use]
+pub fn has_table_of(bench: &str) -> bool {
+    SPECS.iter().any(|spec| bench.starts_with(spec.bench)) || bench == SCALE
+}
 
 /// The tables of all that was measured.
 #[must_use]
-pub fn all(measured: &Measured) -> Vec<Section> {
+pub fn all(record: &Record) -> Vec<Section> {
+    let section = |name: &str, title: &str, table| Section { name: name.to_owned(), title: title.to_owned(), table };
     let mut sections = Vec::new();
-    if let Some(markdown) = super::answer::table(measured) {
-        sections.push(Section { name: ANSWER, title: "Who wins", markdown });
-    }
-    if let Some(markdown) = rcuscale(measured) {
-        let title = "rcuscale's test of kfree_rcu, objects of 24 bytes";
-        sections.push(Section { name: RCUSCALE, title, markdown });
-    }
+    sections.extend(super::answer::table(record).map(|table| section(ANSWER, "Who wins", table)));
+    let title = "rcuscale's test of kfree_rcu, objects of 24 bytes";
+    sections.extend(rcuscale(record).map(|table| section(RCUSCALE, title, table)));
     for spec in SPECS {
-        let rows = rows_of(measured, spec.bench);
-        if !rows.is_empty() {
-            let heads = [spec.of].into_iter().chain(spec.columns.iter().map(|(head, _)| *head));
-            let cells = |row: &Row| {
-                let numbers = spec.columns.iter().map(|(_, cell)| cell(row));
-                [row.of.clone()].into_iter().chain(numbers).collect()
-            };
-            let markdown = markdown(heads, rows.iter().map(cells));
-            sections.push(Section { name: spec.name, title: spec.title, markdown });
+        let heads = [spec.of].into_iter().chain(spec.columns.iter().map(|(head, _)| *head));
+        let mut table = Table::new(heads);
+        for row in rows_of(record, spec.bench) {
+            let numbers = spec.columns.iter().map(|(_, cell)| cell(&row));
+            table.rows.push([row.of.clone()].into_iter().chain(numbers).collect());
+        }
+        if !table.rows.is_empty() {
+            sections.push(section(spec.name, spec.title, table));
         }
     }
     for (name, title, suite) in FIGURES {
-        if let Some(markdown) = figures(measured, suite) {
-            sections.push(Section { name, title, markdown });
-        }
+        sections.extend(figures(record, suite).map(|table| section(name, title, table)));
     }
-    if let Some(markdown) = measured.native.as_deref().and_then(native) {
-        sections.push(Section { name: NATIVE, title: "As a host program, ns an object", markdown });
-    }
+    sections.extend(native(&record.native).map(|table| section(NATIVE, "As a host program, ns an object", table)));
     sections
 }
 
-/// The curves of what was measured.
-pub(super) fn plots(measured: &Measured) -> Vec<Plot> {
-    let mut lines: Vec<(String, Vec<(f64, f64)>)> = Vec::new();
-    for row in rows_of(measured, "kfree_rcu_flood.held_rate") {
-        let Some((way, _)) = row.of.split_once('/') else { continue };
-        let point = (row["footprint"] / 1024.0, a_second(&row, "gps"));
-        match lines.iter_mut().find(|(name, _)| name == way) {
-            Some((_, points)) => points.push(point),
-            None => lines.push((way.to_owned(), vec![point])),
-        }
-    }
-    vec![Plot {
-        name: "rates.svg",
-        title: "Grace periods against memory, by the rate",
-        axes: ("mean KiB", "grace periods a second"),
-        lines,
-    }]
-}
-
 /// The medians of all benches whose names begin so.
-fn rows_of(measured: &Measured, bench: &str) -> Vec<Row> {
-    let of_leg =
-        |rows| benches(rows).into_iter().filter(|name| name.starts_with(bench)).flat_map(|name| medians(rows, name));
-    measured.legs.iter().flat_map(|(_, figures)| of_leg(figures.rows())).collect()
+fn rows_of(record: &Record, bench: &str) -> Vec<Row> {
+    let of_leg = |leg: &Leg| -> Vec<Row> {
+        let names = benches(&leg.rows).into_iter().filter(|name| name.starts_with(bench));
+        names.flat_map(|name| medians(&leg.rows, name)).collect()
+    };
+    record.legs.iter().filter(|leg| is_of_tables(leg)).flat_map(of_leg).collect()
 }
 
-fn a_second(row: &Row, what: &str) -> f64 {
+pub(in crate::bench) fn a_second(row: &Row, what: &str) -> f64 {
     row[what] / (row["ns"] / 1e9)
 }
 
@@ -265,49 +232,45 @@ fn mib(bytes: f64) -> String {
     format!("{:.1}", bytes / f64::from(1 << 20))
 }
 
-pub(super) fn markdown(heads: impl Iterator<Item = &'static str>, rows: impl Iterator<Item = Vec<String>>) -> String {
-    let heads: Vec<&str> = heads.collect();
-    let mut text = format!("| {} |\n|---|{}\n", heads.join(" | "), "--:|".repeat(heads.len() - 1));
-    for row in rows {
-        let _ = writeln!(text, "| {} |", row.join(" | "));
-    }
-    text
-}
+/// The bench of rcuscale's test.
+const SCALE: &str = "kfree_rcu_scale.kfree_rcu_test";
 
-fn rcuscale(measured: &Measured) -> Option<String> {
-    let mut rows = Vec::new();
-    for (scale, before) in LINUX_BEFORE {
+fn rcuscale(record: &Record) -> Option<Table> {
+    let mut table = Table::new([
+        "threads × loops × objects",
+        "by",
+        "s",
+        "of Linux's",
+        "grace periods",
+        "footprint MB",
+        "peak MiB",
+        "all free, s",
+    ]);
+    let number = |value: f64, places: usize| format!("{value:.places$}");
+    for scale in Scale::ALL {
         let Scale { cpus, loops, objects } = scale;
-        let ours: Vec<Row> = measured
-            .legs
-            .iter()
-            .filter(|(leg, _)| *leg == super::scale_leg(&scale).name)
-            .flat_map(|(_, figures)| medians(figures.rows(), "kfree_rcu_scale.kfree_rcu_test"))
-            .collect();
-        let of_linux =
-            measured.linux.iter().find(|(measured, _)| *measured == scale).map(|(_, lines)| lines.as_slice());
-        if ours.is_empty() && of_linux.is_none() {
+        let ours: Vec<Row> = record.leg(&scale.leg()).map(|leg| medians(&leg.rows, SCALE)).unwrap_or_default();
+        let linux: Vec<&LinuxLine> = record.linux.iter().filter(|line| line.leg == scale.leg()).collect();
+        if ours.is_empty() && linux.is_empty() {
             continue;
         }
         let what = format!("{cpus} × {loops} × {objects}");
-        let linux = of_linux.map(|lines| {
-            let middle =
-                |number: fn(&super::Line) -> f64| median(lines.iter().map(number).collect()).unwrap_or(f64::NAN);
-            let release = lines.first().map_or("", |line| line.release.as_str());
-            (
-                format!("Linux {release}, same hour"),
-                [middle(|l| l.ns / 1e9), middle(|l| l.batches), middle(|l| l.footprint)],
-            )
-        });
-        let (name, [seconds, gps, mb]) = linux.unwrap_or(("Linux 6.12, another day".to_owned(), before));
-        let number = |value: f64, places: usize| format!("{value:.places$}");
-        rows.push(
+        let middle =
+            |of: fn(&LinuxLine) -> f64| median(linux.iter().map(|line| of(line)).collect()).unwrap_or(f64::NAN);
+        let (name, [seconds, gps, mb]) = match linux.first() {
+            Some(line) => (
+                format!("Linux {}, same hour", line.release),
+                [middle(|line| line.ns / 1e9), middle(|line| line.batches), middle(|line| line.footprint)],
+            ),
+            None => ("Linux 6.12, another day".to_owned(), linux_before(&scale)),
+        };
+        table.rows.push(
             [&what, &name, &number(seconds, 2), "1.00", &number(gps, 0), &number(mb, 0), "-", "-"]
                 .map(str::to_owned)
                 .to_vec(),
         );
         for row in &ours {
-            rows.push(vec![
+            table.rows.push(vec![
                 what.clone(),
                 row.of.clone(),
                 number(row["ns"] / 1e9, 2),
@@ -319,102 +282,94 @@ fn rcuscale(measured: &Measured) -> Option<String> {
             ]);
         }
     }
-    let heads = [
-        "threads × loops × objects",
-        "by",
-        "s",
-        "of Linux's",
-        "grace periods",
-        "footprint MB",
-        "peak MiB",
-        "all free, s",
-    ];
-    (!rows.is_empty()).then(|| markdown(heads.into_iter(), rows.into_iter()))
+    (!table.rows.is_empty()).then_some(table)
 }
 
 /// Figures of all benches of a suite.
-fn figures(measured: &Measured, suite: &str) -> Option<String> {
-    let of_suite = measured.legs.iter().flat_map(|(_, figures)| figures.iter());
-    let rows: Vec<Vec<String>> = of_suite
-        .filter(|figure| figure.id.to_string().starts_with(suite))
-        .map(|figure| {
-            let goal = figure.goal.map_or("-".to_owned(), |goal| format!("≤ {goal}"));
-            let figures = [figure.min(), figure.p50(), figure.p99()].map(number);
-            [vec![figure.id.name.replace('_', " "), figure.unit.name().to_owned()], figures.to_vec(), vec![goal]]
-                .concat()
-        })
-        .collect();
-    let heads = ["what", "unit", "least", "p50", "p99", "goal"];
-    (!rows.is_empty()).then(|| markdown(heads.into_iter(), rows.into_iter()))
+fn figures(record: &Record, suite: &str) -> Option<Table> {
+    let mut table = Table::new(["what", "unit", "least", "p50", "p99", "goal"]);
+    let all = record.legs.iter().flat_map(|leg| &leg.figures);
+    for figure in all.filter(|figure| figure.bench.starts_with(suite)) {
+        let goal = figure.goal.map_or("-".to_owned(), |goal| format!("≤ {goal}"));
+        let numbers = [figure.min, figure.p50(), figure.p99].map(number);
+        let name = figure.bench[suite.len()..].replace('_', " ");
+        table.rows.push([vec![name, figure.unit.name().to_owned()], numbers.to_vec(), vec![goal]].concat());
+    }
+    (!table.rows.is_empty()).then_some(table)
 }
 
-/// From the JSON lines of the host program.
-fn native(printed: &str) -> Option<String> {
-    let lines: Vec<Value> = printed.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+/// The host program's reclaimers.
+fn native(lines: &[Native]) -> Option<Table> {
     let ns = |load: &str, threads: u64, by: &str| {
-        let found = lines.iter().find(|line| line["native"] == load && line["threads"] == threads && line["by"] == by);
-        found.and_then(|line| line["ns"].as_f64())
+        let found = lines.iter().find(|line| line.native == load && line.threads == threads && line.by == by);
+        found.map(|line| line.ns)
     };
-    let mut rows = Vec::new();
+    let mut table = Table::new(["load", "threads", "Grange", "crossbeam-epoch", "seize", "of crossbeam's"]);
     for load in ["kfree_rcu", "kfree_rcu_cpu", "defer_free", "defer_free_cpu"] {
         for threads in [1, 2] {
             let (ours, crossbeam) = (ns(load, threads, "grange")?, ns(load, threads, "crossbeam")?);
             let seize = ns(load, threads, "seize")?;
-            rows.push(vec![
-                load.to_owned(),
-                threads.to_string(),
-                number(ours),
-                number(crossbeam),
-                number(seize),
-                format!("{:.2}", ours / crossbeam),
-            ]);
+            let numbers = [number(ours), number(crossbeam), number(seize), format!("{:.2}", ours / crossbeam)];
+            table.rows.push([&[load.to_owned(), threads.to_string()], &numbers[..]].concat());
         }
     }
-    let heads = ["load", "threads", "Grange", "crossbeam-epoch", "seize", "of crossbeam's"];
-    Some(markdown(heads.into_iter(), rows.into_iter()))
+    Some(table)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::linux::Line;
+    use crate::bench::record::tests::{leg, record, row};
 
-    fn names(measured: &Measured) -> Vec<&'static str> {
-        all(measured).iter().map(|section| section.name).collect()
+    fn names(record: &Record) -> Vec<String> {
+        all(record).into_iter().map(|section| section.name).collect()
     }
 
     #[test]
     fn what_was_not_measured_makes_no_table() {
-        assert_eq!(names(&Measured::default()), [] as [&str; 0]);
+        assert_eq!(names(&Record::default()), [] as [&str; 0]);
     }
 
     #[test]
     fn linux_of_the_same_hour_takes_the_place_of_the_figures_from_before() {
-        let line = Line { release: "6.12.1".to_owned(), ns: 2.2e9, batches: 120.0, footprint: 21.0 };
-        let measured = Measured { linux: vec![(Scale::ALL[0], vec![line])], ..Measured::default() };
-        let text = &all(&measured)[0].markdown;
+        let (leg, release) = ("rcuscale-2".to_owned(), "6.12.1".to_owned());
+        let line = LinuxLine { leg, release, ns: 2.2e9, batches: 120.0, footprint: 21.0 };
+        let measured = Record { linux: vec![line], ..Record::default() };
+        let text = all(&measured)[0].table.markdown();
         assert!(text.contains("| 2 × 2000 × 1000 | Linux 6.12.1, same hour | 2.20 | 1.00 | 120 | 21 |"), "{text}");
         assert!(!text.contains("another day") && !text.contains("4 ×"), "{text}");
     }
 
     #[test]
-    fn the_host_programs_lines_become_a_table_with_the_ratio_that_the_goal_is_about() {
-        let line = |load: &str, threads: u64, by: &str, ns: f64| {
-            format!(r#"{{"native":"{load}","threads":{threads},"by":"{by}","ns":{ns}}}"#)
+    fn floods_on_other_machines_are_not_in_the_tables() {
+        let flood = |name: &str, cpus, way: &str| {
+            let rows = vec![row("kfree_rcu_flood.small", way, "ns", 5.0)];
+            record(leg(name, cpus, vec![], rows)).legs
         };
-        let mut printed = Vec::new();
+        let legs =
+            [flood("flood-2", 2, "two"), flood("flood-16", 16, "sixteen"), flood("counted-flood-16", 16, "counted")];
+        let measured = Record { legs: legs.concat(), ..Record::default() };
+        let flood = all(&measured).into_iter().find(|section| section.name == "flood").unwrap();
+        let ways: Vec<&str> = flood.table.rows.iter().map(|row| row[0].as_str()).collect();
+        assert_eq!(ways, ["sixteen"]);
+    }
+
+    #[test]
+    fn the_host_programs_figures_become_a_table_with_the_ratio_that_the_goal_is_about() {
+        let mut lines = Vec::new();
         for load in ["kfree_rcu", "kfree_rcu_cpu", "defer_free", "defer_free_cpu"] {
             for threads in [1, 2] {
-                printed.extend(
-                    [("grange", 30.0), ("crossbeam", 120.0), ("seize", 60.0)]
-                        .map(|(by, ns)| line(load, threads, by, ns)),
-                );
+                lines.extend([("grange", 30.0), ("crossbeam", 120.0), ("seize", 60.0)].map(|(by, ns)| Native {
+                    native: load.to_owned(),
+                    threads,
+                    by: by.to_owned(),
+                    ns,
+                }));
             }
         }
-        let measured = Measured { native: Some(printed.join("\n")), ..Measured::default() };
-        let text = &all(&measured)[0].markdown;
+        let text = native(&lines).unwrap().markdown();
         assert!(text.contains("| kfree_rcu | 2 | 30.0 | 120.0 | 60.0 | 0.25 |"), "{text}");
-        assert_eq!(native("no JSON"), None);
+        assert_eq!(native(&[]), None);
     }
 
     #[test]

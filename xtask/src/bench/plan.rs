@@ -1,0 +1,265 @@
+//! Which machines and benches an experiment takes.
+//!
+//! A leg is a machine with the benches that run on it in one boot. Where times under the emulator would say more of the host
+//! than of the kernel, instructions are counted; where CPUs have to get into each other's way, time is taken.
+
+use crate::cli::Thread;
+
+/// Numbers of CPUs if nothing is said.
+const SIZES: [u32; 5] = [1, 2, 4, 8, 16];
+/// The same of the boot experiment.
+const BOOT_SIZES: [u32; 6] = [1, 2, 4, 8, 16, 64];
+/// The most CPUs that the benches beside other allocators use.
+const PEERS: u32 = 4;
+/// The machine whose floods are tables of docs/back-ends.md.
+pub const FLOOD_CPUS: u32 = 16;
+
+/// What to find out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Experiment {
+    /// The slab allocator.
+    Slab,
+    /// RCU and its relatives.
+    Rcu,
+    /// Freeing after a grace period.
+    KfreeRcu,
+    /// Bringing CPUs online.
+    Smp,
+    /// The host program.
+    Native,
+    /// Linux, and ours beside it.
+    Linux,
+    /// All of them.
+    All,
+}
+
+impl Experiment {
+    /// As it is typed.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Experiment::Slab => "slab",
+            Experiment::Rcu => "rcu",
+            Experiment::KfreeRcu => "kfree-rcu",
+            Experiment::Smp => "smp",
+            Experiment::Native => "native",
+            Experiment::Linux => "linux",
+            Experiment::All => "all",
+        }
+    }
+
+    fn includes(self, other: Experiment) -> bool {
+        self == other || self == Experiment::All
+    }
+}
+
+/// The numbers of rcuscale's test.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scale {
+    /// CPUs, and as many threads.
+    pub cpus: u32,
+    /// Times that a thread gives up its objects.
+    pub loops: u32,
+    /// Objects that it gives up each time.
+    pub objects: u32,
+}
+
+impl Scale {
+    /// The two that Linux figures are known of.
+    pub const ALL: [Scale; 2] =
+        [Scale { cpus: 2, loops: 2_000, objects: 1_000 }, Scale { cpus: 4, loops: 1_000, objects: 1_000 }];
+
+    /// The name of its leg.
+    #[must_use]
+    pub fn leg(&self) -> String {
+        format!("rcuscale-{}", self.cpus)
+    }
+
+    /// For a kernel command line, Linux's or ours.
+    #[must_use]
+    pub fn words(&self) -> String {
+        let Scale { cpus, loops, objects } = self;
+        format!("rcuscale.kfree_nthreads={cpus} rcuscale.kfree_loops={loops} rcuscale.kfree_alloc_num={objects}")
+    }
+}
+
+/// A machine and what is measured on it.
+#[derive(Clone, Debug)]
+pub struct Leg {
+    /// Its name.
+    pub name: String,
+    /// CPUs.
+    pub cpus: u32,
+    /// Nodes.
+    pub nodes: u32,
+    /// Instructions are counted here always.
+    pub counted: bool,
+    /// Host threads of the emulator.
+    pub thread: Thread,
+    /// For the kernel's command line.
+    pub append: String,
+    /// Globs over `suite.bench`.
+    pub benches: &'static [&'static str],
+    /// The test that a Linux image runs on the same machine.
+    pub scale: Option<Scale>,
+}
+
+/// All that an experiment does.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    /// The machines.
+    pub legs: Vec<Leg>,
+    /// Whether the host program runs.
+    pub native: bool,
+    /// The boot experiment's numbers of CPUs.
+    pub boots: Vec<u32>,
+}
+
+/// The name of the host program's part.
+pub const NATIVE: &str = "native";
+/// The name of the boot experiment's part.
+const BOOTS: &str = "smp";
+
+impl Plan {
+    /// What `experiment` takes, over machines of `sizes`, or of the usual ones.
+    #[must_use]
+    pub fn of(experiment: Experiment, sizes: &[u32]) -> Plan {
+        let of = |usual: &[u32]| if sizes.is_empty() { usual.to_vec() } else { sizes.to_vec() };
+        let mut plan = Plan::default();
+        if experiment.includes(Experiment::Slab) {
+            plan.legs.extend(slab(&of(&SIZES)));
+        }
+        if experiment.includes(Experiment::Rcu) {
+            plan.legs.extend(rcu(&of(&SIZES)));
+        }
+        if experiment.includes(Experiment::KfreeRcu) {
+            plan.legs.extend(kfree_rcu(&of(&SIZES)));
+        } else if experiment == Experiment::Linux {
+            plan.legs.extend(Scale::ALL.iter().map(rcuscale));
+        }
+        plan.native = [Experiment::Native, Experiment::KfreeRcu].iter().any(|&part| experiment.includes(part));
+        if experiment.includes(Experiment::Smp) {
+            plan.boots = of(&BOOT_SIZES);
+        }
+        plan
+    }
+
+    /// Leaves out what is not called so.
+    pub fn keep(&mut self, word: &str) {
+        self.legs.retain(|leg| leg.name.contains(word));
+        self.native &= NATIVE.contains(word);
+        if !BOOTS.contains(word) {
+            self.boots.clear();
+        }
+    }
+
+    /// The names of all parts.
+    #[must_use]
+    pub fn names(&self) -> Vec<&str> {
+        let legs = self.legs.iter().map(|leg| leg.name.as_str());
+        legs.chain(self.native.then_some(NATIVE)).chain((!self.boots.is_empty()).then_some(BOOTS)).collect()
+    }
+}
+
+fn leg(name: impl Into<String>, cpus: u32, counted: bool, benches: &'static [&'static str]) -> Leg {
+    let (name, append) = (name.into(), String::new());
+    Leg { name, cpus, nodes: 1, counted, thread: Thread::Auto, append, benches, scale: None }
+}
+
+/// A leg for each size, timed and then counted.
+fn over(name: &str, sizes: &[u32], benches: &'static [&'static str]) -> Vec<Leg> {
+    let timed = sizes.iter().map(|&cpus| leg(format!("{name}-{cpus}"), cpus, false, benches));
+    let counted = sizes.iter().map(|&cpus| leg(format!("counted-{name}-{cpus}"), cpus, true, benches));
+    timed.chain(counted).collect()
+}
+
+fn slab(sizes: &[u32]) -> Vec<Leg> {
+    let few: Vec<u32> = sizes.iter().copied().filter(|&cpus| cpus <= PEERS).collect();
+    let mut legs =
+        vec![leg("slab", 2, true, &["slab.*", "slab_harden.*", "slab_tune.*", "slab_memory.*", "sync.*", "sched.*"])];
+    legs.extend(over("slab-peers", &few, &["slab_peers.*"]));
+    legs.push(Leg { nodes: 2, ..leg("slab-remote", 2, false, &["slab_remote.*"]) });
+    legs
+}
+
+fn rcu(sizes: &[u32]) -> Vec<Leg> {
+    let mut legs = vec![leg("rcu", 2, true, &["rcu.*", "rcu_list.*", "srcu.*"])];
+    legs.extend(over("readers", sizes, &["ref_scale.*"]));
+    let timed = |name: &str, benches| {
+        let of_size = move |cpus: &u32| leg(format!("{name}-{cpus}"), *cpus, false, benches);
+        sizes.iter().map(of_size).collect::<Vec<_>>()
+    };
+    legs.extend(timed("grace-periods", &["rcu_scale.*"]));
+    legs.extend(timed("latency", &["rcu_latency.*"]));
+    legs
+}
+
+fn rcuscale(scale: &Scale) -> Leg {
+    let leg = leg(scale.leg(), scale.cpus, false, &["kfree_rcu_scale.*"]);
+    Leg { thread: Thread::Multi, append: scale.words(), scale: Some(*scale), ..leg }
+}
+
+fn kfree_rcu(sizes: &[u32]) -> Vec<Leg> {
+    let mut legs: Vec<Leg> = Scale::ALL.iter().map(rcuscale).collect();
+    legs.push(leg("kfree-rcu", 2, true, &["kfree_rcu.*", "kfree_rcu_nolock.*", "kfree_rcu_barriers.*"]));
+    legs.extend(over("flood", sizes, &["kfree_rcu_flood.small"]));
+    let all: &[&str] =
+        &["kfree_rcu_flood.small", "kfree_rcu_flood.large", "kfree_rcu_flood.vmalloc", "kfree_rcu_flood.slow_readers"];
+    let tables = format!("flood-{FLOOD_CPUS}");
+    legs.iter_mut().filter(|leg| leg.name == tables).for_each(|leg| leg.benches = all);
+    legs.push(leg(
+        "rates",
+        4,
+        true,
+        &[
+            "kfree_rcu_flood.held_rate",
+            "kfree_rcu_flood.trickle",
+            "kfree_rcu_flood.residence",
+            "kfree_rcu_flood.waiting_bytes",
+            "kfree_rcu_flood.over_time",
+            "kfree_rcu_fragments.*",
+        ],
+    ));
+    legs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_is_every_other_experiment_together() {
+        let names = |experiment| Plan::of(experiment, &[]).names().into_iter().map(str::to_owned).collect::<Vec<_>>();
+        let all = names(Experiment::All);
+        for part in [Experiment::Slab, Experiment::Rcu, Experiment::KfreeRcu, Experiment::Smp, Experiment::Native] {
+            assert!(names(part).iter().all(|name| all.contains(name)), "{part:?}");
+            assert!(!names(part).is_empty(), "{part:?}");
+        }
+        let mut once = all.clone();
+        once.sort_unstable();
+        once.dedup();
+        assert_eq!(once.len(), all.len(), "a name stands for two legs: {all:?}");
+    }
+
+    #[test]
+    fn the_sizes_are_those_that_are_asked_for() {
+        let plan = Plan::of(Experiment::All, &[2, 8]);
+        assert_eq!(plan.boots, [2, 8]);
+        for name in ["flood-2", "counted-flood-8", "readers-8", "latency-2", "slab-peers-2"] {
+            assert!(plan.names().contains(&name), "{name}");
+        }
+        for name in ["flood-4", "slab-peers-8"] {
+            assert!(!plan.names().contains(&name), "{name}");
+        }
+    }
+
+    #[test]
+    fn one_word_leaves_the_legs_that_hold_it() {
+        let mut plan = Plan::of(Experiment::KfreeRcu, &[]);
+        plan.keep("rcuscale");
+        assert_eq!(plan.names(), ["rcuscale-2", "rcuscale-4"]);
+        assert_eq!(plan.legs[0].append, Scale::ALL[0].words());
+        plan.keep("none");
+        assert!(plan.names().is_empty());
+    }
+}
