@@ -48,10 +48,8 @@ pub struct Row {
 }
 
 impl Row {
-    fn line(&self, utc: SystemTime) -> String {
-        let causes: Vec<String> = self.failed.iter().map(|what| format!("{what}: cause not known yet")).collect();
-        let fields = [
-            humantime::format_rfc3339_seconds(utc).to_string(),
+    fn fields(&self) -> [String; 10] {
+        [
             self.commit.clone(),
             self.build_id.clone(),
             self.command.clone(),
@@ -61,10 +59,29 @@ impl Row {
             self.failures.to_string(),
             self.skipped.to_string(),
             format!("{:.0}", self.took.as_secs_f64()),
-            causes.join("; "),
-        ];
-        fields.map(|field| quoted(&field)).join(",")
+            causes(&self.failed),
+        ]
     }
+
+    /// Adds it to a ledger of soaks.
+    ///
+    /// # Errors
+    /// As [`append`].
+    pub fn append(&self, path: &Path) -> anyhow::Result<()> {
+        append(path, HEADER, &self.fields())
+    }
+}
+
+/// What stands in the column `causes` until a person knows better.
+#[must_use]
+pub fn causes(failed: &[String]) -> String {
+    let causes: Vec<String> = failed.iter().map(|what| format!("{what}: cause not known yet")).collect();
+    causes.join("; ")
+}
+
+fn line(utc: SystemTime, fields: &[String]) -> String {
+    let utc = humantime::format_rfc3339_seconds(utc).to_string();
+    std::iter::once(&utc).chain(fields).map(|field| quoted(field)).collect::<Vec<_>>().join(",")
 }
 
 /// A field, in quotes where CSV wants them.
@@ -76,10 +93,12 @@ fn quoted(field: &str) -> String {
 ///
 /// # Errors
 /// `Usage` for one that is something else, or cannot be there.
-pub fn check(path: &Path) -> anyhow::Result<()> {
+pub fn check(path: &Path, header: &str) -> anyhow::Result<()> {
     match std::fs::read_to_string(path) {
-        Ok(text) if text.is_empty() || text.lines().next() == Some(HEADER) => Ok(()),
-        Ok(_) => Err(usage(format!("--ledger {}: its first line is not that of a ledger: {HEADER}", path.display()))),
+        Ok(text) if text.is_empty() || text.lines().next() == Some(header) => Ok(()),
+        Ok(_) => {
+            Err(usage(format!("--ledger {}: its first line is not that of this ledger: {header}", path.display())))
+        }
         Err(_) if !path.exists() && path.parent().is_some_and(|dir| dir.as_os_str().is_empty() || dir.is_dir()) => {
             Ok(())
         }
@@ -87,17 +106,17 @@ pub fn check(path: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// Adds a row; a new file gets its header first.
+/// Adds a row: the time, then these fields. A new file gets its header first.
 ///
 /// # Errors
 /// When the disk does not let it.
-pub fn append(path: &Path, row: &Row) -> anyhow::Result<()> {
+pub fn append(path: &Path, header: &str, fields: &[String]) -> anyhow::Result<()> {
     use std::io::Write as _;
     let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path);
     let file = file.as_mut().map_err(|error| usage(format!("--ledger {}: {error}", path.display())))?;
-    let header = if file.metadata()?.len() == 0 { format!("{HEADER}\n") } else { String::new() };
+    let header = if file.metadata()?.len() == 0 { format!("{header}\n") } else { String::new() };
     // One write: a row of somebody else comes before or after it.
-    let text = format!("{header}{}\n", row.line(SystemTime::now()));
+    let text = format!("{header}{}\n", line(SystemTime::now(), fields));
     file.write_all(text.as_bytes()).with_context(|| path.display().to_string())
 }
 
@@ -123,12 +142,12 @@ mod tests {
     #[test]
     fn a_row_has_a_field_for_each_column_and_quotes_what_holds_a_comma() {
         assert_eq!(
-            row().line(SystemTime::UNIX_EPOCH),
+            line(SystemTime::UNIX_EPOCH, &row().fields()),
             "1970-01-01T00:00:00Z,abc+,01ff,\"cargo xtask test --append 'a=\"\"b\"\"'\",0x7,20,1740,2,20,62,\
              \"sched.x (hang, seed 0x7): cause not known yet; mm.y (seed 0x8): cause not known yet\""
         );
         let clean = Row { failed: Vec::new(), command: "cargo xtask test".into(), ..row() };
-        assert_eq!(clean.line(SystemTime::UNIX_EPOCH).matches(',').count(), HEADER.matches(',').count());
+        assert_eq!(line(SystemTime::UNIX_EPOCH, &clean.fields()).matches(',').count(), HEADER.matches(',').count());
     }
 
     #[test]
@@ -136,8 +155,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("soak.csv");
         for _ in 0..2 {
-            check(&path).unwrap();
-            append(&path, &row()).unwrap();
+            check(&path, HEADER).unwrap();
+            row().append(&path).unwrap();
         }
         let text = std::fs::read_to_string(&path).unwrap();
         assert_eq!(text.lines().count(), 3);
@@ -150,7 +169,7 @@ mod tests {
         let path = dir.path().join("results.csv");
         std::fs::write(&path, "a,b\n1,2\n").unwrap();
         for (path, part) in [(path, "first line"), (dir.path().join("no/soak.csv"), "No such file")] {
-            let error = check(&path).unwrap_err();
+            let error = check(&path, HEADER).unwrap_err();
             assert_eq!(crate::exit::of(&error), crate::exit::Exit::Usage);
             assert!(error.to_string().contains(part), "{error}");
         }

@@ -10,7 +10,7 @@
 //! | [`guest`], [`pulse`], [`rundir`], [`post_mortem`] | one boot under watch, and the folder that keeps what it left |
 //! | [`replay`], [`load`], [`ledger`] | whether two boots were one, also on a busy host; what is kept of long runs |
 //! | [`mod@trace`] | what trace points recorded, from a machine's memory or a core: a timeline, and ftrace's text |
-//! | [`run`] with [`typist`], [`test`], [`rerun`], [`mod@bench`], [`smp`], [`debug`] | the commands that boot |
+//! | [`run`] with [`typist`], [`test`], [`mod@torture`], [`rerun`], [`mod@bench`], [`smp`], [`debug`] | the commands that boot |
 //! | [`lab`] | exercises: hands them out, and grades answers |
 //! | [`plot`], [`spread`] | curves as SVG; the middle of several figures |
 //! | [`lint`], [`models`], [`ci`], [`doctor`] | the others |
@@ -53,6 +53,7 @@ pub mod spread;
 pub mod symbols;
 pub mod test;
 pub mod toolchain;
+pub mod torture;
 pub mod trace;
 pub mod typist;
 pub mod verdict;
@@ -89,6 +90,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
     match cli.command {
         Command::Run(args) => run::run(&workspace, &args),
         Command::Test(args) => test::test(&workspace, &args),
+        Command::Torture(args) => torture::torture(&workspace, &args),
         Command::Rerun(args) => rerun::rerun(&workspace, &args),
         Command::Bench(args) => bench::bench(&workspace, &args),
         Command::Lab(args) => lab::lab(&workspace, &args),

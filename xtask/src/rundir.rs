@@ -91,7 +91,6 @@ impl RunDir {
     /// # Errors
     /// When the disk does not let it.
     pub fn describe(&self, workspace: &Workspace, command: &str, more: &Value) -> anyhow::Result<Value> {
-        let git = |args: &[&str]| output_of(Command::new("git").args(args).current_dir(&workspace.root));
         let mut about = json!({
             "v": 1,
             "command": command,
@@ -99,10 +98,8 @@ impl RunDir {
             "cwd": std::env::current_dir().ok(),
             "pid": std::process::id(),
             "utc": humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
-            "commit": git(&["rev-parse", "HEAD"]),
-            // The ledger grows by the runs themselves.
-            "changed": git(&["status", "--porcelain", "--untracked-files=no", "--", ".", ":!docs/soak.csv"])
-                .map(|text| !text.is_empty()),
+            "commit": git(workspace, &["rev-parse", "HEAD"]),
+            "changed": is_changed(workspace),
             "rustc": output_of(Command::new("rustc").arg("--version").current_dir(&workspace.root)),
             "host_cores": std::thread::available_parallelism().map_or(0, usize::from),
         });
@@ -124,6 +121,24 @@ impl RunDir {
             let _ = writeln!(file, "{event}");
         }
     }
+}
+
+fn git(workspace: &Workspace, args: &[&str]) -> Option<String> {
+    output_of(Command::new("git").args(args).current_dir(&workspace.root))
+}
+
+/// Whether files of the checkout were changed. The ledgers grow by the runs themselves.
+fn is_changed(workspace: &Workspace) -> Option<bool> {
+    let ledgers = [":!docs/soak.csv", ":!docs/torture.csv"];
+    let words = ["status", "--porcelain", "--untracked-files=no", "--", "."];
+    git(workspace, &[&words[..], &ledgers].concat()).map(|text| !text.is_empty())
+}
+
+/// What is checked out: the beginning of the commit, with a `+` if files were changed.
+#[must_use]
+pub fn commit(workspace: &Workspace) -> String {
+    let commit = git(workspace, &["rev-parse", "--short=12", "HEAD"]).unwrap_or_default();
+    commit + if is_changed(workspace) == Some(true) { "+" } else { "" }
 }
 
 /// The folder of a run that the user names: `latest`, a path, or how the folder's name or its id begins.

@@ -80,8 +80,8 @@ fn on_nmi(_: &mut TrapFrame) -> bool {
 
 fn free_victim() {
     if let Some(object) = NonNull::new(VICTIM.swap(ptr::null_mut(), Relaxed)) {
-        // SAFETY: whoever put the object there gave it up; as below.
         match BY_RCU.swap(false, Relaxed) {
+            // SAFETY: whoever put the object there gave it up.
             true => unsafe { kfree_rcu_nolock(object.cast()) },
             // SAFETY: as above.
             false => unsafe { kfree_nolock(object) },

@@ -52,14 +52,17 @@ pub fn torture(request: &Request<'_>, cx: &mut MaySleep, out: &mut dyn Output) -
     let mut parts = Vec::new();
     let mut end = Ending { begun_ns: clock::now_ns(), cut: false };
     judge(&mut ktap, &mut summary, TOGETHER, |out| {
+        let gps = rcu::stats().gps;
         control::begin();
         // Disturbers last: they are first in the report.
         parts = chosen.into_iter().rev().map(|kind| Part::start(kind, request.seed, cx)).collect();
         parts.reverse();
         end.cut = look_after(&parts, request, end.begun_ns, cx, out);
         control::end();
-        let lasted = (clock::now_ns() - end.begun_ns) / MS;
-        out.ktap(format_args!("  # {lasted} ms{}", if end.cut { ", cut short by a failure" } else { "" }));
+        let ms = (clock::now_ns() - end.begun_ns) / MS;
+        let gps = rcu::stats().gps - gps;
+        out.figure(format_args!(r#"{{"torture":"{TOGETHER}","ms":{ms},"last":true,"stat":{{"GPs":{gps}}}}}"#));
+        out.ktap(format_args!("  # {ms} ms{}", if end.cut { ", cut short by a failure" } else { "" }));
         Ok(())
     });
     for part in parts {

@@ -10,6 +10,7 @@ mod run;
 mod setup;
 mod smp;
 mod test;
+mod torture;
 mod trace;
 mod values;
 
@@ -25,6 +26,7 @@ pub use run::RunArgs;
 pub use setup::{BuildArgs, DoctorArgs};
 pub use smp::SmpArgs;
 pub use test::{RerunArgs, TestArgs};
+pub use torture::{MergeArgs, OutputArgs, TortureArgs, TortureWhat};
 pub use trace::TraceArgs;
 pub use values::SeedRange;
 
@@ -99,6 +101,8 @@ pub enum Command {
     Run(RunArgs),
     /// Run the tests: on the host, then in the kernel on a matrix of machines
     Test(TestArgs),
+    /// Torture the kernel: scenarios of many loads at once, for minutes or hours
+    Torture(TortureArgs),
     /// Run an earlier `test` or `run` again, and tell what is different now
     Rerun(RerunArgs),
     /// Measure what operations of the kernel cost, in instructions or in time

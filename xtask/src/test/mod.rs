@@ -103,7 +103,7 @@ pub fn test(workspace: &Workspace, args: &TestArgs) -> anyhow::Result<Exit> {
     if args.machine.deterministic && args.host_only {
         return Err(usage("--deterministic with --host-only: only the tests in the kernel can be repeatable"));
     }
-    args.ledger.as_deref().map_or(Ok(()), ledger::check)?;
+    args.ledger.as_deref().map_or(Ok(()), |path| ledger::check(path, ledger::HEADER))?;
     // Everything that can be refused is refused before anything is built.
     let machines = if args.host_only { Vec::new() } else { matrix::machines(workspace, args)? };
     let kernel = if args.host_only && !args.list { None } else { Some(Kernel::make(workspace, args)?) };
@@ -154,7 +154,7 @@ pub fn test(workspace: &Workspace, args: &TestArgs) -> anyhow::Result<Exit> {
         results.exit = Exit::Incomplete;
     }
     if let Some(path) = &args.ledger {
-        ledger::append(path, &report::row(&session, &results, seed)?)?;
+        report::row(&session, &results, seed)?.append(path)?;
     }
     report::finish(&session, &results, seed)
 }
@@ -222,7 +222,7 @@ fn print_qemu(workspace: &Workspace, legs: &[Leg], kernel: Option<&Kernel>) -> a
 }
 
 /// A seed nobody chose: from the standard library's own random keys. 32 bits are easier to type again.
-fn random_seed() -> u64 {
+pub(crate) fn random_seed() -> u64 {
     let hasher = std::collections::hash_map::RandomState::new().build_hasher();
     hasher.finish() & 0xffff_ffff
 }

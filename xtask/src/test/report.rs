@@ -144,7 +144,7 @@ fn as_json(records: &[Record], counts: Counts, exit: Exit, seed: u64) -> Value {
     })
 }
 
-fn junit(records: &[Record]) -> anyhow::Result<String> {
+pub(crate) fn junit(records: &[Record]) -> anyhow::Result<String> {
     let mut report = Report::new("grange");
     let mut suites: Vec<(String, TestSuite)> = Vec::new();
     for record in records {

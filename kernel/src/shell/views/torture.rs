@@ -19,7 +19,9 @@ command!(
 fn torture(session: &mut Session<'_>, arguments: &[&str]) -> Result<(), Complaint> {
     let kinds = arguments.iter().find(|argument| !argument.starts_with("--")).copied();
     if let Some(globs) = kinds.filter(|globs| !kind::are_known(globs)) {
-        return Err(Complaint::new(format_args!("`{globs}` names a kind that there is not; `torture --list` names them")));
+        return Err(Complaint::new(format_args!(
+            "`{globs}` names a kind that there is not; `torture --list` names them"
+        )));
     }
     let request = config::request(cmdline::SEED.get());
     let request = Request { kinds: kinds.unwrap_or(request.kinds), ..request };
