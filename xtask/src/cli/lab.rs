@@ -35,6 +35,9 @@ pub struct LabArgs {
     /// Seed of the graders' random numbers: 24301, 0x5eed
     #[arg(long, value_name = "S", value_parser = number, requires = "check", default_value = "1")]
     pub seed: u64,
+    /// Kernel command line for labs graded in the kernel, as `key=value key=value`
+    #[arg(long, value_name = "LINE", default_value = "", allow_hyphen_values = true, requires = "check")]
+    pub append: String,
     /// The QEMU program
     #[arg(long, value_name = "PATH", default_value = "qemu-system-x86_64")]
     pub qemu: PathBuf,

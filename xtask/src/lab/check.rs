@@ -12,7 +12,7 @@ use super::grade::{Grader, Judged, Marks};
 use super::page::Lab;
 
 /// Lines of log shown with a point that was missed; the run's folder has all.
-const LOG_LINES: usize = 20;
+const LOG_LINES: usize = 40;
 
 /// Runs it.
 ///
@@ -26,7 +26,7 @@ pub fn check(workspace: &Workspace, lab: &Lab, args: &LabArgs) -> anyhow::Result
     }
     let dir = RunDir::create(workspace, "lab")?;
     dir.describe(workspace, "lab", &json!({ "lab": lab.name, "seed": args.seed }))?;
-    let marks = Grader::of_work(workspace, &dir, lab, &args.qemu, args.seed).grade(lab, &Answer::Work)?;
+    let marks = Grader::of_work(workspace, &dir, lab, args).grade(lab, &Answer::Work)?;
     let told = as_json(lab, &shown, &marks);
     dir.write("marks.json", &format!("{told:#}\n"))?;
     if args.json {

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::artifact::{self, Artifacts, LABS};
-use crate::cli::{KernelArgs, MachineArgs, Profile, TestArgs};
+use crate::cli::{KernelArgs, LabArgs, MachineArgs, Profile, TestArgs, Thread};
 use crate::exit::{Exit, stop};
 use crate::kernel_tests::{self, KernelTest};
 use crate::ktap::Outcome;
@@ -60,11 +60,11 @@ impl Marks {
         self.points.iter().fold(Exit::Passed, |worst, point| worst.worst(point.exit))
     }
 
-    /// The tests that did not pass.
+    /// The tests that did not pass, of those that ran.
     #[must_use]
     pub fn missed(&self) -> Vec<&str> {
-        let missed = self.points.iter().filter(|point| point.exit != Exit::Passed);
-        missed.map(|point| point.point.test.as_str()).collect()
+        let ran_and_missed = |point: &&Judged| !matches!(point.exit, Exit::Passed | Exit::Incomplete);
+        self.points.iter().filter(ran_and_missed).map(|point| point.point.test.as_str()).collect()
     }
 }
 
@@ -78,6 +78,8 @@ pub struct Grader<'a> {
     which: String,
     args: TestArgs,
     seed: u64,
+    /// Boot again after an answer took the kernel with it, for the points that are left.
+    to_the_end: bool,
     kernel: OnceCell<Kernel>,
     host: OnceCell<Vec<Record>>,
 }
@@ -92,29 +94,39 @@ struct Kernel {
 impl<'a> Grader<'a> {
     /// One for the student's answer to a lab.
     #[must_use]
-    pub fn of_work(workspace: &'a Workspace, dir: &'a RunDir, lab: &'a Lab, qemu: &Path, seed: u64) -> Self {
-        Grader::new(workspace, dir, vec![lab], lab.name.clone(), qemu, seed)
-    }
-
-    /// One for all answers that come with these labs. Deaths are wanted there: nobody looks at the memory they leave.
-    #[must_use]
-    pub fn of_all(workspace: &'a Workspace, dir: &'a RunDir, labs: &[&'a Lab], qemu: &Path) -> Self {
-        let mut grader = Grader::new(workspace, dir, labs.to_vec(), "all".to_owned(), qemu, 1);
-        grader.args.machine.no_core = true;
+    pub fn of_work(workspace: &'a Workspace, dir: &'a RunDir, lab: &'a Lab, args: &LabArgs) -> Self {
+        let mut grader = Grader::new(workspace, dir, vec![lab], lab.name.clone(), &args.qemu);
+        grader.seed = args.seed;
+        grader.args.machine.append.clone_from(&args.append);
         grader
     }
 
-    fn new(
-        workspace: &'a Workspace,
-        dir: &'a RunDir,
-        labs: Vec<&'a Lab>,
-        which: String,
-        qemu: &Path,
-        seed: u64,
-    ) -> Self {
-        let machine = MachineArgs { qemu: qemu.to_owned(), ..MachineArgs::default() };
+    /// One for all answers that come with these labs. Deaths are wanted there: nobody looks at the memory they leave, or wants
+    /// to know of another.
+    #[must_use]
+    pub fn of_all(workspace: &'a Workspace, dir: &'a RunDir, labs: &[&'a Lab], qemu: &Path) -> Self {
+        let mut grader = Grader::new(workspace, dir, labs.to_vec(), "all".to_owned(), qemu);
+        grader.args.machine.no_core = true;
+        grader.to_the_end = false;
+        grader
+    }
+
+    fn new(workspace: &'a Workspace, dir: &'a RunDir, labs: Vec<&'a Lab>, which: String, qemu: &Path) -> Self {
+        // Graders make what two CPUs do at the same time happen step by step. With a host thread for each CPU every step would
+        // wait for the host.
+        let machine = MachineArgs { qemu: qemu.to_owned(), thread: Thread::Single, ..MachineArgs::default() };
         let args = TestArgs { machine, timeout_scale: 1.0, repeat: 1, kernel_only: true, ..TestArgs::default() };
-        Grader { workspace, dir, labs, which, args, seed, kernel: OnceCell::new(), host: OnceCell::new() }
+        Grader {
+            workspace,
+            dir,
+            labs,
+            which,
+            args,
+            seed: 1,
+            to_the_end: true,
+            kernel: OnceCell::new(),
+            host: OnceCell::new(),
+        }
     }
 
     /// Grades an answer.
@@ -123,23 +135,26 @@ impl<'a> Grader<'a> {
     /// `Build` when it does not build, or when its grader has other tests than the lab's page has points.
     pub fn grade(&self, lab: &Lab, answer: &Answer) -> anyhow::Result<Marks> {
         let suite = answer.suite(lab);
-        let records = match lab.machine {
+        let (tests, records) = match lab.machine {
             Some((cpus, nodes)) => self.in_kernel(&suite, Defaults { cpus, nodes })?,
-            None => self.on_host()?.iter().filter(|record| record.suite == suite).cloned().collect(),
+            None => {
+                let records: Vec<_> = self.on_host()?.iter().filter(|record| record.suite == suite).cloned().collect();
+                (records.iter().map(|record| record.name.clone()).collect(), records)
+            }
         };
-        let of_page = |record: &Record| lab.points.iter().any(|point| point.test == record.name);
-        if let Some(other) = records.iter().find(|record| !record.suite.is_empty() && !of_page(record)) {
-            return Err(stop(Exit::Build, format!("docs/labs/{}.md has no marks for {}", lab.name, other.name)));
-        }
+        agree(lab, &tests)?;
         let nobody = records.iter().find(|record| record.suite.is_empty());
-        let judged = |point: &Point| match records.iter().find(|record| record.name == point.test).or(nobody) {
-            Some(record) => Ok(self.judged(point, record)),
-            None => Err(stop(Exit::Build, format!("the grader of {} has no test {}", lab.name, point.test))),
+        let judged = |point: &Point| {
+            let record = records.iter().find(|record| record.name == point.test).or(nobody);
+            self.judged(point, record)
         };
-        Ok(Marks { points: lab.points.iter().map(judged).collect::<anyhow::Result<_>>()? })
+        Ok(Marks { points: lab.points.iter().map(judged).collect() })
     }
 
-    fn judged(&self, point: &Point, record: &Record) -> Judged {
+    fn judged(&self, point: &Point, record: Option<&Record>) -> Judged {
+        let Some(record) = record else {
+            return Judged { point: point.clone(), exit: Exit::Incomplete, detail: Vec::new(), log: String::new() };
+        };
         // A point that this machine cannot decide is not earned.
         let exit = if record.outcome == Outcome::Skipped { Exit::TestsFailed } else { record.exit };
         // Answers are compiled by their full path; people know them by where they are from here.
@@ -153,8 +168,8 @@ impl<'a> Grader<'a> {
         }
     }
 
-    /// The tests of a suite, on a machine of that shape.
-    fn in_kernel(&self, suite: &str, shape: Defaults) -> anyhow::Result<Vec<Record>> {
+    /// The tests of a suite and their results, on a machine of that shape.
+    fn in_kernel(&self, suite: &str, shape: Defaults) -> anyhow::Result<(Vec<String>, Vec<Record>)> {
         let kernel = match self.kernel.get() {
             Some(kernel) => kernel,
             None => {
@@ -162,7 +177,7 @@ impl<'a> Grader<'a> {
                 self.kernel.get_or_init(|| kernel)
             }
         };
-        let tests = kernel.tests.iter().filter(|test| test.id.suite == suite).cloned().collect();
+        let tests: Vec<_> = kernel.tests.iter().filter(|test| test.id.suite == suite).cloned().collect();
         let machine = Machine::from_args(self.workspace, &self.args.machine, &[], shape)?;
         let leg = Leg { machine, tests, part: Part::All, bug: None };
         let dir = self.dir.part(suite)?;
@@ -177,7 +192,9 @@ impl<'a> Grader<'a> {
             seed: self.seed,
             round: 0,
         };
-        Ok(campaign.run()?.0)
+        let ids = leg.ids();
+        let records = if self.to_the_end { campaign.run()?.0 } else { campaign.boot(&ids, 0, 0)?.0 };
+        Ok((ids.into_iter().map(|id| id.name).collect(), records))
     }
 
     fn build(&self) -> anyhow::Result<Kernel> {
@@ -212,5 +229,35 @@ impl<'a> Grader<'a> {
             }
         }
         Ok(self.host.get_or_init(|| records))
+    }
+}
+
+/// Makes sure that there are marks for each test of the grader, and a test for all marks.
+fn agree(lab: &Lab, tests: &[String]) -> anyhow::Result<()> {
+    let of_page = |test: &&String| lab.points.iter().any(|point| point.test == **test);
+    if let Some(other) = tests.iter().find(|test| !of_page(test)) {
+        return Err(stop(Exit::Build, format!("docs/labs/{}.md has no marks for {other}", lab.name)));
+    }
+    match lab.points.iter().find(|point| !tests.contains(&point.test)) {
+        Some(point) => Err(stop(Exit::Build, format!("the grader of {} has no test {}", lab.name, point.test))),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_and_its_grader_have_to_name_the_same_points() {
+        let points = ["first", "second"].map(|test| Point { marks: 1, test: test.to_owned() }).to_vec();
+        let lab = Lab { name: "01-x".to_owned(), points, ..Lab::default() };
+        let told = |tests: &[&str]| {
+            let tests: Vec<String> = tests.iter().map(|&test| test.to_owned()).collect();
+            agree(&lab, &tests).map_err(|error| error.to_string())
+        };
+        assert_eq!(told(&["second", "first"]), Ok(()));
+        assert_eq!(told(&["first"]), Err("the grader of 01-x has no test second".to_owned()));
+        assert_eq!(told(&["first", "second", "more"]), Err("docs/labs/01-x.md has no marks for more".to_owned()));
     }
 }

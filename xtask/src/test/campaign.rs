@@ -121,7 +121,10 @@ impl Campaign<'_> {
     }
 
     /// Boots once for those of the tests that are not before the `first`; `boots` is how often it was done before.
-    pub(super) fn boot(&self, ids: &[TestId], first: usize, boots: usize) -> anyhow::Result<(Vec<Record>, Exit)> {
+    ///
+    /// # Errors
+    /// As [`Campaign::run`].
+    pub fn boot(&self, ids: &[TestId], first: usize, boots: usize) -> anyhow::Result<(Vec<Record>, Exit)> {
         let name = folder(self.leg, self.round, boots);
         let dir = self.session.dir.sub(&name)?;
         let start = (first > 0).then(|| &ids[first]);
