@@ -302,12 +302,11 @@ impl Shared {
 
     fn wake_urgent(&self, cx: &mut MaySleep, mut rng: Rng) {
         for ran in 1.. {
-            let at_once = {
+            let (at_once, here) = {
                 let _here = MigrateGuard::new(&*cx);
                 self.go.complete();
-                self.ran.load(Relaxed) == ran
+                (self.ran.load(Relaxed) == ran, cpu::current().index())
             };
-            let here = cpu::current().index();
             while self.ran.load(Relaxed) < ran {
                 sched::sleep_ns(cx, MS / 4);
             }

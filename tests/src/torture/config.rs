@@ -1,6 +1,5 @@
 //! The parameters `torture.*`. Those of disturbers have Linux's names where Linux has them, and are 0 for "not at all".
 
-use sync::fault::Rule;
 use sync::param;
 
 use super::Request;
@@ -43,16 +42,8 @@ param! {
     pub static PRESSURE: u32 = "torture.pressure", default 0, in 0..=95, unit "%";
 }
 param! {
-    /// Which allocations of pages fail during the torture; Linux's fail_page_alloc.
-    pub static FAIL_PAGES: str = "torture.fail_page_alloc", default "", if is_rule, form Rule::FORM;
-}
-param! {
-    /// Which allocations of objects fail during the torture; Linux's failslab.
+    /// Which allocations of objects fail, and of which caches; Linux's failslab, for as long as the torture goes on.
     pub static FAIL_SLAB: str = "torture.failslab", default "", if |text| slab::fail::parse(text).is_some(), form slab::fail::FORM;
-}
-
-fn is_rule(text: &str) -> bool {
-    Rule::parse(text).is_some()
 }
 
 /// What the command line asks for.
