@@ -292,8 +292,9 @@ impl Shared {
         }
     }
 
+    /// Knows no pauses: it would be late at a wake-up that comes as one begins. Its waker pauses.
     fn be_urgent(&self, cx: &mut MaySleep) {
-        while !stutter(cx) {
+        while !should_stop() {
             self.go.wait(cx);
             self.ran_on.store(cpu::current().index(), Relaxed);
             self.ran.fetch_add(1, Relaxed);
@@ -313,7 +314,7 @@ impl Shared {
             // Elsewhere it owes nothing to this CPU: one of the two was moved.
             self.behind.fetch_add(u64::from(!at_once && self.ran_on.load(Relaxed) == here), Relaxed);
             self.step(WAKER);
-            if should_stop() {
+            if stutter(cx) {
                 break;
             }
             sched::sleep_ns(cx, rng.below(MS / 4));
