@@ -294,10 +294,14 @@ impl Shared {
 
     /// Knows no pauses: it would be late at a wake-up that comes as one begins. Its waker pauses.
     fn be_urgent(&self, cx: &mut MaySleep) {
-        while !should_stop() {
+        loop {
             self.go.wait(cx);
             self.ran_on.store(cpu::current().index(), Relaxed);
             self.ran.fetch_add(1, Relaxed);
+            // Not before: its waker waits for it at least once, also in a run that ends as it begins.
+            if should_stop() {
+                break;
+            }
         }
     }
 
