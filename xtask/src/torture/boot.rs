@@ -140,7 +140,7 @@ impl Run<'_> {
             exit: exit.code(),
             parts: parts(&verdict),
             complaints: self.complaints(&log, &left, &verdict, exit),
-            stats: stats(&left),
+            stats: stats(&left, &self.kernel.kinds),
             bad,
             folder: dir.to_owned(),
             again: self.again.clone(),
@@ -204,13 +204,17 @@ fn parts(verdict: &Verdict) -> Vec<Part> {
 }
 
 /// The last statistics of each part, in the order in which they came.
-fn stats(left: &Left) -> Vec<Stats> {
+fn stats(left: &Left, kinds: &[Kind]) -> Vec<Stats> {
     let mut all: Vec<Stats> = Vec::new();
     for frame in left.stream.frames.iter().filter(|frame| frame.kind == FrameKind::Json) {
         let Ok(value) = serde_json::from_str::<Value>(&frame.payload) else { continue };
         let Some(name) = value["torture"].as_str() else { continue };
-        let stats =
-            Stats { part: name.to_owned(), ms: value["ms"].as_u64().unwrap_or(0), counts: value["stat"].clone() };
+        let stats = Stats {
+            part: name.to_owned(),
+            disturbs: kinds.iter().any(|kind| kind.name == name && kind.disturbs),
+            ms: value["ms"].as_u64().unwrap_or(0),
+            counts: value["stat"].clone(),
+        };
         match all.iter_mut().find(|old| old.part == name) {
             Some(old) => *old = stats,
             None => all.push(stats),

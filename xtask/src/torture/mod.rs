@@ -57,9 +57,10 @@ pub fn torture(workspace: &Workspace, args: &TortureArgs) -> anyhow::Result<Exit
     let names: Vec<String> = list.iter().map(|scenario| scenario.name.clone()).collect();
     let shard = args.shard.unwrap_or(Shard::ALL);
     let cores = args.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32));
+    let numbered = numbered(&list);
     let mut due = Vec::new();
-    for scenario in shard.of(&list) {
-        due.push((scenario, scenario.machine(workspace, &args.machine)?));
+    for &(scenario, time) in shard.of(&numbered) {
+        due.push((scenario, time, scenario.machine(workspace, &args.machine)?));
     }
     if due.is_empty() {
         return Err(usage(format!("--shard {shard}: the list has only {} scenarios", names.len())));
@@ -71,9 +72,9 @@ pub fn torture(workspace: &Workspace, args: &TortureArgs) -> anyhow::Result<Exit
     let kernels = kernels(workspace, args, &due)?;
     let seed = args.seed.unwrap_or_else(random_seed);
     let mut runs = Vec::new();
-    for (scenario, machine) in due {
+    for (scenario, time, machine) in due {
         let kernel = &kernels[&args.kernel.profile_or(scenario.profile).name()];
-        runs.push(run_of(workspace, args, scenario, machine, kernel, seed)?);
+        runs.push(run_of(workspace, args, scenario, machine, kernel, seed.wrapping_add(time))?);
     }
     let dir = RunDir::create(workspace, "torture")?;
     let builds: Vec<_> = kernels.values().map(|kernel| kernel.artifacts.build_id()).collect();
@@ -92,14 +93,20 @@ pub fn torture(workspace: &Workspace, args: &TortureArgs) -> anyhow::Result<Exit
     Ok(exit)
 }
 
+/// Each scenario with how often it came before in the list: the second boot of one has the next seed.
+fn numbered(list: &[Scenario]) -> Vec<(&Scenario, u64)> {
+    let before = |at: usize| list[..at].iter().filter(|scenario| scenario.name == list[at].name).count();
+    list.iter().enumerate().map(|(at, scenario)| (scenario, before(at) as u64)).collect()
+}
+
 /// One kernel for each profile that is wanted.
 fn kernels(
     workspace: &Workspace,
     args: &TortureArgs,
-    due: &[(&Scenario, Machine)],
+    due: &[(&Scenario, u64, Machine)],
 ) -> anyhow::Result<HashMap<&'static str, Kernel>> {
     let mut kernels = HashMap::new();
-    for (scenario, _) in due {
+    for (scenario, ..) in due {
         let profile: Profile = args.kernel.profile_or(scenario.profile);
         if !kernels.contains_key(profile.name()) {
             let features: &[&str] = if args.machine.deterministic { &["events"] } else { &[] };
@@ -221,12 +228,12 @@ fn show(scenarios: &[Scenario], coverage: bool) {
     }
 }
 
-fn dry_run(due: &[(&Scenario, Machine)], minutes: Option<f64>, cores: u32) {
+fn dry_run(due: &[(&Scenario, u64, Machine)], minutes: Option<f64>, cores: u32) {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     table.set_header(["scenario", "min", "machine", "cores", "kinds"]);
     let mut jobs = Vec::new();
-    for (scenario, machine) in due {
+    for (scenario, _, machine) in due {
         let minutes = scenario.duration(minutes).as_secs_f64() / 60.0;
         let weight = pool::cores_of(machine).min(cores);
         jobs.push((weight, minutes));

@@ -94,6 +94,8 @@ pub struct Part {
 pub struct Stats {
     /// Its name.
     pub part: String,
+    /// It is a disturber.
+    pub disturbs: bool,
     /// When, in milliseconds after the begin.
     pub ms: u64,
     /// Its counts.
@@ -202,7 +204,7 @@ impl Outcome {
         let (gps, seconds) = (self.together("GPs").unwrap_or(0), self.guest_s());
         let rate = if seconds > 0.0 { gps as f64 / seconds } else { 0.0 };
         line.push_str(&format!("{gps} GPs ({rate:.1}/s) {seconds:.0} s"));
-        for stats in self.stats.iter().filter(|stats| stats.part != TOGETHER) {
+        for stats in self.stats.iter().filter(|stats| stats.part != TOGETHER && !stats.disturbs) {
             // The first two counts say how much was done.
             let counts = stats.counts.as_object().into_iter().flatten().filter(|(_, value)| value.is_u64()).take(2);
             let counts: Vec<String> = counts.map(|(name, value)| format!("{name}: {value}")).collect();
@@ -267,7 +269,7 @@ pub(super) mod tests {
     use serde_json::json;
 
     pub(crate) fn outcome(scenario: &str, exit: Exit) -> Outcome {
-        let stats = |part: &str, counts| Stats { part: part.to_owned(), ms: 10_000, counts };
+        let stats = |part: &str, counts| Stats { part: part.to_owned(), disturbs: part == "nmi", ms: 10_000, counts };
         Outcome {
             scenario: scenario.to_owned(),
             build_id: "01ff".to_owned(),
@@ -278,6 +280,7 @@ pub(super) mod tests {
             parts: vec![Part { name: "rcu".to_owned(), outcome: "passed".to_owned(), detail: Vec::new() }],
             stats: vec![
                 stats("rcu", json!({ "rtc": 7, "note": "x", "ver": 3, "nt": 1 })),
+                stats("nmi", json!({ "sent": 9 })),
                 stats("run", json!({ "GPs": 568 })),
             ],
             ..Outcome::default()
