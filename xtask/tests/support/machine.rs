@@ -6,41 +6,50 @@ use std::process::{Command, Output};
 
 use xtask::verdict::TestId;
 
-use super::{TESTS, Transcript};
+use super::{KINDS, TESTS, Transcript};
 
 /// Where the pretended kernel is linked.
 const BASE: u64 = 0xffff_ffff_8000_0000;
 const RACE: u32 = 1;
 
-/// An ELF with one loaded segment, in which `linkme_TESTS` lies as the kernel's linker lays it.
+/// An ELF with one loaded segment, in which `linkme_TESTS` and `linkme_TORTURES` lie as the kernel's linker lays them.
 fn kernel_elf() -> Vec<u8> {
     const HEADERS: usize = 64 + 56;
     const CASE: usize = 72;
-    let strings = HEADERS + TESTS.len() * CASE;
-    let (mut cases, mut text) = (Vec::new(), Vec::new());
+    const KIND: usize = 64;
+    let kinds_at = HEADERS + TESTS.len() * CASE;
+    let strings = kinds_at + KINDS.len() * KIND;
+    let (mut cases, mut kinds, mut text) = (Vec::new(), Vec::new(), Vec::new());
+    let mut put = |array: &mut Vec<u8>, string: &str| {
+        array.extend((BASE + (strings + text.len()) as u64).to_le_bytes());
+        array.extend((string.len() as u64).to_le_bytes());
+        text.extend(string.bytes());
+    };
+    for (name, role) in KINDS {
+        [name, "what it does", "tests/src/torture/fake.rs"].into_iter().for_each(|string| put(&mut kinds, string));
+        kinds.extend([7_u32, role].into_iter().flat_map(u32::to_le_bytes));
+        kinds.extend(BASE.to_le_bytes());
+    }
     for (number, (suite, name)) in TESTS.iter().enumerate() {
-        for string in [*suite, *name, "tests/src/suites/fake.rs"] {
-            cases.extend((BASE + (strings + text.len()) as u64).to_le_bytes());
-            cases.extend((string.len() as u64).to_le_bytes());
-            text.extend(string.bytes());
-        }
+        [*suite, *name, "tests/src/suites/fake.rs"].into_iter().for_each(|string| put(&mut cases, string));
         let tags = if *suite == "nmi" { RACE } else { 0 };
         for field in [number as u32 + 10, tags, 10_000, 0] {
             cases.extend(field.to_le_bytes());
         }
         cases.extend(BASE.to_le_bytes());
     }
-    let names = b"\0linkme_TESTS\0.shstrtab\0";
+    let names = b"\0linkme_TESTS\0.shstrtab\0linkme_TORTURES\0";
     let names_at = strings + text.len();
     let sections_at = (names_at + names.len()) as u64;
     let words = |fields: &[u64]| fields.iter().flat_map(|field| field.to_le_bytes()).collect::<Vec<u8>>();
     let mut elf = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
     elf.extend([2, 0, 62, 0, 1, 0, 0, 0]);
     elf.extend(words(&[BASE, 64, sections_at]));
-    elf.extend([0, 0, 0, 0, 64, 0, 56, 0, 1, 0, 64, 0, 3, 0, 2, 0]);
+    elf.extend([0, 0, 0, 0, 64, 0, 56, 0, 1, 0, 64, 0, 4, 0, 2, 0]);
     elf.extend([1, 0, 0, 0, 5, 0, 0, 0]);
     elf.extend(words(&[0, BASE, BASE, names_at as u64, names_at as u64, 4096]));
     elf.extend(&cases);
+    elf.extend(&kinds);
     elf.extend(&text);
     elf.extend(names);
     let mut section = |name: u32, kind: u32, address: u64, at: usize, size: usize| {
@@ -51,6 +60,7 @@ fn kernel_elf() -> Vec<u8> {
     section(0, 0, 0, 0, 0);
     section(1, 1, BASE + HEADERS as u64, HEADERS, cases.len());
     section(14, 3, 0, names_at, names.len());
+    section(24, 1, BASE + kinds_at as u64, kinds_at, kinds.len());
     elf
 }
 
@@ -148,6 +158,16 @@ impl Machine {
         let mut words = vec!["test", "--kernel-only", "--seed", "7", "--cpus", "4", "--nodes", "2"];
         words.extend(more);
         self.xtask(&words)
+    }
+
+    /// Runs `torture` with words of its own, on the pretended machine.
+    pub(crate) fn torture(&self, words: &[&str]) -> Run {
+        self.xtask(&[&["torture", "--seed", "7"], words].concat())
+    }
+
+    /// Runs `torture merge`.
+    pub(crate) fn merge(&self, files: &[PathBuf]) -> Run {
+        self.run(self.command().args(["torture", "merge"]).args(files))
     }
 
     /// Runs `rerun`, which takes the rest from the run that it is given.

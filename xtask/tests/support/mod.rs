@@ -13,6 +13,9 @@ pub(crate) const TESTS: [(&str, &str); 4] = [
     ("percpu", "areas_are_isolated"),
 ];
 
+/// The kinds of torture of the pretended kernel, with their role: 1 for a disturber.
+pub(crate) const KINDS: [(&str, u32); 3] = [("stutter", 1), ("sched", 0), ("timers", 0)];
+
 /// [`TESTS`] as the judge wants them.
 pub(crate) fn ids() -> Vec<TestId> {
     let id = |&(suite, name): &(&str, &str)| TestId { suite: suite.into(), name: name.into() };
