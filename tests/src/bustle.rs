@@ -18,7 +18,7 @@
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use core::ptr;
-use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use arch::{CpuId, clock, cpu};
 use sched::{Completion, MigrateGuard, Mutex, Prio, Timer, WaitQueue, WorkItem, queue_work_on};
@@ -31,8 +31,8 @@ use crate::{Failure, ensure, ensure_eq};
 const MS: u64 = 1_000_000;
 /// From look to look of the [`Watch`].
 const LOOK_NS: u64 = 50 * MS;
-/// Looks without a step after which a thread counts as standing: four seconds of a machine that runs.
-const PATIENCE: u32 = 80;
+/// Looks without a step after which a thread counts as standing: three seconds of a machine that runs.
+const PATIENCE: u32 = 60;
 
 /// Protects a counter that its holders change. Outermost.
 static TURN_CLASS: LockClass = LockClass::new("test.bustle");
@@ -57,8 +57,9 @@ struct Shared {
     turn: Mutex<u64>,
     /// Turns as those counted who had them.
     turns: AtomicU64,
-    /// Tells the urgent thread to run; how often it did, and where it did last.
+    /// Tells the urgent thread to run, or to end; how often it ran, and where it did last.
     go: Completion,
+    over: AtomicBool,
     ran: AtomicU64,
     ran_on: AtomicUsize,
     /// Sleeps and timers that ended too early.
@@ -159,6 +160,7 @@ impl Shared {
             turn: Mutex::new(0, &TURN_CLASS),
             turns: AtomicU64::new(0),
             go: Completion::new(),
+            over: AtomicBool::new(false),
             ran: AtomicU64::new(0),
             ran_on: AtomicUsize::new(0),
             early: AtomicU64::new(0),
@@ -178,10 +180,10 @@ impl Shared {
             queues[me].wait_until(cx, || turn.load(Relaxed) == mine || should_stop());
             turn.store(mine + 1, Relaxed);
             queues[1 - me].wake_one();
-            if should_stop() {
+            self.step(which);
+            if stutter(cx) {
                 return;
             }
-            self.step(which);
         }
     }
 
@@ -292,16 +294,11 @@ impl Shared {
         }
     }
 
-    /// Knows no pauses: it would be late at a wake-up that comes as one begins. Its waker pauses.
     fn be_urgent(&self, cx: &mut MaySleep) {
-        loop {
+        while !self.over.load(Relaxed) {
             self.go.wait(cx);
             self.ran_on.store(cpu::current().index(), Relaxed);
             self.ran.fetch_add(1, Relaxed);
-            // Not before: its waker waits for it at least once, also in a run that ends as it begins.
-            if should_stop() {
-                break;
-            }
         }
     }
 
@@ -318,11 +315,13 @@ impl Shared {
             // Elsewhere it owes nothing to this CPU: one of the two was moved.
             self.behind.fetch_add(u64::from(!at_once && self.ran_on.load(Relaxed) == here), Relaxed);
             self.step(WAKER);
+            // A pause is for this one alone: the other has to be there whenever it is woken.
             if stutter(cx) {
                 break;
             }
             sched::sleep_ns(cx, rng.below(MS / 4));
         }
+        self.over.store(true, Relaxed);
         self.go.complete();
     }
 }

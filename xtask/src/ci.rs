@@ -27,6 +27,9 @@ const DETERMINISTIC: [&str; 14] = [
     "threads",
 ];
 
+/// Schedules of all kinds of torture at once: minutes on two cores.
+const SEEDS: [&str; 4] = ["torture", "--deterministic", "--seeds", "1..=500"];
+
 /// Runs the steps, all of them also when one fails; the tests come last, so that their counts are the last line.
 ///
 /// # Errors
@@ -34,15 +37,16 @@ const DETERMINISTIC: [&str; 14] = [
 pub fn ci(workspace: &Workspace, args: &CiArgs) -> anyhow::Result<Exit> {
     let wanted = |step| args.step.is_none_or(|only| only == step);
     core::ensure(workspace)?;
-    if [CiStep::Deterministic, CiStep::Labs, CiStep::Guard, CiStep::Test].into_iter().any(wanted) {
+    if !matches!(args.step, Some(CiStep::Lint | CiStep::Models)) {
         emulator::ensure(workspace, "qemu-system-x86_64".as_ref())?;
     }
     let mut worst = Exit::Passed;
     let mut failed = Vec::new();
-    let steps: [(CiStep, &str, &[&str]); 5] = [
+    let steps: [(CiStep, &str, &[&str]); 6] = [
         (CiStep::Lint, "lint", &["lint"]),
         (CiStep::Models, "models", &["models"]),
         (CiStep::Deterministic, "deterministic", &DETERMINISTIC),
+        (CiStep::Seeds, "seeds", &SEEDS),
         (CiStep::Labs, "labs", &["lab", "check-all"]),
         (CiStep::Guard, "guard", &["bench", "guard"]),
     ];

@@ -61,6 +61,8 @@ pub enum CiStep {
     Models,
     /// A few suites with exploration points, three times with one seed on a busy host: all have to be equal
     Deterministic,
+    /// 500 schedules of all kinds of torture at once
+    Seeds,
     /// `cargo xtask lab check-all`
     Labs,
     /// `cargo xtask bench guard`

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::values::number;
+use super::values::{SeedRange, number, seed_range};
 use super::{KernelArgs, MachineArgs};
 use crate::torture::shard::Shard;
 
@@ -40,6 +40,23 @@ pub struct TortureArgs {
     /// Seed of the random numbers: 24301, 0x5eed
     #[arg(long, value_name = "S", value_parser = number)]
     pub seed: Option<u64>,
+    /// With --deterministic: a boot with each of these seeds, 1..100 or 1..=100 [default: 1..=100]
+    #[arg(long, value_name = "A..B", value_parser = seed_range, requires = "deterministic", conflicts_with = "seed")]
+    pub seeds: Option<SeedRange>,
+    /// With --deterministic: boot each seed so often, and compare what it left byte by byte
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub repeat: u32,
+    /// Keep so many busy loops running on the host meanwhile
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub load: u32,
+    /// Make these bugs on purpose, one after the other, and see which scenarios notice: names or globs such as `rcu.*`;
+    /// without any, all that the scenarios' files name
+    #[arg(long, value_name = "NAME,NAME,…", value_delimiter = ',', num_args = 0..=1, default_missing_value = "all",
+        conflicts_with_all = ["shard", "seeds", "seed", "deterministic", "profile", "release", "debug", "kernel"])]
+    pub mutants: Option<Vec<String>>,
+    /// With --mutants: a few of each storey
+    #[arg(long, requires = "mutants")]
+    pub quick: bool,
     /// Cores of the host to use [default: all]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub jobs: Option<u32>,

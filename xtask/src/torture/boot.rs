@@ -41,6 +41,8 @@ pub struct Kernel {
     pub artifacts: Artifacts,
     /// Its profile.
     pub profile: Profile,
+    /// What the linker signed it with.
+    pub build_id: String,
     /// What it can torture.
     pub kinds: Vec<Kind>,
 }
@@ -52,8 +54,9 @@ impl Kernel {
     /// As [`artifact::make`] and [`kinds::list`].
     pub fn make(workspace: &Workspace, profile: Profile, args: &KernelArgs) -> anyhow::Result<Kernel> {
         let artifacts = artifact::make(workspace, args, profile)?;
+        let build_id = artifacts.build_id().unwrap_or_default();
         let kinds = kinds::list(&artifacts.kernel)?;
-        Ok(Kernel { artifacts, profile, kinds })
+        Ok(Kernel { artifacts, profile, build_id, kinds })
     }
 }
 
@@ -72,12 +75,20 @@ pub struct Run<'a> {
     pub kinds: Vec<String>,
     /// How long it tortures, in the guest's time.
     pub duration: Duration,
+    /// When it counts as hung.
+    pub limits: Limits,
     /// Seed of the random numbers.
     pub seed: u64,
     /// A bug that the kernel is told to have.
     pub bug: Option<&'a str>,
     /// The line that runs it again.
     pub again: String,
+}
+
+/// When a boot that tortures for so long counts as hung.
+#[must_use]
+pub fn limits(duration: Duration) -> Limits {
+    Limits { wall: duration * SLOWNESS + BEYOND, ..Limits::scaled(2.0) }
 }
 
 impl Run<'_> {
@@ -106,14 +117,13 @@ impl Run<'_> {
     /// `Host` when QEMU cannot be started or the disk does not let files be written.
     pub fn boot(&self, dir: &Path) -> anyhow::Result<Outcome> {
         let line = self.kernel_line()?;
-        let limits = Limits { wall: self.duration * SLOWNESS + BEYOND, ..Limits::scaled(2.0) };
         let boot = Boot {
             machine: &self.machine,
             artifacts: &self.kernel.artifacts,
             kernel_line: &line,
             seed: self.seed,
             dir,
-            limits,
+            limits: self.limits,
         };
         let started = Instant::now();
         let left = boot.watch(&mut |_| ())?;
@@ -132,7 +142,7 @@ impl Run<'_> {
             scenario: self.scenario.to_owned(),
             machine: format!("{shape} ({})", self.machine.engine.name()),
             profile: self.kernel.artifacts.profile.to_owned(),
-            build_id: self.kernel.artifacts.build_id().unwrap_or_default(),
+            build_id: self.kernel.build_id.clone(),
             seed: self.seed,
             asked_s: self.duration.as_secs_f64(),
             took_s: started.elapsed().as_secs_f64(),

@@ -5,14 +5,18 @@
 //! | [`scenario`], [`coverage`] | the files `torture/*.toml`, and a table of what they set |
 //! | [`kinds`] | what a kernel can torture, from its ELF |
 //! | [`boot`], [`bad`] | one boot, judged by the three witnesses and by its console |
+//! | [`deterministic`] | `--deterministic`: many seeds, and whether each repeats |
+//! | [`mutants`] | `--mutants`: whether scenarios find bugs that are made on purpose |
 //! | [`pool`] | as many boots at once as the host has cores for |
 //! | [`results`], [`shard`], [`ledger`] | what came of it, for people and machines; parts of it put together; long runs added up |
 
 pub mod bad;
 pub mod boot;
 pub mod coverage;
+pub mod deterministic;
 pub mod kinds;
 pub mod ledger;
+pub mod mutants;
 pub mod pool;
 pub mod results;
 pub mod scenario;
@@ -47,7 +51,13 @@ pub fn torture(workspace: &Workspace, args: &TortureArgs) -> anyhow::Result<Exit
         return self::merge(merge);
     }
     let all = scenario::all(&workspace.root.join("torture"))?;
-    let list = scenario::chosen(&all, &args.scenarios)?;
+    let list = match args.scenarios[..] {
+        [] if args.mutants.is_some() => {
+            all.iter().filter(|scenario| !scenario.file.finds.is_empty()).cloned().collect()
+        }
+        [] if args.machine.deterministic => scenario::chosen(&all, &[deterministic::SCENARIO.to_owned()])?,
+        _ => scenario::chosen(&all, &args.scenarios)?,
+    };
     if args.list {
         // Who names none wants to see all, not only the default ones.
         show(if args.scenarios.is_empty() { &all } else { &list }, args.coverage);
@@ -57,6 +67,9 @@ pub fn torture(workspace: &Workspace, args: &TortureArgs) -> anyhow::Result<Exit
     let names: Vec<String> = list.iter().map(|scenario| scenario.name.clone()).collect();
     let shard = args.shard.unwrap_or(Shard::ALL);
     let cores = args.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32));
+    if let Some(words) = &args.mutants {
+        return mutants::command(workspace, args, &list, words, cores);
+    }
     let numbered = numbered(&list);
     let mut due = Vec::new();
     for &(scenario, time) in shard.of(&numbered) {
@@ -76,8 +89,11 @@ pub fn torture(workspace: &Workspace, args: &TortureArgs) -> anyhow::Result<Exit
         let kernel = &kernels[&args.kernel.profile_or(scenario.profile).name()];
         runs.push(run_of(workspace, args, scenario, machine, kernel, seed.wrapping_add(time))?);
     }
+    if args.machine.deterministic {
+        return deterministic::command(workspace, args, &runs, cores);
+    }
     let dir = RunDir::create(workspace, "torture")?;
-    let builds: Vec<_> = kernels.values().map(|kernel| kernel.artifacts.build_id()).collect();
+    let builds: Vec<_> = kernels.values().map(|kernel| &*kernel.build_id).collect();
     dir.describe(workspace, "torture", &json!({ "seed": seed, "shard": shard.to_string(), "build_ids": builds }))?;
     println!("seed {seed:#x}; results in {}", workspace.short(dir.path()).display());
     let (outcomes, exit) = boot_all(&runs, cores, &dir)?;
@@ -109,7 +125,7 @@ fn kernels(
     for (scenario, ..) in due {
         let profile: Profile = args.kernel.profile_or(scenario.profile);
         if !kernels.contains_key(profile.name()) {
-            let features: &[&str] = if args.machine.deterministic { &["events"] } else { &[] };
+            let features: &[&str] = if args.machine.deterministic { &["events", "explore"] } else { &[] };
             let kernel = Kernel::make(workspace, profile, &KernelArgs { features, ..args.kernel.clone() })?;
             kernels.insert(profile.name(), kernel);
         }
@@ -138,13 +154,15 @@ pub fn run_of<'a>(
             .map(|words| format!(" --append {}", quoted(words.as_ref()))),
     ];
     let user: String = user.into_iter().flatten().collect();
+    let duration = scenario.duration(args.minutes);
     let run = Run {
         workspace,
         kernel,
         scenario: &scenario.name,
         machine,
         kinds,
-        duration: scenario.duration(args.minutes),
+        duration,
+        limits: boot::limits(duration),
         seed,
         bug: None,
         again: format!("cargo xtask torture {}{minutes}{user} --seed {seed:#x}", scenario.name),

@@ -62,6 +62,9 @@ pub struct File {
     /// The kernel command line.
     #[serde(default)]
     pub append: String,
+    /// Bugs made on purpose that it finds in a deterministic run, as globs; see [`super::mutants`].
+    #[serde(default)]
+    pub finds: Vec<String>,
 }
 
 fn yes() -> bool {
