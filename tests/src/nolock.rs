@@ -388,7 +388,7 @@ pub(crate) fn operations_before(path: &Path, bed: &mut Bed) -> Option<usize> {
 /// Every path. The first word says whose: alloc, free, flush, kfree_rcu, nolock, pages.
 pub(crate) const PATHS: &[Path] = &[
     path("alloc from main", |b| had(b, 1), |b| b.take(1)),
-    path("alloc, spare becomes main", |b| hold(b, 2, 2) && takes(b, 1), |b| b.take(1)),
+    path("alloc, spare becomes main", |b| hold(b, 2, 2) && takes(b, b.capacity()), |b| b.take(1)),
     counted(path("alloc, full sheaf from the barn", |b| hold(b, 6, 6), |b| b.take(1)), Stat::BarnGet),
     path("alloc, sheaf and slab are new", |_| true, |b| b.take(1)),
     counted(path("alloc, refill from partial slabs", scattered, |b| b.take(1)), Stat::SheafRefill),

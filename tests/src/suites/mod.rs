@@ -3,6 +3,7 @@
 mod boot;
 mod calls;
 mod explore;
+mod figures;
 mod hotplug;
 mod hotplug_kfree_rcu;
 mod hotplug_mm;
