@@ -20,7 +20,7 @@ use crate::pulse::{Limits, Pulse};
 use crate::qemu::{Machine, Wiring, script};
 use crate::qmp::Qmp;
 use crate::rundir::{write, write_script};
-use crate::trace::{self, memory::Memory};
+use crate::trace::{self, Trace, memory::Memory};
 use crate::verdict::{Ending, Stream};
 use crate::watchdog::{self, Report};
 
@@ -143,7 +143,7 @@ impl Boot<'_> {
         let reports = watchdog::reports(&console, &host);
         let why_no_core = attendant.why_none();
         if let Some(folder) = memory {
-            trace::keep(&Memory::of_files(folder.path())?, &self.artifacts.kernel, self.dir)?;
+            trace::keep(&Trace::new(&Memory::of_files(folder.path())?, &self.artifacts.kernel)?, self.dir)?;
         }
         Ok(Left { stream: tail.finish(), ending, console, cpus, stderr, reports, why_no_core, took: started.elapsed() })
     }

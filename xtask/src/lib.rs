@@ -10,6 +10,7 @@
 //! | [`guest`], [`pulse`], [`rundir`], [`post_mortem`] | one boot under watch, and the folder that keeps what it left |
 //! | [`replay`], [`load`], [`ledger`] | whether two boots were one, also on a busy host; what is kept of long runs |
 //! | [`mod@trace`] | what trace points recorded, from a machine's memory or a core: a timeline, and ftrace's text |
+//! | [`mod@figures`] | pictures that are drawn from that |
 //! | [`run`] with [`typist`], [`test`], [`mod@torture`], [`rerun`], [`mod@bench`], [`smp`], [`debug`] | the commands that boot |
 //! | [`lab`] | exercises: hands them out, and grades answers |
 //! | [`plot`], [`spread`] | curves as SVG; the middle of several figures |
@@ -25,6 +26,7 @@ pub mod console;
 pub mod debug;
 pub mod doctor;
 pub mod exit;
+pub mod figures;
 pub mod frames;
 pub mod guest;
 pub mod host_share;
@@ -96,6 +98,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<Exit> {
         Command::Lab(args) => lab::lab(&workspace, &args),
         Command::Smp(args) => smp::smp(&workspace, &args),
         Command::Trace(args) => trace::trace(&workspace, &args),
+        Command::Figures(args) => figures::figures(&workspace, &args),
         Command::Debug(args) => debug::debug(&workspace, &args),
         Command::Lint(args) => lint::lint(&workspace, &args),
         Command::Models(args) => models::models(&workspace, &args),

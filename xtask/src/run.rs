@@ -1,7 +1,7 @@
 //! `cargo xtask run`: boots with this terminal as the kernel's serial console.
 
 use std::io::IsTerminal as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,7 @@ use crate::qmp::Qmp;
 use crate::rundir::{RunDir, write, write_script};
 use crate::shape::Defaults;
 use crate::symbols::{Symbols, addresses};
-use crate::trace::{self, memory::Memory};
+use crate::trace::{self, Trace, memory::Memory};
 use crate::workspace::Workspace;
 use crate::{console, process, typist, watchdog};
 
@@ -42,6 +42,25 @@ const LINES: usize = 200;
 /// # Errors
 /// See [`crate::exit`]; a kernel that fails is an [`Exit`] and not an error.
 pub fn run(workspace: &Workspace, args: &RunArgs) -> anyhow::Result<Exit> {
+    Ok(traced(workspace, args)?.0)
+}
+
+/// What a traced machine left.
+#[derive(Debug)]
+pub struct Traced {
+    /// What it recorded.
+    pub trace: Trace,
+    /// The kernel that ran.
+    pub kernel: PathBuf,
+    /// The run's folder.
+    pub dir: PathBuf,
+}
+
+/// [`run`], and what was recorded if the machine was traced.
+///
+/// # Errors
+/// As for [`run`].
+pub fn traced(workspace: &Workspace, args: &RunArgs) -> anyhow::Result<(Exit, Option<Traced>)> {
     let mut line = KernelLine::new(&args.machine.append);
     if let Some(commands) = &args.exec {
         if commands.split(';').all(|command| command.trim().is_empty()) {
@@ -73,7 +92,7 @@ pub fn run(workspace: &Workspace, args: &RunArgs) -> anyhow::Result<Exit> {
         let terminal = !machine.engine.is_deterministic();
         let wiring = Wiring { terminal, console: None, frames, qmp: None, reboots: false, memory: None };
         print!("{}", script(&machine.command(&artifacts, &line, seed, &wiring)));
-        return Ok(Exit::Passed);
+        return Ok((Exit::Passed, None));
     }
     let dir = RunDir::create(workspace, "run")?;
     dir.describe(
@@ -121,17 +140,20 @@ pub fn run(workspace: &Workspace, args: &RunArgs) -> anyhow::Result<Exit> {
         eprintln!("\ngrange: {word}");
     }
     session.afterwards(workspace, &ended, exit)?;
-    if let Some(folder) = &session.memory
-        && console::refusal(&log).is_none()
-    {
-        let memory = Memory::of_files(folder.path())?;
-        eprintln!("grange: {}", trace::keep(&memory, &artifacts.kernel, dir.path())?);
-    }
+    let folder = session.memory.as_ref().filter(|_| console::refusal(&log).is_none());
+    let traced = match folder {
+        Some(folder) => {
+            let trace = Trace::new(&Memory::of_files(folder.path())?, &artifacts.kernel)?;
+            eprintln!("grange: {}", trace::keep(&trace, dir.path())?);
+            Some(Traced { trace, kernel: artifacts.kernel.clone(), dir: dir.path().to_owned() })
+        }
+        None => None,
+    };
     if matches!(exit, Exit::Panicked | Exit::Hung) && console::refusal(&log).is_none() {
         post_mortem::keep_build(workspace, &artifacts, dir.path())?;
         eprintln!("grange: {}", post_mortem::remark(workspace, dir.path(), &attendant.why_none()));
     }
-    Ok(exit)
+    Ok((exit, traced))
 }
 
 /// Why the machine is gone.

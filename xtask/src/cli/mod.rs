@@ -4,6 +4,7 @@
 mod bench;
 mod checks;
 mod debug;
+mod figures;
 mod lab;
 mod machine;
 mod run;
@@ -20,6 +21,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 pub use bench::{BenchArgs, BenchMachine, BenchWhat, ExperimentArgs, FigureArgs, GuardArgs, ReportArgs};
 pub use checks::{CiArgs, CiStep, LintArgs, ModelKind, ModelsArgs};
 pub use debug::DebugArgs;
+pub use figures::FiguresArgs;
 pub use lab::{LabArgs, LabWhat};
 pub use machine::{Accel, Distance, KernelArgs, MachineArgs, Profile, Thread};
 pub use run::RunArgs;
@@ -113,9 +115,11 @@ pub enum Command {
     Trace(TraceArgs),
     /// Exercises of a course: hand one out, grade an answer to it, or check that the graders are right
     Lab(LabArgs),
+    /// Draw the book's figures from runs
+    Figures(FiguresArgs),
     /// Look into the kernel with gdb: while it runs, or at the core of a run that failed
     Debug(DebugArgs),
-    /// Check format, clippy, the order of the storeys, and the rows of the requirements
+    /// Check format, clippy, the order of the storeys, the rows of the requirements, and the links of the book
     Lint(LintArgs),
     /// Check lock-less code beyond what a test can: loom's models, and tests under Miri
     Models(ModelsArgs),

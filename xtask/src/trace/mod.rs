@@ -55,7 +55,7 @@ impl Trace {
     ///
     /// # Errors
     /// `Host` when the kernel cannot be read.
-    fn new(memory: &Memory, kernel: &Path) -> anyhow::Result<Trace> {
+    pub fn new(memory: &Memory, kernel: &Path) -> anyhow::Result<Trace> {
         Ok(Trace::of(memory.rings(), points::list(kernel)?, Names::load(kernel)?))
     }
 
@@ -90,6 +90,13 @@ impl Trace {
         self.threads.get(&tid).cloned().unwrap_or_else(|| "thread".to_owned())
     }
 
+    /// The value of an event's field.
+    #[must_use]
+    pub fn value(&self, event: &Event, field: &str) -> Option<u64> {
+        let place = self.points[event.point].fields.iter().position(|name| name == field)?;
+        event.fields.get(place).copied()
+    }
+
     /// The fields of an event with their names, as they are shown.
     pub fn named_fields<'a>(&'a self, event: &'a Event) -> impl Iterator<Item = (&'a str, String)> {
         let names = self.points[event.point].fields.iter().map(String::as_str);
@@ -120,11 +127,10 @@ impl Trace {
 /// Writes what a machine recorded into its folder, and sums it up in one line.
 ///
 /// # Errors
-/// `Host` when its memory or its kernel cannot be read, or the disk does not let files be written.
-pub fn keep(memory: &Memory, kernel: &Path, dir: &Path) -> anyhow::Result<String> {
-    let trace = Trace::new(memory, kernel)?;
-    write(&dir.join(PERFETTO), &format!("{}\n", perfetto::json(&trace)))?;
-    write(&dir.join(FTRACE), &ftrace::text(&trace))?;
+/// `Host` when the disk does not let files be written.
+pub fn keep(trace: &Trace, dir: &Path) -> anyhow::Result<String> {
+    write(&dir.join(PERFETTO), &format!("{}\n", perfetto::json(trace)))?;
+    write(&dir.join(FTRACE), &ftrace::text(trace))?;
     Ok(format!("trace: {}; in {}: {PERFETTO}, {FTRACE}", trace.summary(), dir.display()))
 }
 
@@ -165,7 +171,7 @@ fn of_core(workspace: &Workspace, run: &str) -> anyhow::Result<Exit> {
     if memory.rings().is_empty() {
         return Err(usage(format!("{}: nothing was traced in it", workspace.short(&dir).display())));
     }
-    println!("{} in {}", keep(&memory, &kernel, &dir)?, workspace.short(&dir).display());
+    println!("{} in {}", keep(&Trace::new(&memory, &kernel)?, &dir)?, workspace.short(&dir).display());
     Ok(Exit::Passed)
 }
 
