@@ -34,7 +34,7 @@ pub struct Evidence {
     kernel_tests: BTreeSet<String>,
     host_tests: BTreeSet<String>,
     benches: BTreeSet<String>,
-    sections: BTreeSet<String>,
+    pub(super) sections: BTreeSet<String>,
 }
 
 impl Evidence {
@@ -157,7 +157,7 @@ fn anchor(heading: &str) -> String {
 }
 
 /// All files below `folder` with that extension: path from the folder, and text. None where there is no folder.
-fn files(folder: &Path, extension: &str) -> anyhow::Result<Vec<(String, String)>> {
+pub(super) fn files(folder: &Path, extension: &str) -> anyhow::Result<Vec<(String, String)>> {
     let mut files = Vec::new();
     let mut folders: Vec<PathBuf> = vec![folder.to_owned()];
     while let Some(next) = folders.pop().filter(|next| next.is_dir()) {

@@ -1,5 +1,6 @@
-//! `cargo xtask lint`: format, clippy, the order of the storeys, the rows of the requirements.
+//! `cargo xtask lint`: format, clippy, the order of the storeys, the rows of the requirements, the book.
 
+pub mod book;
 pub mod evidence;
 pub mod layers;
 pub mod requirements;
@@ -72,6 +73,7 @@ pub fn lint(workspace: &Workspace, args: &LintArgs) -> anyhow::Result<Exit> {
     })?;
     check("order of the storeys", &mut || layers::check(workspace))?;
     check("rows of docs/requirements.md", &mut || requirements::check(workspace, args.open_rows))?;
+    check("links and chapters of the book", &mut || book::check(workspace))?;
     if !failed.is_empty() {
         println!("lint failed: {}", failed.join("; "));
         return Ok(Exit::TestsFailed);
