@@ -170,16 +170,15 @@ pub fn keep_build(workspace: &Workspace, artifacts: &Artifacts, dir: &Path) -> a
     let kernels = workspace.kernels();
     let kept = kernels.join(&id);
     if !kept.is_dir() {
-        let unfinished = kernels.join(format!(".{id}-{}", std::process::id()));
-        fs::create_dir_all(&unfinished).with_context(|| unfinished.display().to_string())?;
+        fs::create_dir_all(&kernels).with_context(|| kernels.display().to_string())?;
+        // A folder of its own for each boot: several may fail at once.
+        let unfinished = tempfile::Builder::new().prefix(&format!(".{id}-")).tempdir_in(&kernels)?;
         for (name, bytes) in contents {
-            let path = unfinished.join(name);
+            let path = unfinished.path().join(name);
             fs::write(&path, bytes).with_context(|| path.display().to_string())?;
         }
-        // Another run may have kept it meanwhile: then it is there, and this copy is not needed.
-        if fs::rename(&unfinished, &kept).is_err() {
-            let _ = fs::remove_dir_all(&unfinished);
-        }
+        // Another may have kept it meanwhile: then it is there, and this copy goes when it is dropped.
+        let _ = fs::rename(unfinished.path(), &kept);
     }
     // What is used again counts as new. The time only decides which builds go first.
     let _ = File::open(&kept).and_then(|folder| folder.set_modified(SystemTime::now()));
@@ -275,5 +274,26 @@ mod tests {
         assert_eq!(folders(&workspace.kernels()).len(), 2);
         let of = |run: &str| fs::read_to_string(target.path().join(format!("runs/{run}/{BUILD}/{KERNEL}"))).unwrap();
         assert_eq!((of("0"), of("1"), of("2")), ("one".into(), "one".into(), "two".into()));
+    }
+
+    #[test]
+    fn boots_that_fail_at_the_same_time_keep_their_build_once() {
+        let target = tempfile::tempdir().unwrap();
+        let workspace = Workspace::for_tests(target.path());
+        let artifacts =
+            Artifacts { kernel: target.path().join("kernel"), loader: target.path().join("boot"), profile: "checking" };
+        fs::write(&artifacts.loader, "loader").unwrap();
+        for build in 1..=KEPT_BUILDS {
+            fs::write(&artifacts.kernel, vec![build as u8; 1 << 20]).unwrap();
+            std::thread::scope(|scope| {
+                for run in 0..8 {
+                    let dir = target.path().join(format!("runs/{build}/{run}"));
+                    fs::create_dir_all(&dir).unwrap();
+                    let (workspace, artifacts) = (&workspace, &artifacts);
+                    scope.spawn(move || keep_build(workspace, artifacts, &dir).unwrap());
+                }
+            });
+            assert_eq!(folders(&workspace.kernels()).len(), build);
+        }
     }
 }
