@@ -131,7 +131,7 @@ fn run_item(work: &WorkItem, cx: &mut MaySleep) {
     TWICE.fetch_add(u64::from(item.inside.fetch_add(1, Relaxed)), Relaxed);
     DONE.complete();
     // Whoever waits may queue it again by now.
-    sched::sleep_ns(cx, MS / 20);
+    sched::sleep_ns(cx, MS / 2);
     item.inside.fetch_sub(1, Relaxed);
 }
 
