@@ -23,6 +23,7 @@ use sync::{ATOMIC, IrqGuard, IrqWork, MaySleep, Once, PreemptGuard, SoftirqGuard
 use super::rcu_sheaf::Bound;
 use super::sched_softirq;
 use super::slab_nolock::{Plan, walk_some};
+use crate::lock_paths::inside_of;
 use crate::nolock::{self, ensure_all_back};
 use crate::outcome::needs_sheaves;
 use crate::run::Test;
@@ -345,23 +346,7 @@ ktest! {
             }
         }
         kfree_rcu::kvfree_rcu_barrier(t.cx);
-        let mut edges: Vec<(&str, &str)> = Vec::with_capacity(1_000);
-        sync::lock_order::for_each_edge(|outer, inner| {
-            if edges.len() < edges.capacity() {
-                edges.push((outer, inner));
-            }
-        });
-        let mut inside: Vec<&str> = alloc::vec![MINE];
-        let mut at = 0;
-        while at < inside.len() {
-            let outer = inside[at];
-            for &(_, inner) in edges.iter().filter(|edge| edge.0 == outer) {
-                if !inside.contains(&inner) {
-                    inside.push(inner);
-                }
-            }
-            at += 1;
-        }
+        let inside = inside_of(MINE);
         let list = inside[1..].iter().fold(String::new(), |line, name| line + " " + name);
         t.note(format_args!("inside:{list}"));
         ensure!(inside.len() > 1, "the checker sees nothing");

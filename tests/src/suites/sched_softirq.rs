@@ -7,6 +7,7 @@ use sched::{MigrateGuard, Softirq, tick};
 use sync::{ATOMIC, Once, PreemptGuard, SoftirqGuard, SpinLock, context, lock_class};
 
 use super::sched::{MS, spawn};
+use crate::softirq_calls;
 use crate::stepping::{self, Visit};
 use crate::{ensure, ensure_eq, ktest};
 
@@ -41,7 +42,7 @@ pub(super) fn call_in_handler(f: Option<fn()>) {
 /// Makes ready for a test.
 fn begin() {
     static REGISTERED: Once<()> = Once::new();
-    REGISTERED.call_once(|| sched::softirq::register(Softirq::Test, handler));
+    REGISTERED.call_once(|| softirq_calls::add(handler));
     [&RUNS, &WRONG, &IN_DAEMON].into_iter().for_each(|count| count.store(0, Relaxed));
 }
 
