@@ -157,7 +157,7 @@ pub use poll::{
 pub use ptr::{Rcu, RcuCell};
 pub use reader::{RcuReadGuard, read_depth, read_lock};
 #[cfg(not(loom))]
-pub use stats::{CpuStats, NodeStats, Stats, age_ns, cpu_stats, histograms, node_stats, segments, stats};
+pub use stats::{CpuStats, NodeStats, Stats, age_ns, cpu_stats, gp_seqs, histograms, node_stats, segments, stats};
 pub use sync::callback::{CallbackFn, CallbackHead};
 pub use sync_gp::synchronize_rcu;
 #[cfg(not(loom))]

@@ -62,9 +62,10 @@ pub struct Stats {
 pub fn stats() -> Stats {
     let per_cpu = || cpu::present().iter().map(shared);
     let locked = |node: &crate::tree::Node| node.locked.load(Ordering::Relaxed);
+    let (gp_seq, exp_seq) = gp_seqs();
     Stats {
-        gp_seq: gp::SEQ.current(),
-        exp_seq: exp::SEQ.current(),
+        gp_seq,
+        exp_seq,
         gps: gp::COUNT.load(Ordering::Relaxed),
         exp_gps: exp::COUNT.load(Ordering::Relaxed),
         exp_ipis: exp::IPIS.load(Ordering::Relaxed),
@@ -85,6 +86,11 @@ pub fn stats() -> Stats {
         most_locked: tree().nodes().iter().map(|node| locked(node)).max().unwrap_or(0),
         phase: gp::Phase::now(),
     }
+}
+
+/// The numbers of the normal and of the expedited grace period. Context: any, NMI included.
+pub fn gp_seqs() -> (Seq, Seq) {
+    (gp::SEQ.current(), exp::SEQ.current())
 }
 
 /// How long the running grace period has lasted, in nanoseconds; `None` if none runs. Context: any.

@@ -74,6 +74,7 @@ mod srcu_torture;
 mod sync;
 mod threads;
 mod timer;
+mod torture_rcu;
 mod trace;
 mod tracing;
 mod watchdog;

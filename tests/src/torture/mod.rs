@@ -26,6 +26,7 @@ pub mod config;
 pub mod control;
 mod disturb;
 pub mod kind;
+pub(crate) mod rcu;
 pub mod run;
 mod sched;
 pub mod session;

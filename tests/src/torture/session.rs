@@ -3,7 +3,7 @@
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::mem;
+use core::{fmt, mem};
 
 use arch::clock;
 use sched::JoinHandle;
@@ -13,7 +13,7 @@ use super::kind::{Kind, TORTURES, select};
 use super::run::{Failed, Ongoing, Run};
 use super::stat::Stat;
 use super::{config, control};
-use crate::report::{Ktap, Output, Start};
+use crate::report::{Ktap, Output, PlainLines, Start};
 use crate::run::Summary;
 use crate::together::{MS, Urgent};
 use crate::{Failure, com2, ensure, ensure_eq};
@@ -72,6 +72,25 @@ pub fn torture(request: &Request<'_>, cx: &mut MaySleep, out: &mut dyn Output) -
     ktap.end_suite(SUITE);
     ktap.out.end(&summary);
     summary
+}
+
+/// Tortures with `kind` alone, registered or not, as part of a test: as long as `request` says, and until it has worked.
+///
+/// Context: as [`torture`].
+///
+/// # Errors
+/// What the kind fails with.
+pub(crate) fn rehearse(kind: &'static Kind, request: &Request<'_>, cx: &mut MaySleep) -> Result<(), Failure> {
+    let mut silent = |_: fmt::Arguments<'_>| ();
+    let out = &mut PlainLines(&mut silent);
+    let _urgent = Urgent::new();
+    let begun_ns = clock::now_ns();
+    control::begin();
+    let parts = [Part::start(kind, request.seed, cx)];
+    let cut = look_after(&parts, request, begun_ns, cx, out);
+    control::end();
+    let [part] = parts;
+    part.finish(Ending { begun_ns, cut }, cx, out)
 }
 
 /// One result: what `body` says, if no slab was damaged meanwhile.
