@@ -16,7 +16,9 @@
 
 extern crate alloc;
 
+pub mod depot;
 pub mod elsewhere;
+pub mod pool;
 
 /// Atomics as labs use them whose grader tries every order in which threads can run: those of loom on the host, under test.
 pub mod atomic {

@@ -24,8 +24,8 @@ use crate::workspace::Workspace;
 use super::answer::Answer;
 use super::page::{Lab, Point};
 
-/// Host tests that print nothing for so long hang.
-const SILENCE: Duration = Duration::from_secs(60);
+/// Host tests that print nothing for so long hang; building them may take a while, too.
+const SILENCE: Duration = Duration::from_secs(300);
 
 /// What became of a point.
 #[derive(Clone, Debug)]
