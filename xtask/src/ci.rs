@@ -42,11 +42,13 @@ pub fn ci(workspace: &Workspace, args: &CiArgs) -> anyhow::Result<Exit> {
     }
     let mut worst = Exit::Passed;
     let mut failed = Vec::new();
-    let steps: [(CiStep, &str, &[&str]); 6] = [
+    let steps: [(CiStep, &str, &[&str]); 8] = [
         (CiStep::Lint, "lint", &["lint"]),
         (CiStep::Models, "models", &["models"]),
         (CiStep::Deterministic, "deterministic", &DETERMINISTIC),
         (CiStep::Seeds, "seeds", &SEEDS),
+        (CiStep::Torture, "torture", &["torture", "--minutes", "0.1"]),
+        (CiStep::Mutants, "mutants", &["torture", "--mutants", "--quick"]),
         (CiStep::Labs, "labs", &["lab", "check-all"]),
         (CiStep::Guard, "guard", &["bench", "guard"]),
     ];

@@ -63,6 +63,10 @@ pub enum CiStep {
     Deterministic,
     /// 500 schedules of all kinds of torture at once
     Seeds,
+    /// The default scenarios of torture, for some seconds each
+    Torture,
+    /// Whether torture finds a few bugs that are made on purpose
+    Mutants,
     /// `cargo xtask lab check-all`
     Labs,
     /// `cargo xtask bench guard`

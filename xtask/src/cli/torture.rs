@@ -54,7 +54,7 @@ pub struct TortureArgs {
     #[arg(long, value_name = "NAME,NAME,…", value_delimiter = ',', num_args = 0..=1, default_missing_value = "all",
         conflicts_with_all = ["shard", "seeds", "seed", "deterministic", "profile", "release", "debug", "kernel"])]
     pub mutants: Option<Vec<String>>,
-    /// With --mutants: a few of each storey
+    /// With --mutants: a few that show at once
     #[arg(long, requires = "mutants")]
     pub quick: bool,
     /// Cores of the host to use [default: all]

@@ -16,6 +16,7 @@ use crate::cli::{SeedRange, TortureArgs};
 use crate::exit::Exit;
 use crate::load::Load;
 use crate::process::interrupted;
+use crate::qemu::Engine;
 use crate::replay::Trace;
 use crate::rundir::{RunDir, write};
 use crate::workspace::Workspace;
@@ -109,13 +110,19 @@ fn explore(run: &Run<'_>, plan: Plan, dir: &RunDir) -> anyhow::Result<(Exit, Val
 }
 
 fn boot(run: &Run<'_>, seed: u64, nth: u32, plan: Plan, dir: &RunDir) -> anyhow::Result<Round> {
-    let again = format!("cargo xtask torture {} --deterministic --seeds {seed:#x}..={seed:#x}", run.scenario);
+    let again = once_more(&run.again, run.machine.engine, seed);
     let name = format!("{}-seed-{seed:x}", run.scenario);
     let folder = dir.sub(&if nth == 0 { name } else { format!("{name}-again{nth}") })?;
     let outcome = Run { seed, again, kinds: run.kinds.clone(), machine: run.machine.clone(), ..*run }.boot(&folder)?;
     let whole = matches!(outcome.end(), Exit::Passed | Exit::TestsFailed | Exit::Panicked);
     let trace = (plan.repeat > 1 && whole).then(|| Trace::read(&folder)).transpose()?;
     Ok(Round { seed, nth, outcome, trace })
+}
+
+/// The line that runs one seed again: the scenario's own, which ends with a seed.
+fn once_more(line: &str, engine: Engine, seed: u64) -> String {
+    let words = line.rsplit_once(" --seed ").map_or(line, |(words, _)| words);
+    format!("{words} {} --seeds {seed:#x}..={seed:#x}", engine.options())
 }
 
 impl Tally {
@@ -175,6 +182,15 @@ impl Tally {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_seed_is_run_again_with_all_that_the_user_said() {
+        let line = "cargo xtask torture DET --minutes 0.1 --append a=1 --seed 0x5";
+        assert_eq!(
+            once_more(line, Engine::Deterministic { shift: 6 }, 0x1f),
+            "cargo xtask torture DET --minutes 0.1 --append a=1 --deterministic --shift 6 --seeds 0x1f..=0x1f"
+        );
+    }
 
     #[test]
     fn the_line_names_the_seeds_that_failed_and_counts_replays() {

@@ -37,8 +37,14 @@ const LIMITS: Limits = Limits {
     budget_percent: 1,
 };
 
-/// Bugs for a quick look: of each storey some that the first seeds show.
-const QUICK: [&str; 3] = ["sched.mutex_overtaken", "sched.rq_let_go", "sched.timer_early"];
+/// Bugs for a quick look: the first seed shows them, and none of them hangs.
+const QUICK: [&str; 5] = [
+    "sched.mutex_overtaken",
+    "sched.rq_let_go",
+    "sched.timer_early",
+    "sync.call_answered_early",
+    "sync.guard_end_blind",
+];
 
 /// A bug, and a scenario that has to find it.
 #[derive(Clone, Copy)]
