@@ -205,8 +205,9 @@ impl Outcome {
         let rate = if seconds > 0.0 { gps as f64 / seconds } else { 0.0 };
         line.push_str(&format!("{gps} GPs ({rate:.1}/s) {seconds:.0} s"));
         for stats in self.stats.iter().filter(|stats| stats.part != TOGETHER && !stats.disturbs) {
-            // The first two counts say how much was done.
-            let counts = stats.counts.as_object().into_iter().flatten().filter(|(_, value)| value.is_u64()).take(2);
+            // The first two counts that are not 0 say how much was done.
+            let counts =
+                stats.counts.as_object().into_iter().flatten().filter(|(_, value)| value.as_u64() > Some(0)).take(2);
             let counts: Vec<String> = counts.map(|(name, value)| format!("{name}: {value}")).collect();
             line.push_str(&format!(" [{} {}]", stats.part, counts.join(" ")));
         }

@@ -239,9 +239,21 @@ mod tests {
     }
 
     #[test]
-    fn every_scenario_of_the_project_is_well_formed() {
+    fn the_default_list_has_the_shapes_that_rcu_can_go_wrong_on() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../torture");
-        let all = all(&folder).unwrap();
-        assert!(all.iter().any(|scenario| scenario.file.default));
+        let list = chosen(&all(&folder).unwrap(), &[]).unwrap();
+        let rcu =
+            || list.iter().map(|scenario| &scenario.file).filter(|file| file.kinds.iter().any(|kind| kind == "rcu"));
+        for cpus in [1, 8, 16, 100] {
+            assert!(rcu().any(|file| file.cpus == Some(cpus)), "{cpus} CPUs");
+        }
+        let words =
+            ["fanout=2", "fanout=3", "fanout=4", "fanout=6", "fanout_leaf=2", "rcu_nocbs=all", "grange.hz=", "onoff_"];
+        for word in words {
+            assert!(rcu().any(|file| file.append.contains(word)), "{word}");
+        }
+        let without_memory = |file: &File| file.node_memory.iter().flatten().any(|size| size == "0");
+        assert!(rcu().any(|file| file.profile.is_empty()) && rcu().any(|file| file.profile == "release"));
+        assert!(rcu().any(|file| file.thread == "multi") && rcu().any(without_memory));
     }
 }
