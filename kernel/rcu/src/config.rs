@@ -119,7 +119,7 @@ param! {
 }
 
 param! {
-    /// Priority level of the grace-period thread and of boosted readers.
+    /// Priority level of the grace-period thread, of `rcuc/N`, and of boosted readers.
     pub static KTHREAD_PRIO: u32 = "rcutree.kthread_prio", default 6, in 1..=7, unit "level";
 }
 

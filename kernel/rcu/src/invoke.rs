@@ -20,7 +20,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use arch::{CpuId, clock, cpu};
 use sched::softirq::{self, Softirq};
-use sched::{Prio, WaitQueue, watchdog};
+use sched::{WaitQueue, watchdog};
 use sync::callback::CallbackHead;
 use sync::{ATOMIC, IrqGuard, MaySleep, SoftirqGuard};
 
@@ -163,7 +163,7 @@ pub(crate) fn init(cx: &mut MaySleep) {
     }
     for cpu in cpu::present().iter() {
         let name = alloc::format!("rcuc/{cpu}");
-        let spawned = sched::spawn::per_cpu(cx, &name, Prio::NORMAL, cpu, move |cx| rcuc(cpu, cx));
+        let spawned = sched::spawn::per_cpu(cx, &name, config::kthread_prio(), cpu, move |cx| rcuc(cpu, cx));
         spawned.expect("RCU: no memory for the threads that run callbacks");
     }
 }
