@@ -17,7 +17,7 @@
 //!     kfree_srcu_owned(tracker, old);
 //! }
 //!
-//! fn thread(cx: &mut sync::MaySleep) -> Result<(), sync::percpu_dyn::PerCpuFull> {
+//! fn thread(cx: &mut sync::MaySleep) -> Result<(), grange_kfree_rcu::pending::NotMade> {
 //!     let tracker = SrcuTracker::new("config", &CONFIG)?;
 //!     // ... changes ...
 //!     tracker.exit(cx);               // waits for all that were given up

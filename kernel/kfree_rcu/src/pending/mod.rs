@@ -30,7 +30,7 @@
 //! struct Node { key: u64, rcu: RcuPtr }
 //! has_rcu_ptr!(Node, rcu);
 //!
-//! fn tracker(cx: &mut sync::MaySleep) -> Result<(), sync::percpu_dyn::PerCpuFull> {
+//! fn tracker(cx: &mut sync::MaySleep) -> Result<(), grange_kfree_rcu::pending::NotMade> {
 //!     let pending = Pending::<KBox<Node>>::new("nodes", TreeRcu)?;
 //!     if let Ok(node) = KBox::try_new(Node { key: 1, rcu: RcuPtr::new() }, mm::AllocFlags::NOWAIT) {
 //!         assert!(pending.enqueue(node).is_ok(), "a node has a link");
@@ -72,11 +72,13 @@ mod store_tests;
 #[cfg(test)]
 mod tests;
 
-use alloc::boxed::Box;
+use core::fmt;
 use core::mem::ManuallyDrop;
 use core::ptr::NonNull;
 
 use arch::{clock, cpu as cpus};
+use mm::AllocFlags;
+use slab::KBox;
 use sync::percpu_dyn::{DynPerCpu, PerCpuFull};
 use sync::{ATOMIC, MaySleep, PreemptGuard};
 
@@ -107,6 +109,30 @@ pub struct Waiting {
     pub oldest_ns: u64,
     /// Nodes that keep their addresses.
     pub nodes: usize,
+}
+
+/// Why there is no tracker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotMade {
+    /// The dynamic part of the per-CPU areas is full.
+    PerCpuFull,
+    /// There is no memory for it.
+    NoMemory,
+}
+
+impl From<PerCpuFull> for NotMade {
+    fn from(PerCpuFull: PerCpuFull) -> Self {
+        Self::PerCpuFull
+    }
+}
+
+impl fmt::Display for NotMade {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PerCpuFull => PerCpuFull.fmt(f),
+            Self::NoMemory => f.write_str("no memory for a tracker"),
+        }
+    }
 }
 
 /// Why an object was not taken.
@@ -141,12 +167,15 @@ impl<T: Deferred, D: GracePeriods, S: Store> Pending<T, D, S> {
     /// Context: task; allocates. After `rcu::init`.
     ///
     /// # Errors
-    /// The dynamic part of the per-CPU areas is full.
-    pub fn new(name: &'static str, domain: D) -> Result<Self, PerCpuFull> {
+    /// [`NotMade`], for want of memory.
+    pub fn new(name: &'static str, domain: D) -> Result<Self, NotMade> {
         let cpus = DynPerCpu::new(|cpu| Cpu::new(cpu, domain))?;
-        let inner = Box::leak(Box::new(Inner { name, domain, cpus, next: registry::Next::new() }));
-        registry::add(inner);
-        Ok(Self(NonNull::from(inner)))
+        let inner = Inner { name, domain, cpus, next: registry::Next::new() };
+        let inner = KBox::try_new(inner, AllocFlags::NOWAIT).map_err(|_| NotMade::NoMemory)?;
+        let this = Self(KBox::into_raw(inner));
+        // SAFETY: it stays until `exit` has taken it off the list, or for ever.
+        registry::add(unsafe { this.0.as_ref() });
+        Ok(this)
     }
 
     /// Takes `object`, to [finish](Deferred::finish) it when a grace period has passed.
@@ -257,7 +286,7 @@ impl<T: Deferred, D: GracePeriods, S: Store> Pending<T, D, S> {
         registry::remove(inner, cx);
         let this = ManuallyDrop::new(self);
         // SAFETY: from `new`; nobody uses it any more: no callback, no work, no shrinker, and the tracker is ours.
-        drop(unsafe { Box::from_raw(this.0.as_ptr()) });
+        drop(unsafe { KBox::from_raw(this.0) });
     }
 
     /// What waits.

@@ -19,9 +19,8 @@ use mm::AllocFlags;
 use slab::constructed::Construct;
 use slab::typesafe::{TypesafeBox, TypesafeCache};
 use sync::MaySleep;
-use sync::percpu_dyn::PerCpuFull;
 
-use super::{GracePeriods, Pending, Radix, Store, Waiting};
+use super::{GracePeriods, NotMade, Pending, Radix, Store, Waiting};
 use crate::head::HasRcuPtr;
 
 /// What a [`ReuseCache`] is of.
@@ -57,7 +56,7 @@ impl<T: TwoKinds, D: GracePeriods, S: Store> ReuseCache<T, D, S> {
     ///
     /// # Errors
     /// As [`Pending::new`].
-    pub fn new(cache: &'static TypesafeCache<T>, domain: D, cx: &mut MaySleep) -> Result<Self, PerCpuFull> {
+    pub fn new(cache: &'static TypesafeCache<T>, domain: D, cx: &mut MaySleep) -> Result<Self, NotMade> {
         let name = cache.raw().name();
         let first = Pending::new(name, domain)?;
         let second = match Pending::new(name, domain) {
