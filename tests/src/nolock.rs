@@ -15,7 +15,7 @@ use mm::{AllocFlags, Page};
 use slab::{CacheFlags, Layout, RawCache, Stat};
 use sync::{ATOMIC, MaySleep, PreemptGuard};
 
-use crate::{Failure, ensure_eq};
+use crate::{Failure, ensure, ensure_eq};
 
 /// What the interrupted side fills its objects with, and what the visitor does.
 const OURS: u64 = 0x6f75_7273_6f75_7273;
@@ -368,21 +368,25 @@ const fn bare(mut path: Path) -> Path {
     path
 }
 
-/// How many operations there are, without visits, before the one that is on the path; nothing if none is.
-pub(crate) fn operations_before(path: &Path, bed: &mut Bed) -> Option<usize> {
+/// How many operations there are, without visits, before the one that is on the path; nothing if this machine has no such path.
+///
+/// # Errors
+/// Many operations lead nowhere.
+pub(crate) fn operations_before(path: &Path, bed: &mut Bed) -> Result<Option<usize>, Failure> {
     const MOST: usize = 2000;
-    let Some(stat) = path.counts else { return Some(0) };
+    let Some(stat) = path.counts else { return Ok(Some(0)) };
     bed.begin();
     let _pin = PreemptGuard::new(ATOMIC);
     if !(path.set_up)(bed) {
-        return None;
+        return Ok(None);
     }
     let old = bed.cache.stat(stat);
     let on_it = (0..MOST).find(|_| {
         (path.operation)(bed);
         bed.cache.stat(stat) != old
     });
-    Some(on_it.unwrap_or_else(|| panic!("{}: {MOST} operations do not count {}", path.name, stat.name())))
+    ensure!(on_it.is_some(), "{}: {MOST} operations do not count {}", path.name, stat.name());
+    Ok(on_it)
 }
 
 /// Every path. The first word says whose: alloc, free, flush, kfree_rcu, nolock, pages.

@@ -22,13 +22,14 @@ use sync::{ATOMIC, IrqGuard, IrqWork, MaySleep, Once, PreemptGuard, SoftirqGuard
 
 use super::rcu_sheaf::Bound;
 use super::sched_softirq;
-use super::slab_nolock::{Plan, walk_some};
+use super::slab_nolock::walk_some;
 use crate::lock_paths::inside_of;
 use crate::nolock::{self, ensure_all_back};
 use crate::outcome::needs_sheaves;
 use crate::run::Test;
 use crate::together::soon;
 use crate::toggle::{MS, spawn};
+use crate::walk::Plan;
 use crate::{Failure, ensure, ensure_eq, ktest, skip};
 
 /// Whatever waits for something waits so long.
@@ -366,7 +367,7 @@ ktest! {
         ];
         under_each_back_end(t, |t| match backend::current() {
             BackEnd::Sheaf => Ok(()),
-            _ => stepped(t, Plan { alone: 4, dense: &[(3, 1)] }, |path| PATHS.contains(&path)),
+            _ => stepped(t, Plan { alone: 4, dense: &[(3, 1)], strict: true }, |path| PATHS.contains(&path)),
         })
     }
 
@@ -374,13 +375,14 @@ ktest! {
     #[tags(slow)]
     #[budget_ms(1_200_000)]
     fn stepped_nolock_calls_lose_nothing_at_any_boundary_under_any_back_end(t: &mut Test) {
-        let plan = Plan { alone: u64::MAX, dense: &[(1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (3, 2), (17, 5)] };
+        let dense = &[(1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (3, 2), (17, 5)];
+        let plan = Plan { alone: u64::MAX, dense, strict: true };
         under_each_back_end(t, |t| stepped(t, plan, |path| path.contains("kfree_rcu") || path.starts_with("nolock")))
     }
 }
 
 fn stepped(t: &mut Test<'_>, plan: Plan, which: fn(&str) -> bool) -> Result<(), Failure> {
-    let walked = walk_some(t, plan, which)?;
+    let (walked, _) = walk_some(t, plan, which)?;
     ensure!(walked.length > 300 && walked.visits > 50, "only {} boundaries, {} visits", walked.length, walked.visits);
     Ok(())
 }

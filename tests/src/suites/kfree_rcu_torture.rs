@@ -1,36 +1,24 @@
-//! Readers against `kfree_rcu`: whoever has found an object sees its content until the end of its section, whatever becomes of
-//! the object meanwhile; and a flood does not run the machine out of memory.
-//!
-//! Updaters replace objects in a few places and give the old ones up in every way there is. Each object has a content of its
-//! own, in every word but its head. Whoever allocates one writes poison over it first, so an object that is used again under a
-//! reader, or freed, changes before the reader's eyes; an area that is unmapped is a fault. Sections are short, some with
-//! preemption or interrupts off, and some longer than a slice, so there is always one that a grace period has to wait for.
+//! Readers against `kfree_rcu` in a [`Field`]; and a flood does not run the machine out of memory.
 //!
 //! How long a test goes on is counted in objects, since a host may be slow.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::ptr::{self, NonNull};
-use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering::Acquire, Ordering::Relaxed};
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 
 use arch::{clock, cpu, irq};
 use kfree_rcu::backend::{self, BackEnd};
 use kfree_rcu::kvfree_rcu_barrier;
 use mm::AllocFlags;
 use slab::{CacheFlags, Layout, RawCache};
-use sync::{ATOMIC, IrqGuard, MaySleep, PreemptGuard, Rng};
+use sync::{ATOMIC, MaySleep, Rng};
 
-use crate::kfree::{Node, Way, cache, content, ensure_all_back, stamp, with_each_back_end};
+use crate::field::{Field, LIVE};
+use crate::kfree::{Way, cache, ensure_all_back, stamp, with_each_back_end};
 use crate::together::Urgent;
 use crate::toggle::{MS, off, on, others, spawn};
 use crate::{Failure, Test, ensure, ensure_eq, ktest};
 
-/// Where readers find objects. The first is for areas and large blocks.
-const PLACES: usize = 16;
-/// In the content of every object that readers can find; the rest is its number.
-const LIVE: u64 = 0x11fe << 48;
-/// What is written first into every fresh object.
-const POISON: u64 = 0x6b6b_6b6b_6b6b_6b6b;
 /// Objects that each updater replaces.
 const TURNS: usize = 1_000;
 /// The same where there is time.
@@ -47,135 +35,6 @@ const FLOOD: usize = 6 << 20;
 const FEW: usize = 8;
 const MANY: usize = 256;
 
-/// What readers read and updaters replace.
-struct Field {
-    cache: &'static RawCache,
-    places: [AtomicPtr<Node>; PLACES],
-    /// Number of the next object.
-    next: AtomicU64,
-    stop: AtomicBool,
-    /// Sections that are over.
-    sections: AtomicU64,
-    /// Objects that were replaced.
-    replaced: AtomicU64,
-    /// Allocations that found no memory.
-    misses: AtomicU64,
-    /// Sections whose object changed; of the first, what it was and what it became, 0 for words that differ.
-    broken: AtomicU64,
-    was: AtomicU64,
-    became: AtomicU64,
-}
-
-impl Field {
-    fn new(cache: &'static RawCache) -> Arc<Field> {
-        Arc::new(Field {
-            cache,
-            places: [const { AtomicPtr::new(ptr::null_mut()) }; PLACES],
-            next: AtomicU64::new(0),
-            stop: AtomicBool::new(false),
-            sections: AtomicU64::new(0),
-            replaced: AtomicU64::new(0),
-            misses: AtomicU64::new(0),
-            broken: AtomicU64::new(0),
-            was: AtomicU64::new(0),
-            became: AtomicU64::new(0),
-        })
-    }
-
-    fn read(&self, mut rng: Rng, cx: &mut MaySleep) {
-        while !self.stop.load(Relaxed) {
-            let dice = rng.next_u64();
-            let long = dice.is_multiple_of(64);
-            let no_preemption = (!long && dice & 0x300 == 0).then(|| PreemptGuard::new(ATOMIC));
-            let no_interrupts = (!long && dice & 0x3000 == 0).then(|| IrqGuard::new(ATOMIC));
-            self.section(&self.places[rng.index(PLACES)], if long { rng.below(12 * MS) } else { dice >> 52 });
-            drop(no_interrupts);
-            drop(no_preemption);
-            sched::cond_resched(cx);
-        }
-    }
-
-    /// Looks at the object in `place` for so long.
-    fn section(&self, place: &AtomicPtr<Node>, ns: u64) {
-        let _section = rcu::read_lock(ATOMIC);
-        // Acquire: pairs with the exchange in `update`: the content is there.
-        let Some(node) = NonNull::new(place.load(Acquire)) else { return };
-        let (first, end) = (content(node), clock::now_ns() + ns);
-        let mut is_whole = first.is_some_and(|first| first & LIVE == LIVE);
-        let mut last = first;
-        while is_whole {
-            last = content(node);
-            is_whole = last == first;
-            if clock::now_ns() >= end {
-                break;
-            }
-            irq::relax();
-        }
-        self.sections.fetch_add(1, Relaxed);
-        if !is_whole && self.broken.fetch_add(1, Relaxed) == 0 {
-            self.was.store(first.unwrap_or(0), Relaxed);
-            self.became.store(last.unwrap_or(0), Relaxed);
-        }
-    }
-
-    /// Replaces `turns` objects, and goes on until readers have had as many sections as judge them.
-    fn update(&self, turns: usize, mut rng: Rng, cx: &mut MaySleep) {
-        let mut done = 0;
-        while done < turns || self.sections.load(Relaxed) < MIN_SECTIONS {
-            if self.broken.load(Relaxed) != 0 {
-                return;
-            }
-            done += 1;
-            let at = if rng.chance(1, 64) { 0 } else { 1 + rng.index(PLACES - 1) };
-            let way = Way::any(&mut rng);
-            self.replace(at, way, &mut rng, cx);
-            // Where one host thread runs all CPUs, this is where another one gets its turn.
-            irq::relax();
-            sched::cond_resched(cx);
-        }
-    }
-
-    /// A fresh object for a place: for the first one too large for slabs.
-    fn fresh(&self, at: usize, way: Way, rng: &mut Rng, cx: &mut MaySleep) -> Option<NonNull<u8>> {
-        match (at, rng.chance(1, 2)) {
-            (0, true) => mm::vmalloc(5_000, cx).ok(),
-            (0, false) => slab::kmalloc(20_000, AllocFlags::NOWAIT | AllocFlags::NOWARN),
-            (1..4, _) => slab::kmalloc(size_of::<Node>(), AllocFlags::NOWAIT | AllocFlags::NOWARN),
-            _ if way == Way::Nolock => self.cache.alloc_nolock(AllocFlags::NOWAIT),
-            _ => self.cache.alloc_sleep(AllocFlags::MAY_SLEEP, cx),
-        }
-    }
-
-    fn replace(&self, at: usize, way: Way, rng: &mut Rng, cx: &mut MaySleep) {
-        let Some(object) = self.fresh(at, way, rng, cx) else {
-            self.misses.fetch_add(1, Relaxed);
-            sched::sleep_ns(cx, MS);
-            return;
-        };
-        stamp(object, POISON);
-        let node = stamp(object, LIVE | self.next.fetch_add(1, Relaxed));
-        // Release: pairs with the acquire in `section`. Acquire: with that of whoever put the old one there.
-        let old = self.places[at].swap(node.as_ptr(), core::sync::atomic::Ordering::AcqRel);
-        self.replaced.fetch_add(1, Relaxed);
-        if let Some(old) = NonNull::new(old) {
-            // Of an area the calls without locks know nothing.
-            let way = if mm::is_vmalloc(old.as_ptr().cast()) && way != Way::Headless { Way::Head } else { way };
-            // SAFETY: no reader can find it any more, and it is nobody else's since the exchange.
-            unsafe { way.give_up(old, cx) };
-        }
-    }
-
-    /// Gives up what the places have.
-    fn clear(&self, cx: &mut MaySleep) {
-        for place in &self.places {
-            if let Some(old) = NonNull::new(place.swap(ptr::null_mut(), Acquire)) {
-                // SAFETY: as in `replace`.
-                unsafe { Way::Head.give_up(old, cx) };
-            }
-        }
-    }
-}
-
 /// What goes on beside readers and updaters.
 type Meanwhile = fn(&mut Test<'_>) -> Result<(), Failure>;
 
@@ -183,22 +42,31 @@ fn torture(t: &mut Test<'_>, name: &'static str, turns: usize, meanwhile: Meanwh
     let cache = cache(name)?;
     let field = Field::new(cache);
     let cpus: Vec<_> = cpu::online().iter().collect();
+    let stop = Arc::new(AtomicBool::new(false));
     let (mut readers, mut updaters) = (Vec::new(), Vec::new());
     for n in 0..2 * cpus.len() {
-        let (field, rng) = (field.clone(), Rng::new(t.rng.next_u64()));
+        let (field, stop, rng) = (field.clone(), stop.clone(), Rng::new(t.rng.next_u64()));
         // Some may move from CPU to CPU.
         let on = (n % 4 != 3).then(|| cpus[n % cpus.len()]);
-        readers.push(spawn(t.cx, on, move |cx| field.read(rng, cx))?);
+        readers.push(spawn(t.cx, on, move |cx| field.read(rng, cx, |_| stop.load(Relaxed)))?);
     }
     let each = turns * 4 / cpus.len().max(4);
     for (n, &on) in cpus.iter().enumerate() {
         let (field, rng) = (field.clone(), Rng::new(t.rng.next_u64()));
         let on = (n % 4 != 2).then_some(on);
-        updaters.push(spawn(t.cx, on, move |cx| field.update(each, rng, cx))?);
+        updaters.push(spawn(t.cx, on, move |cx| {
+            let mut left = each;
+            field.update(rng, cx, |_| {
+                // On until readers have had as many sections as judge them.
+                let over = left == 0 && field.sections.load(Relaxed) >= MIN_SECTIONS;
+                left = left.saturating_sub(1);
+                over
+            });
+        })?);
     }
     let result = meanwhile(t);
     updaters.into_iter().for_each(|thread| thread.join(t.cx));
-    field.stop.store(true, Relaxed);
+    stop.store(true, Relaxed);
     readers.into_iter().for_each(|thread| thread.join(t.cx));
     let count = |counter: &AtomicU64| counter.load(Relaxed);
     ensure_eq!(

@@ -1,9 +1,4 @@
-//! Allocations that fail on purpose: plans and selections, and every allocation of a piece of work failing in turn.
-//!
-//! A sweep runs the work with its first allocation failing, then with its second, and so on until it meets no failure any
-//! more: so each place that allocates has failed, in the state that the places before it have led to. The work may succeed
-//! or say that it could not be done; afterwards every cache has as many objects in use as before, and every page is back.
-//! Objects fail for the sweeping thread alone ([`slab::fail`]), pages for the whole machine ([`mm::inject`]).
+//! Allocations that fail on purpose: plans and selections, and pieces of work each of whose allocations fails in turn ([`nth`](crate::nth)).
 
 use alloc::vec::Vec;
 use core::mem::MaybeUninit;
@@ -11,23 +6,21 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use arch::{PAGE_SIZE, cpu};
+use kfree_rcu::pending::{GivenUp, NotMade, Pending, TreeRcu};
 use kfree_rcu::{RcuPtr, kfree_rcu, kfree_rcu_mightsleep, kvfree_rcu_barrier};
 use mm::AllocFlags;
-use mm::inject;
-use sched::work::{self, Kind, WorkQueue};
+use sched::work::{Kind, WorkQueue};
 use sched::{HotplugError, Prio};
-use slab::fail::{self, FailError, Plan, Rule, Selection};
-use slab::{CacheFlags, Layout, Prefilled, RawCache, Stat, registry};
+use slab::fail::{self, FailError, Plan, Rule};
+use slab::{CacheFlags, Layout, Prefilled, RawCache, Stat};
 use sync::MaySleep;
 
+use crate::nth::{busy, me, sweep};
 use crate::outcome::needs_sheaves;
 use crate::toggle::{on, others};
-use crate::{Failure, ensure, ensure_eq, ktest, skip};
+use crate::{Failure, ensure, ensure_eq, ktest};
 
 const QUIET: AllocFlags = AllocFlags::NOWARN;
-
-/// No work here allocates so often.
-const MOST: u64 = 1_000;
 
 fn cache(name: &'static str) -> Result<&'static RawCache, Failure> {
     slab::create(Layout::new(name, 64).flags(CacheFlags::NO_MERGE)).map_err(|error| crate::__failed!("{name}: {error}"))
@@ -56,128 +49,6 @@ static UNKEPT: AtomicU64 = AtomicU64::new(0);
 
 fn unkept() {
     UNKEPT.fetch_add(1, Relaxed);
-}
-
-fn me() -> Option<u64> {
-    Some(sched::current().tid())
-}
-
-fn busy(error: FailError) -> Failure {
-    match error {
-        FailError::Busy => Failure::Skipped("failslab is on the command line".into()),
-        FailError::NoCache => crate::__failed!("{error}"),
-    }
-}
-
-/// What is in use, machine-wide: objects by cache, and pages.
-struct InUse {
-    /// With room for all caches from the beginning: a look changes nothing.
-    objects: Vec<(&'static str, u64)>,
-    pages: usize,
-    /// Workers come when others block, and stay: (how many there are, how many have ended).
-    workers: (u64, u64),
-}
-
-impl InUse {
-    fn new() -> Self {
-        Self { objects: Vec::with_capacity(128), pages: 0, workers: (0, 0) }
-    }
-
-    /// Looks when all that is on its way is back.
-    fn look(&mut self, cx: &mut MaySleep) {
-        kvfree_rcu_barrier(cx);
-        mm::vmalloc::purge(cx);
-        registry::for_each_unlocked(cx, |cache| {
-            cache.shrink();
-        });
-        rcu::rcu_barrier(cx);
-        mm::drain_all(cx);
-        mm::check();
-        self.objects.clear();
-        registry::for_each(|cache| self.objects.push((cache.name(), cache.info().active_objs)));
-        self.pages = mm::stats::nodes().map(|node| node.in_use()).sum();
-        self.workers = work::pools().fold((0, 0), |(all, ended), pool| (all + pool.workers as u64, ended + pool.ended));
-    }
-}
-
-/// Runs `work` without a failure, then with each of its allocations failing in turn, objects of `caches` first and then
-/// pages; whether it could be done is what it returns. Returns how many failures of objects and pages it met.
-fn sweep(
-    caches: &str,
-    cx: &mut MaySleep,
-    mut work: impl FnMut(&mut MaySleep) -> Result<bool, Failure>,
-) -> Result<(u64, u64), Failure> {
-    let (mut before, mut after) = (InUse::new(), InUse::new());
-    for _ in 0..2 {
-        ensure!(work(cx)?, "it does not work even if nothing fails");
-    }
-    // Again if there was a new worker, whose memory would look like lost.
-    for _ in 0..5 {
-        before.look(cx);
-        let met = once(caches, cx, &mut work)?;
-        // What other threads did meanwhile is over soon; what was lost stays.
-        for _ in 0..10 {
-            after.look(cx);
-            if (&before.objects, before.pages) == (&after.objects, after.pages) {
-                return Ok(met);
-            }
-            sched::sleep_ns(cx, 10_000_000);
-        }
-        if before.workers == after.workers {
-            break;
-        }
-    }
-    let lines = before.objects.iter().zip(&after.objects).filter(|(was, is)| was != is);
-    let changed: Vec<_> = lines.map(|(was, is)| (is.0, was.1, is.1)).collect();
-    Err(crate::__failed!("objects before and after: {changed:?}; pages {}, {}", before.pages, after.pages))
-}
-
-/// Each allocation fails in turn.
-fn once(
-    caches: &str,
-    cx: &mut MaySleep,
-    work: &mut impl FnMut(&mut MaySleep) -> Result<bool, Failure>,
-) -> Result<(u64, u64), Failure> {
-    let objects = fail::with(caches, cx, |selection, cx| objects_in_turn(selection, cx, work)).map_err(busy)??;
-    let pages = pages_in_turn(cx, work)?;
-    Ok((objects, pages))
-}
-
-fn objects_in_turn(
-    selection: &Selection,
-    cx: &mut MaySleep,
-    work: &mut impl FnMut(&mut MaySleep) -> Result<bool, Failure>,
-) -> Result<u64, Failure> {
-    for nth in 1..MOST {
-        let armed = selection.arm(Plan::Nth(nth), me());
-        let done = work(cx);
-        let failed = armed.failed();
-        drop(armed);
-        let done = done.map_err(|failure| crate::__failed!("object {nth}: {failure:?}"))?;
-        if failed == 0 {
-            ensure!(done, "it did not work although no object failed");
-            return Ok(nth - 1);
-        }
-    }
-    Err(crate::__failed!("more than {MOST} objects"))
-}
-
-fn pages_in_turn(
-    cx: &mut MaySleep,
-    work: &mut impl FnMut(&mut MaySleep) -> Result<bool, Failure>,
-) -> Result<u64, Failure> {
-    for nth in 1..MOST {
-        let Some(armed) = inject::arm(Plan::Nth(nth)) else { skip!("fail_page_alloc is on the command line") };
-        let done = work(cx);
-        let failed = armed.failed();
-        drop(armed);
-        let done = done.map_err(|failure| crate::__failed!("page {nth}: {failure:?}"))?;
-        if failed == 0 {
-            ensure!(done, "it did not work although no page failed");
-            return Ok(nth - 1);
-        }
-    }
-    Err(crate::__failed!("more than {MOST} pages"))
 }
 
 ktest! {
@@ -286,6 +157,21 @@ ktest! {
         t.note(format_args!("{met:?} objects and pages failed"));
         ensure!(met.0 >= 40, "{met:?} failures");
         destroy(cache, t.cx)
+    }
+
+    /// A tracker of what waits for grace periods is made and ended, or there is none.
+    fn a_tracker_is_made_or_not_whatever_allocation_fails(t: &mut Test) {
+        let met = sweep("kmalloc-*", t.cx, |cx| match Pending::<GivenUp>::new("fault", TreeRcu) {
+            Ok(tracker) => {
+                tracker.exit(cx);
+                Ok(true)
+            }
+            Err(NotMade::NoMemory) => Ok(false),
+            Err(error) => Err(crate::__failed!("{error}")),
+        })?;
+        t.note(format_args!("{met:?} objects and pages failed"));
+        ensure!(met.0 >= 1, "{met:?} failures");
+        Ok(())
     }
 
     /// A thread starts and ends, or there is none.

@@ -242,7 +242,7 @@ fn walk_all(handler: fn(&'static Site), t: &mut Test<'_>) -> Result<(), Failure>
         nolock::use_cache(cache);
         let mut bed = Bed::new(cache);
         for turn in 0..3 {
-            let Some(before) = nolock::operations_before(path, &mut bed) else { break };
+            let Some(before) = nolock::operations_before(path, &mut bed)? else { break };
             bed.begin();
             let _pin = PreemptGuard::new(ATOMIC);
             if !(path.set_up)(&mut bed) {

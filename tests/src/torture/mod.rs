@@ -14,7 +14,7 @@
 //! | [`config`] | the parameters `torture.*` |
 //! | [`session`] | [`torture`]: starts, looks after, stops and judges all of them |
 //! | [`disturb`] | the disturbers |
-//! | [`sched`], [`timers`] | the kinds of those names |
+//! | [`failnth`], [`kfree_rcu`], [`lock`], [`rcu`], [`scf`], [`sched`], [`slab`], [`step`], [`timers`] | the kinds of those names |
 //!
 //! A run is a suite `torture` with one result each: for `run`, which is all of them together, for each disturber (skipped if its
 //! parameter is 0) and for each kind. A kind fails as soon as one of its errors is not 0, which ends the run, or when one of
@@ -23,14 +23,21 @@
 //! Linux: `kernel/torture.c` and `kernel/rcu/rcutorture.c` (6.12), whose parameters and lines these are.
 
 pub mod config;
+mod contexts;
 pub mod control;
 mod disturb;
+mod failnth;
+mod kfree_rcu;
 pub mod kind;
+mod lock;
 pub(crate) mod rcu;
 pub mod run;
+mod scf;
 mod sched;
 pub mod session;
+mod slab;
 pub mod stat;
+mod step;
 mod timers;
 
 pub use kind::{Kind, TORTURES};

@@ -58,6 +58,7 @@ pub struct Run<'a> {
     pub cx: &'a mut MaySleep,
     pub(super) name: &'static str,
     pub(super) seed: u64,
+    pub(super) alone: bool,
     pub(super) failed: Arc<Failed>,
     pub(super) threads: Vec<JoinHandle<()>>,
 }
@@ -66,6 +67,11 @@ impl Run<'_> {
     /// Random numbers for `what`, the same in each run with this seed.
     pub fn rng(&self, what: &str) -> Rng {
         Rng::new(seed_of(self.seed, self.name, what))
+    }
+
+    /// Whether no other kind takes part.
+    pub fn is_alone(&self) -> bool {
+        self.alone
     }
 
     /// Starts a thread, on CPU `on` alone or anywhere. It looks at [`control::stutter`] once a turn and returns when that says

@@ -9,7 +9,7 @@ use arch::clock;
 use sched::JoinHandle;
 use sync::MaySleep;
 
-use super::kind::{Kind, TORTURES, select};
+use super::kind::{Kind, ROLE_LOAD, TORTURES, select};
 use super::run::{Failed, Ongoing, Run};
 use super::stat::Stat;
 use super::{config, control};
@@ -55,7 +55,8 @@ pub fn torture(request: &Request<'_>, cx: &mut MaySleep, out: &mut dyn Output) -
         let gps = rcu::stats().gps;
         control::begin();
         // Disturbers last: they are first in the report.
-        parts = chosen.into_iter().rev().map(|kind| Part::start(kind, request.seed, cx)).collect();
+        let alone = chosen.iter().filter(|kind| kind.role == ROLE_LOAD).count() == 1;
+        parts = chosen.into_iter().rev().map(|kind| Part::start(kind, request.seed, alone, cx)).collect();
         parts.reverse();
         end.cut = look_after(&parts, request, end.begun_ns, cx, out);
         control::end();
@@ -86,7 +87,7 @@ pub(crate) fn rehearse(kind: &'static Kind, request: &Request<'_>, cx: &mut MayS
     let _urgent = Urgent::new();
     let begun_ns = clock::now_ns();
     control::begin();
-    let parts = [Part::start(kind, request.seed, cx)];
+    let parts = [Part::start(kind, request.seed, true, cx)];
     let cut = look_after(&parts, request, begun_ns, cx, out);
     control::end();
     let [part] = parts;
@@ -166,9 +167,9 @@ struct Part {
 
 impl Part {
     /// Starts it. A failure ends the run.
-    fn start(kind: &'static Kind, seed: u64, cx: &mut MaySleep) -> Part {
+    fn start(kind: &'static Kind, seed: u64, alone: bool, cx: &mut MaySleep) -> Part {
         let failed = Failed::new();
-        let mut run = Run { cx, name: kind.name, seed, failed: failed.clone(), threads: Vec::new() };
+        let mut run = Run { cx, name: kind.name, seed, alone, failed: failed.clone(), threads: Vec::new() };
         let ongoing = (kind.start)(&mut run);
         if let Err(Failure::Failed { .. }) = &ongoing {
             control::end();
