@@ -6,7 +6,28 @@
 use plotters::prelude::*;
 
 /// Pixels.
-const SIZE: (u32, u32) = (720, 440);
+const SIZE: (u32, u32) = (860, 440);
+/// Pixels of the legend, which stands on the right of the plot.
+const LEGEND: u32 = 180;
+/// The lines' colours, dark enough for white paper.
+const COLORS: [RGBColor; 16] = [
+    RGBColor(31, 119, 180),
+    RGBColor(255, 127, 14),
+    RGBColor(44, 160, 44),
+    RGBColor(214, 39, 40),
+    RGBColor(148, 103, 189),
+    RGBColor(140, 86, 75),
+    RGBColor(227, 119, 194),
+    RGBColor(127, 127, 127),
+    RGBColor(168, 170, 24),
+    RGBColor(23, 190, 207),
+    BLACK,
+    RGBColor(0, 80, 0),
+    RGBColor(120, 0, 60),
+    RGBColor(0, 0, 160),
+    RGBColor(235, 170, 0),
+    RGBColor(80, 190, 150),
+];
 /// What a logarithm takes for zero and less.
 const LEAST: f64 = 0.01;
 
@@ -104,6 +125,7 @@ impl Plot {
         let mut chart = ChartBuilder::on(&area)
             .caption(&self.title, ("sans-serif", 18))
             .margin(12)
+            .margin_right(LEGEND)
             .x_label_area_size(36)
             .y_label_area_size(56)
             .build_cartesian_2d(width, y.span(all.iter().map(|point| point.1)))?;
@@ -114,18 +136,17 @@ impl Plot {
             .x_labels(marks)
             .x_label_formatter(&|&at| x.label(at))
             .y_label_formatter(&|&at| y.label(at))
+            .light_line_style(TRANSPARENT)
             .draw()?;
         for (number, (name, points)) in self.lines.iter().enumerate() {
-            let color = Palette99::pick(number).to_rgba();
+            let color = COLORS[number % COLORS.len()];
             let points: Vec<(f64, f64)> = points.iter().map(place).collect();
-            chart
-                .draw_series(LineSeries::new(points.clone(), color.stroke_width(2)))?
-                .label(name)
-                .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], color.stroke_width(2)));
+            chart.draw_series(LineSeries::new(points.clone(), color.stroke_width(2)))?;
             chart.draw_series(points.into_iter().map(|at| Circle::new(at, 3, color.filled())))?;
+            let (left, middle) = ((SIZE.0 - LEGEND) as i32 + 8, 50 + 18 * number as i32);
+            area.draw(&PathElement::new([(left, middle), (left + 16, middle)], color.stroke_width(2)))?;
+            area.draw(&Text::new(name.as_str(), (left + 22, middle - 6), ("sans-serif", 12)))?;
         }
-        let labels = if y == Scale::Even { SeriesLabelPosition::UpperLeft } else { SeriesLabelPosition::MiddleRight };
-        chart.configure_series_labels().position(labels).border_style(BLACK).background_style(WHITE.mix(0.8)).draw()?;
         area.present()?;
         Ok(())
     }

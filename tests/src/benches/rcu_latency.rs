@@ -16,7 +16,7 @@ use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use arch::{CpuId, clock, cpu};
 use rcu::hist::{Histogram, Snapshot};
 use rcu::{call_rcu, rcu_barrier, read_lock, synchronize_rcu, synchronize_rcu_expedited};
-use sched::JoinHandle;
+use sched::{JoinHandle, Prio};
 use sync::{CallbackHead, MaySleep};
 
 use crate::bench::Bencher;
@@ -104,7 +104,8 @@ impl Readers {
         let over = Arc::new(AtomicBool::new(false));
         let threads = on_cpus(NREADERS.get(), cpus).map(|on| {
             let over = over.clone();
-            spawn(cx, Some(on), move |cx| {
+            // Behind the writers, as rcuscale has it: else a writer that is woken would wait for a reader's time slice.
+            let thread = sched::spawn(cx, "reader", Prio::BACKGROUND, Some(on), move |cx| {
                 let mut sections = 0;
                 while !over.load(Ordering::Relaxed) {
                     drop(read_lock(cx));
@@ -112,7 +113,8 @@ impl Readers {
                     sched::cond_resched(cx);
                 }
                 sections
-            })
+            });
+            thread.map_err(|error| crate::__failed!("{error}"))
         });
         let threads = threads.collect::<Result<_, _>>()?;
         Ok(Readers { over, threads })

@@ -28,9 +28,9 @@ use crate::together::{MS, spawn};
 use crate::{Failure, bench};
 
 /// Readers of one CPU in a sample.
-const READERS: u64 = 100_000;
+const READERS: u64 = 25_000;
 /// Samples.
-const SAMPLES: usize = 11;
+const SAMPLES: usize = 7;
 
 rcu::srcu_domain! {
     static NORMAL: Normal;

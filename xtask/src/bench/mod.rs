@@ -5,9 +5,9 @@
 //! | [`plan`] | which machines and benches an experiment takes |
 //! | [`run`] | boots machines, and keeps what came of it |
 //! | [`figures`] | what a boot said over COM2, put together over several boots |
-//! | [`linux`], [`native`] | rcuscale's test of a Linux image; the storeys as a host program, beside others |
+//! | [`linux`], [`native`] | rcuscale's tests of a Linux image; the storeys as a host program, beside others |
 //! | [`record`], [`rows`] | what a run found, as it is kept |
-//! | [`compare`], [`headline`], [`kfree`] | what moved since a saved run; the figures that were to be reached; the tables of docs/back-ends.md |
+//! | [`compare`], [`headline`], [`waits`], [`kfree`] | what moved since a saved run; the figures that were to be reached; grace periods under load; the tables of docs/back-ends.md |
 //! | [`report`], [`table`], [`curves`], [`html`] | what is shown of a record: tables, plots, a page |
 //! | [`guard`] | exact bounds of instructions |
 //!
@@ -29,6 +29,7 @@ pub mod report;
 pub mod rows;
 pub mod run;
 pub mod table;
+pub mod waits;
 
 use crate::cli::{BenchArgs, BenchWhat, ExperimentArgs, FigureArgs, ReportArgs};
 use crate::exit::{Exit, usage};
@@ -171,6 +172,9 @@ fn again(workspace: &Workspace, args: &ReportArgs) -> anyhow::Result<Exit> {
     if let Some(path) = &args.html {
         write(path, &html::page(&record, against.as_ref())?)?;
         println!("report in {}", path.display());
+    }
+    if args.write {
+        kfree::page::write(workspace, &record)?;
     }
     Ok(Exit::Passed)
 }

@@ -11,6 +11,8 @@ const SIZES: [u32; 5] = [1, 2, 4, 8, 16];
 const BOOT_SIZES: [u32; 6] = [1, 2, 4, 8, 16, 64];
 /// The most CPUs that the benches beside other allocators use.
 const PEERS: u32 = 4;
+/// Numbers of CPUs on which a Linux image waits for grace periods.
+const LINUX_WAITS: [u32; 2] = [2, 4];
 /// The machine whose floods are tables of docs/back-ends.md.
 pub const FLOOD_CPUS: u32 = 16;
 
@@ -83,6 +85,45 @@ impl Scale {
     }
 }
 
+/// A test of rcuscale's that a Linux image runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinuxTest {
+    /// Objects given up by `kfree_rcu`.
+    Kfree(Scale),
+    /// So many writers that wait for grace periods, and as many readers.
+    Waits {
+        /// One a CPU.
+        writers: u32,
+        /// For expedited ones.
+        expedited: bool,
+    },
+}
+
+impl LinuxTest {
+    /// For the kernel's command line.
+    #[must_use]
+    pub fn words(&self) -> String {
+        match self {
+            LinuxTest::Kfree(scale) => format!("rcuscale.kfree_rcu_test=1 {}", scale.words()),
+            LinuxTest::Waits { writers, expedited } => format!(
+                "rcuscale.nwriters={writers} rcuscale.nreaders={writers} rcuscale.gp_exp={} rcuscale.holdoff=2 \
+                 rcuscale.minruntime=10",
+                u8::from(*expedited)
+            ),
+        }
+    }
+
+    /// In a few words.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            LinuxTest::Kfree(_) => "kfree_rcu",
+            LinuxTest::Waits { expedited: false, .. } => "normal",
+            LinuxTest::Waits { expedited: true, .. } => "expedited",
+        }
+    }
+}
+
 /// A machine and what is measured on it.
 #[derive(Clone, Debug)]
 pub struct Leg {
@@ -100,8 +141,8 @@ pub struct Leg {
     pub append: String,
     /// Globs over `suite.bench`.
     pub benches: &'static [&'static str],
-    /// The test that a Linux image runs on the same machine.
-    pub scale: Option<Scale>,
+    /// What a Linux image runs on the same machine.
+    pub linux: Vec<LinuxTest>,
 }
 
 /// All that an experiment does.
@@ -136,6 +177,7 @@ impl Plan {
             plan.legs.extend(kfree_rcu(&of(&SIZES)));
         } else if experiment == Experiment::Linux {
             plan.legs.extend(Scale::ALL.iter().map(rcuscale));
+            plan.legs.extend(LINUX_WAITS.map(latency));
         }
         plan.native = [Experiment::Native, Experiment::KfreeRcu].iter().any(|&part| experiment.includes(part));
         if experiment.includes(Experiment::Smp) {
@@ -163,7 +205,7 @@ impl Plan {
 
 fn leg(name: impl Into<String>, cpus: u32, counted: bool, benches: &'static [&'static str]) -> Leg {
     let (name, append) = (name.into(), String::new());
-    Leg { name, cpus, nodes: 1, counted, thread: Thread::Auto, append, benches, scale: None }
+    Leg { name, cpus, nodes: 1, counted, thread: Thread::Auto, append, benches, linux: Vec::new() }
 }
 
 /// A leg for each size, timed and then counted.
@@ -185,18 +227,20 @@ fn slab(sizes: &[u32]) -> Vec<Leg> {
 fn rcu(sizes: &[u32]) -> Vec<Leg> {
     let mut legs = vec![leg("rcu", 2, true, &["rcu.*", "rcu_list.*", "srcu.*"])];
     legs.extend(over("readers", sizes, &["ref_scale.*"]));
-    let timed = |name: &str, benches| {
-        let of_size = move |cpus: &u32| leg(format!("{name}-{cpus}"), *cpus, false, benches);
-        sizes.iter().map(of_size).collect::<Vec<_>>()
-    };
-    legs.extend(timed("grace-periods", &["rcu_scale.*"]));
-    legs.extend(timed("latency", &["rcu_latency.*"]));
+    legs.extend(sizes.iter().map(|&cpus| leg(format!("grace-periods-{cpus}"), cpus, false, &["rcu_scale.*"])));
+    legs.extend(sizes.iter().map(|&cpus| latency(cpus)));
     legs
+}
+
+fn latency(cpus: u32) -> Leg {
+    let waits = |expedited| LinuxTest::Waits { writers: cpus, expedited };
+    let linux = if LINUX_WAITS.contains(&cpus) { vec![waits(false), waits(true)] } else { Vec::new() };
+    Leg { linux, ..leg(format!("latency-{cpus}"), cpus, false, &["rcu_latency.*"]) }
 }
 
 fn rcuscale(scale: &Scale) -> Leg {
     let leg = leg(scale.leg(), scale.cpus, false, &["kfree_rcu_scale.*"]);
-    Leg { thread: Thread::Multi, append: scale.words(), scale: Some(*scale), ..leg }
+    Leg { thread: Thread::Multi, append: scale.words(), linux: vec![LinuxTest::Kfree(*scale)], ..leg }
 }
 
 fn kfree_rcu(sizes: &[u32]) -> Vec<Leg> {

@@ -151,6 +151,19 @@ pub struct LinuxLine {
     pub footprint: f64,
 }
 
+/// How long writers of a Linux image waited for grace periods.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LinuxWaits {
+    /// The leg whose machine it ran on.
+    pub leg: String,
+    /// The kernel's release, if it said so.
+    pub release: String,
+    /// `normal` or `expedited`.
+    pub kind: String,
+    /// All waits of all writers, in nanoseconds.
+    pub waits: Vec<f64>,
+}
+
 /// A figure of the host program.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Native {
@@ -198,6 +211,8 @@ pub struct Record {
     pub legs: Vec<Leg>,
     /// The Linux image's lines.
     pub linux: Vec<LinuxLine>,
+    /// Its waits for grace periods.
+    pub linux_waits: Vec<LinuxWaits>,
     /// The host program's figures.
     pub native: Vec<Native>,
     /// The boot experiment.

@@ -22,6 +22,7 @@ pub fn sections(record: &Record, against: Option<&Record>) -> Vec<Section> {
             several => over_machines(&group.name, several),
         });
     }
+    sections.extend(super::waits::section(record));
     sections.extend(tables::all(record));
     for leg in &record.legs {
         let others = rows::benches(&leg.rows).into_iter().filter(|bench| !tables::has_table_of(bench));
@@ -84,8 +85,11 @@ fn groups(record: &Record) -> Vec<Group<'_>> {
     groups
 }
 
+fn many(n: u32, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
 fn machine(leg: &Leg) -> String {
-    let many = |n: u32, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
     format!("{} on {} ({})", many(leg.cpus, "CPU"), many(leg.nodes, "node"), leg.engine)
 }
 
@@ -134,7 +138,7 @@ fn spread(figure: &Figure) -> String {
 
 /// The medians, a column for each machine.
 fn over_machines(name: &str, legs: &[&Leg]) -> Option<Section> {
-    let sizes: Vec<String> = legs.iter().map(|leg| format!("{} CPUs", leg.cpus)).collect();
+    let sizes: Vec<String> = legs.iter().map(|leg| many(leg.cpus, "CPU")).collect();
     let mut table = Table::new(["bench", "unit", "goal"].into_iter().chain(sizes.iter().map(String::as_str)));
     for bench in distinct(legs.iter().flat_map(|leg| &leg.figures).map(|figure| figure.bench.as_str())) {
         let Some(first) = legs.iter().find_map(|leg| leg.figure(bench)) else { continue };

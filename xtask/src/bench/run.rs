@@ -23,7 +23,7 @@ use crate::verdict::{Asked, TestId, Verdict, judge};
 use crate::workspace::Workspace;
 
 use super::figures::Figures;
-use super::plan::{self, Plan, Scale};
+use super::plan::{self, LinuxTest, Plan};
 use super::record::{self, Boots, LinuxLine, Record, VERSION};
 use super::{curves, html, linux, native, report};
 
@@ -161,8 +161,9 @@ impl<'a> Runner<'a> {
         };
         for leg in &plan.legs {
             part(self, &leg.name, &mut |runner| runner.leg(leg))?;
-            if let Some((image, scale)) = image.zip(leg.scale) {
-                part(self, &format!("Linux on {}", leg.name), &mut |runner| runner.linux(leg, &scale, image))?;
+            for (image, test) in image.into_iter().flat_map(|image| leg.linux.iter().map(move |test| (image, test))) {
+                let name = format!("Linux, {}, on {}", test.name(), leg.name);
+                part(self, &name, &mut |runner| runner.linux(leg, test, image))?;
             }
         }
         if plan.native {
@@ -203,14 +204,23 @@ impl<'a> Runner<'a> {
     }
 
     /// Boots the image on the leg's machine.
-    fn linux(&mut self, leg: &plan::Leg, scale: &Scale, (bzimage, initrd): Image<'_>) -> anyhow::Result<()> {
+    fn linux(&mut self, leg: &plan::Leg, test: &LinuxTest, (bzimage, initrd): Image<'_>) -> anyhow::Result<()> {
         let machine = self.machine(&plan::Leg { append: String::new(), ..leg.clone() })?;
         for run in 0..self.runs {
-            let dir = self.dir.sub(&format!("linux-{}-{run}", leg.name))?;
-            let line = linux::measure(&machine, bzimage, initrd, scale, &dir)?;
-            let LinuxLine { release, ns, batches, footprint, .. } = &line;
-            eprintln!("Linux {release}: {:.2} s, {batches} grace periods, {footprint} MB", ns / 1e9);
-            self.record.linux.push(line);
+            let dir = self.dir.sub(&format!("linux-{}-{}-{run}", leg.name, test.name()))?;
+            let said = linux::run(&machine, bzimage, initrd, test, &dir)?;
+            let none = || stop(Exit::Incomplete, format!("Linux: no figures; see {}", dir.display()));
+            match test {
+                LinuxTest::Kfree(_) => {
+                    let line = linux::line(&said, &leg.name).ok_or_else(none)?;
+                    let LinuxLine { release, ns, batches, footprint, .. } = &line;
+                    eprintln!("Linux {release}: {:.2} s, {batches} grace periods, {footprint} MB", ns / 1e9);
+                    self.record.linux.push(line);
+                }
+                LinuxTest::Waits { .. } => {
+                    self.record.linux_waits.push(linux::waits(&said, &leg.name, test.name()).ok_or_else(none)?);
+                }
+            }
         }
         Ok(())
     }

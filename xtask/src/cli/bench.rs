@@ -139,7 +139,7 @@ pub enum BenchWhat {
     Smp(ExperimentArgs),
     /// The slab allocator and RCU as a host program, beside others (needs a C++ compiler); boots nothing
     Native(ExperimentArgs),
-    /// rcuscale's test of kfree_rcu on a Linux image, and ours beside it on the same machines
+    /// rcuscale's tests of kfree_rcu and of grace periods on a Linux image, and ours beside it on the same machines
     Linux(ExperimentArgs),
     /// All of these; Linux if its image is given
     All(ExperimentArgs),
@@ -210,4 +210,7 @@ pub struct ReportArgs {
     /// Write the report with plots to this file
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
+    /// Put tables and plots into docs/back-ends.md
+    #[arg(long)]
+    pub write: bool,
 }

@@ -7,10 +7,10 @@ use clap::{Args, ValueEnum};
 /// A CPU and memory shape, and how QEMU is to run it.
 #[derive(Args, Clone, Debug, Default)]
 pub struct MachineArgs {
-    /// CPUs, 1 to 255 [default: 4; of `bench` 2, of `test` those of its matrix]
+    /// CPUs, 1 to 255 [default: 4; of `test` those of its matrix]
     #[arg(long, value_name = "N")]
     pub cpus: Option<u32>,
-    /// NUMA nodes; the CPUs are dealt out as evenly as they go [default: 2; of `bench` 1]
+    /// NUMA nodes; the CPUs are dealt out as evenly as they go [default: 2]
     #[arg(long, value_name = "N")]
     pub nodes: Option<u32>,
     /// CPUs of each node, for uneven machines: 4,2,1

@@ -17,6 +17,10 @@ const PLOTS: &str = "docs/back-ends";
 /// The plots that the page shows.
 const SHOWN: &[&str] = &["rates", "waiting", "flood-instructions"];
 
+/// The tables of several machines: without all of them the table stays as it is.
+const SEVERAL: &[(&str, &[&str])] =
+    &[("answer", &["rcuscale-2", "rcuscale-4", "flood-16", "rates"]), ("rcuscale", &["rcuscale-2", "rcuscale-4"])];
+
 const END: &str = "<!-- end -->";
 
 /// Replaces what was measured; what was not stays.
@@ -27,6 +31,10 @@ pub fn write(workspace: &Workspace, record: &Record) -> anyhow::Result<()> {
     let path = workspace.root.join(PAGE);
     let mut page = std::fs::read_to_string(&path).map_err(|error| stop(Exit::Host, format!("{PAGE}: {error}")))?;
     for section in tables::all(record) {
+        let legs = SEVERAL.iter().find(|(name, _)| *name == section.name).map_or(&[][..], |(_, legs)| legs);
+        if !legs.iter().all(|leg| record.leg(leg).is_some()) {
+            continue;
+        }
         page = replace(&page, &section.name, &section.table.markdown())
             .ok_or_else(|| stop(Exit::Host, format!("{PAGE}: no place for the figures {}", section.name)))?;
     }
