@@ -11,6 +11,7 @@ use arch::{cpu, ipi};
 use kfree_rcu::backend::{self, BackEnd};
 use kfree_rcu::kfree_rcu;
 use mm::AllocFlags;
+use slab::rcu_return::MOST;
 use slab::{CacheFlags, Layout, RawCache};
 use sync::mutants::{SITES, Site, attach};
 use sync::nmi::{NmiHandler, as_nmi};
@@ -283,7 +284,12 @@ fn work_around(cx: &mut MaySleep) -> Result<(), Failure> {
     bed.take(500);
     bed.give_rcu(300);
     bed.give(200);
+    // A sheaf that comes back large, because nobody filled it: it is left to a worker.
+    cache.set_capacity(8 * MOST, cx).map_err(|error| crate::__failed!("{error}"))?;
+    bed.take(4 * MOST);
+    bed.give_rcu(4 * MOST);
     drop(bed);
+    kfree_rcu::kvfree_rcu_barrier(cx);
     drop(attached);
     // SAFETY: nobody else knows the cache.
     unsafe { slab::flush::destroy(cache, cx) }.map_err(|leaked| crate::__failed!("{leaked:?}"))
