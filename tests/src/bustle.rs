@@ -182,9 +182,11 @@ impl Shared {
             queues[1 - me].wake_one();
             self.step(which);
             if stutter(cx) {
-                return;
+                break;
             }
         }
+        // The partner may wait for a turn that is not played any more.
+        queues[1 - me].wake_one();
     }
 
     fn give(&self, cx: &mut MaySleep, mut rng: Rng) {

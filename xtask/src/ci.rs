@@ -30,6 +30,9 @@ const DETERMINISTIC: [&str; 14] = [
 /// Schedules of all kinds of torture at once: minutes on two cores.
 const SEEDS: [&str; 4] = ["torture", "--deterministic", "--seeds", "1..=500"];
 
+/// One scenario a storey, for seconds.
+const TORTURE: [&str; 7] = ["torture", "--minutes", "0.1", "SCHED01", "SRCU-N", "SLAB01", "KFREE01"];
+
 /// Runs the steps, all of them also when one fails; the tests come last, so that their counts are the last line.
 ///
 /// # Errors
@@ -47,7 +50,7 @@ pub fn ci(workspace: &Workspace, args: &CiArgs) -> anyhow::Result<Exit> {
         (CiStep::Models, "models", &["models"]),
         (CiStep::Deterministic, "deterministic", &DETERMINISTIC),
         (CiStep::Seeds, "seeds", &SEEDS),
-        (CiStep::Torture, "torture", &["torture", "--minutes", "0.1"]),
+        (CiStep::Torture, "torture", &TORTURE),
         (CiStep::Mutants, "mutants", &["torture", "--mutants", "--quick"]),
         (CiStep::Labs, "labs", &["lab", "check-all"]),
         (CiStep::Guard, "guard", &["bench", "guard"]),
