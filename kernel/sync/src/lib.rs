@@ -124,6 +124,15 @@ macro_rules! trace {
     };
 }
 
+/// Under loom there are no bugs but those that it finds.
+#[cfg(loom)]
+#[macro_export]
+macro_rules! bug {
+    ($name:literal, $what:literal, $found_by:literal) => {
+        false
+    };
+}
+
 /// Installs the interrupt, NMI and exception handlers of this storey with the machine.
 ///
 /// Context: boot CPU, once a machine, interrupts off. (A process may host one machine after another.)
