@@ -108,12 +108,7 @@ pub(crate) fn wait(cx: &mut MaySleep) {
     if !climb(cx, target) {
         return;
     }
-    {
-        let root = tree().root().lock(cx);
-        let gp = SEQ.start();
-        sync::trace!("rcu.exp_start", gp = gp.raw());
-        poll::exp_started(&root);
-    }
+    start(&tree().root().lock(cx));
     let begin = clock::now_ns();
     select(cx);
     let mut stall = stall::Watch::new();
@@ -124,12 +119,7 @@ pub(crate) fn wait(cx: &mut MaySleep) {
         boost::look(Kind::Expedited, begin);
         stall.check_expedited(SEQ.current());
     }
-    {
-        let root = tree().root().lock(cx);
-        sync::trace!("rcu.exp_end", gp = SEQ.current().raw());
-        SEQ.end();
-        poll::exp_ended(&root);
-    }
+    end(&tree().root().lock(cx));
     call::gp_ended();
     COUNT.fetch_add(1, Ordering::Relaxed);
     LENGTH_NS.record(clock::now_ns() - begin);
@@ -139,6 +129,20 @@ pub(crate) fn wait(cx: &mut MaySleep) {
     for node in tree().nodes() {
         node.exp.queue_for(target).wake_all();
     }
+}
+
+/// Steps the counter at the start, in the order of TWIN-1.
+pub(crate) fn start(root: &SpinIrqGuard<'_, NodeState>) {
+    poll::exp_starts(root);
+    let gp = SEQ.start();
+    sync::trace!("rcu.exp_start", gp = gp.raw());
+}
+
+/// Steps it at the end.
+pub(crate) fn end(root: &SpinIrqGuard<'_, NodeState>) {
+    sync::trace!("rcu.exp_end", gp = SEQ.current().raw());
+    SEQ.end();
+    poll::exp_ended(root);
 }
 
 /// Step 1 and 2. True with the turn; false if somebody else's expedited grace period has served `target`.

@@ -260,9 +260,10 @@ fn start() -> (Seq, LlistChain) {
     let root = tree().root();
     let state = root.lock(ATOMIC);
     WANTED.store(false, Ordering::Relaxed);
+    // TWIN-1.
+    poll::norm_starts(&state);
     let gp = SEQ.start();
     sync::trace!("rcu.gp_start", gp = gp.raw());
-    poll::norm_started(&state);
     set_up_node(root, state, gp);
     (gp, waiters)
 }
@@ -351,6 +352,7 @@ fn clean_up(cx: &mut MaySleep, gp: Seq) {
     clean(root, &state);
     SEQ.end();
     sync::trace!("rcu.gp_end", gp = gp.raw(), wanted = wanted);
+    // TWIN-1.
     poll::norm_ended(&state);
     // Waiters that queued after `start` took the others and read the counter before it stepped; cookies that an
     // overlapping expedited grace period has kept from their end.

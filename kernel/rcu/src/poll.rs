@@ -13,6 +13,11 @@
 //! A user who takes a cookie for each thing that he wants to free need not start a grace period each time: only if the
 //! cookie differs from that of the call before (S3-28). [`crate::pending`] keeps any number of things by their cookies.
 //!
+//! Invariant
+//! - TWIN-1: a grace period starts the twin before its own counter, and ends it after. So of two cookies the earlier one is over
+//!   no later, whatever their sizes: a full one that was made before a short one is over when that is.
+//!   Model: `loom_an_earlier_full_cookie_is_over_when_a_later_short_one_is`.
+//!
 //! Interrupts off does **not** freeze anything here: with interrupts off on this CPU the running grace period can end and
 //! the next one begin, two steps of the counter; only that one's end needs this CPU (S3-27). Code that compares
 //! cookies must not assume otherwise.
@@ -259,8 +264,8 @@ fn ended(snap: &AtomicU64) {
     }
 }
 
-/// A normal grace period has started.
-pub(crate) fn norm_started(_: &Root<'_>) {
+/// A normal grace period is about to start.
+pub(crate) fn norm_starts(_: &Root<'_>) {
     started(&NORM_SNAP);
 }
 
@@ -269,8 +274,8 @@ pub(crate) fn norm_ended(_: &Root<'_>) {
     ended(&NORM_SNAP);
 }
 
-/// An expedited grace period has started.
-pub(crate) fn exp_started(_: &Root<'_>) {
+/// An expedited grace period is about to start.
+pub(crate) fn exp_starts(_: &Root<'_>) {
     started(&EXP_SNAP);
 }
 

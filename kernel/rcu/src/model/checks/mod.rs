@@ -113,11 +113,11 @@ fn token() -> MaySleep {
 }
 
 /// Runs `body` as CPU `cpu`, with a thread of its own.
-fn on_cpu(cpu: usize, body: impl FnOnce(&mut MaySleep) + Send + 'static) -> thread::JoinHandle<()> {
+fn on_cpu<T: 'static>(cpu: usize, body: impl FnOnce(&mut MaySleep) -> T + Send + 'static) -> thread::JoinHandle<T> {
     thread::spawn(move || {
         run_as(cpu);
         sched::set_current(new_thread());
-        body(&mut token());
+        body(&mut token())
     })
 }
 

@@ -47,14 +47,19 @@ fn asks_shortly(_: &mut MaySleep) {
 /// Makes the steps of an expedited grace period, which may keep the end of a normal one from the short cookies.
 fn expedites(_: &mut MaySleep) {
     let root = nodes::tree().root();
-    {
-        let state = root.lock(ATOMIC);
-        exp::SEQ.start();
-        poll::exp_started(&state);
+    exp::start(&root.lock(ATOMIC));
+    exp::end(&root.lock(ATOMIC));
+}
+
+/// While a grace period begins, makes a cookie of each size, and asks for the later one.
+fn asks_for_the_later(_: &mut MaySleep) {
+    let _ = poll::start_poll_full();
+    let earlier = poll::get_state_full();
+    let later = poll::start_poll();
+    while !poll::poll(later) {
+        thread::yield_now();
     }
-    let state = root.lock(ATOMIC);
-    exp::SEQ.end();
-    poll::exp_ended(&state);
+    assert!(poll::poll(earlier), "TWIN-1");
 }
 
 #[test]
@@ -78,5 +83,24 @@ fn loom_no_short_cookie_is_forgotten_over_an_expedited_grace_period() {
     model(2, || {
         machine(&[]);
         serve([asks_shortly, expedites]);
+    });
+}
+
+#[test]
+fn loom_an_earlier_full_cookie_is_over_when_a_later_short_one_is() {
+    model(3, || {
+        machine(&[]);
+        serve([asks_for_the_later]);
+    });
+    // The same over expedited ones, which nobody asks for here.
+    model(3, || {
+        machine(&[]);
+        let other = on_cpu(2, |_| (poll::get_state_full(), poll::get_state()));
+        expedites(&mut token());
+        expedites(&mut token());
+        let (earlier, later) = other.join().unwrap();
+        assert!(!poll::poll(later) || poll::poll(earlier), "TWIN-1");
+        expedites(&mut token());
+        assert!(poll::poll(later) && poll::poll(earlier));
     });
 }
