@@ -1,7 +1,7 @@
 //! `cargo xtask rerun RUN`: the same command line again, and what is different now.
 //!
 //! What a run was stands in its folder: the command line and the seed in `run.json`, the results in `results.json` (of
-//! `test`) or `verdict.json` (of `run`), and what both serial lines said. The command is started as a process of its own, so
+//! `test` and of `torture`) or `verdict.json` (of `run`), and what both serial lines said. The command is started as a process of its own, so
 //! that it is the very same; its folder is found by the process id that it leaves in its own `run.json`.
 
 use std::collections::BTreeMap;
@@ -102,6 +102,11 @@ impl Past {
                     *entry = word;
                 }
             }
+            for boot in all["outcomes"].as_array().into_iter().flatten() {
+                let text = |key: &str| boot[key].as_str().unwrap_or_default().to_owned();
+                let seed = boot["seed"].as_u64().unwrap_or_default();
+                results.insert((text("machine"), format!("{} of seed {seed:#x}", text("scenario"))), text("verdict"));
+            }
         }
         Ok(Past { dir: dir.to_path_buf(), about, results })
     }
@@ -113,13 +118,14 @@ impl Past {
     /// The words after the program's name, with the seed that the run had.
     fn words(&self) -> anyhow::Result<Vec<String>> {
         let command = self.about["command"].as_str().unwrap_or_default();
-        if !["test", "run"].contains(&command) {
-            return Err(usage(format!("{} is a run of {command:?}: `test` and `run` can be run again", self.name())));
+        if !["test", "run", "torture"].contains(&command) {
+            let what = "`test`, `run` and `torture` can be run again";
+            return Err(usage(format!("{} is a run of {command:?}: {what}", self.name())));
         }
         let argv = self.about["argv"].as_array().context("run.json names no command line")?;
         let mut words: Vec<String> = argv.iter().skip(1).filter_map(Value::as_str).map(str::to_owned).collect();
         let has_seed = words.iter().any(|word| word.starts_with("--seed"));
-        if let Some(seed) = self.about["seed"].as_u64().filter(|_| command == "test" && !has_seed) {
+        if let Some(seed) = self.about["seed"].as_u64().filter(|_| command != "run" && !has_seed) {
             add(&mut words, &["--seed".to_owned(), format!("{seed:#x}")]);
         }
         Ok(words)

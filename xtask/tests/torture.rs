@@ -13,6 +13,13 @@ const DUE: [(&str, &str); 4] =
 
 /// A machine that says this about SCHED01, and ends with this status.
 fn machine(console: &str, failing: &[&str], dies_in: Option<&str>, end: &str) -> Machine {
+    let machine = Machine::new();
+    machine.prepare("first", console, &frames(failing, dies_in), end);
+    machine
+}
+
+/// What it says on COM2.
+fn frames(failing: &[&str], dies_in: Option<&str>) -> String {
     let mut log = Transcript::run(7, (4, 2), &DUE, failing, dies_in);
     let statistics = [
         r#"{"torture":"timers","ms":900,"last":false,"stat":{"armed":5,"fired":4}}"#,
@@ -27,9 +34,19 @@ fn machine(console: &str, failing: &[&str], dies_in: Option<&str>, end: &str) ->
     if let Some((Kind::End, payload)) = log.frames.last_mut() {
         *payload = payload.replace(&format!("\"frames\":{}", count - 3), &format!("\"frames\":{count}"));
     }
-    let machine = Machine::new();
-    machine.prepare("first", console, &log.encode(), end);
-    machine
+    log.encode()
+}
+
+#[test]
+fn a_run_is_run_again_with_its_seed_and_what_is_other_is_told() {
+    let machine = machine("fine\n", &["timers"], None, "35");
+    assert_eq!(machine.torture(&["SCHED01", "--minutes", "0.5"]).code(), 1);
+    machine.prepare("first", "fine\n", &frames(&[], None), "33");
+    let run = machine.rerun(&["latest"]);
+    assert_eq!(run.code(), 0, "{}", run.out());
+    for part in ["torture --seed 7 SCHED01 --minutes 0.5", "was failed, now passed: SCHED01 of seed 0x7  [4 CPUs"] {
+        assert!(run.out().contains(part), "{}\nlacks {part}", run.out());
+    }
 }
 
 #[test]

@@ -70,7 +70,7 @@ pub fn command(workspace: &Workspace, args: &TortureArgs, runs: &[Run<'_>], jobs
     let plan = Plan { seeds, repeat: args.repeat, jobs };
     let dir = RunDir::create(workspace, "torture")?;
     let builds: Vec<_> = runs.iter().map(|run| &*run.kernel.build_id).collect();
-    dir.describe(workspace, "torture", &json!({ "seeds": [seeds.first, seeds.last], "build_ids": builds }))?;
+    dir.describe(workspace, "torture", &json!({ "seeds": [seeds.first, seeds.last], "build_id": builds.join(" ") }))?;
     println!("results in {}", workspace.short(dir.path()).display());
     let _load = Load::start(args.load);
     let mut worst = Exit::Passed;

@@ -22,7 +22,7 @@ pub mod results;
 pub mod scenario;
 pub mod shard;
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use comfy_table::{Table, presets};
@@ -94,7 +94,11 @@ pub fn torture(workspace: &Workspace, args: &TortureArgs) -> anyhow::Result<Exit
     }
     let dir = RunDir::create(workspace, "torture")?;
     let builds: Vec<_> = kernels.values().map(|kernel| &*kernel.build_id).collect();
-    dir.describe(workspace, "torture", &json!({ "seed": seed, "shard": shard.to_string(), "build_ids": builds }))?;
+    dir.describe(
+        workspace,
+        "torture",
+        &json!({ "seed": seed, "shard": shard.to_string(), "build_id": builds.join(" ") }),
+    )?;
     println!("seed {seed:#x}; results in {}", workspace.short(dir.path()).display());
     let (outcomes, exit) = boot_all(&runs, cores, &dir)?;
     let mut results = Results::new(names, shard, rundir::commit(workspace), seed, outcomes);
@@ -120,8 +124,8 @@ fn kernels(
     workspace: &Workspace,
     args: &TortureArgs,
     due: &[(&Scenario, u64, Machine)],
-) -> anyhow::Result<HashMap<&'static str, Kernel>> {
-    let mut kernels = HashMap::new();
+) -> anyhow::Result<BTreeMap<&'static str, Kernel>> {
+    let mut kernels = BTreeMap::new();
     for (scenario, ..) in due {
         let profile: Profile = args.kernel.profile_or(scenario.profile);
         if !kernels.contains_key(profile.name()) {
