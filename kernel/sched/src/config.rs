@@ -41,6 +41,12 @@ param! {
     pub static IDLE: choice = "idle", default "halt", one of ["halt", "poll"];
 }
 
+param! {
+    /// Where a thread is switched away from: wherever preemption is on (`full`), or only where it sleeps, yields or calls
+    /// `cond_resched` (`none`), so that no section of an RCU reader outlasts a context switch.
+    pub static PREEMPT: choice = "preempt", default "full", one of ["full", "none"];
+}
+
 /// Nanoseconds from tick to tick.
 pub fn tick_ns() -> u64 {
     1_000_000_000 / u64::from(HZ.get())

@@ -23,7 +23,7 @@ use crate::rq::RunQueue;
 use crate::spawn::{self, SpawnError};
 use crate::switch::{self, IDLE_THREAD};
 use crate::thread::{self, BOOT_THREAD, CURRENT, NAME_BYTES, STAYS_FOR_EVER, Thread, cpu_number};
-use crate::{ask, below, idle, softirq, stop, tick, work};
+use crate::{ask, below, config, idle, softirq, stop, tick, work};
 
 /// Makes the boot flow the first thread and starts the boot CPU's tick. Returns that thread's token, with interrupts on.
 ///
@@ -47,8 +47,10 @@ pub unsafe fn init() -> Result<MaySleep, SpawnError> {
     static DONE: AtomicBool = AtomicBool::new(false);
     assert!(!DONE.swap(true, Ordering::Relaxed), "sched::init runs once");
     let here = cpu::current();
-    HOOKS.preempt_schedule.set(switch::preempt_schedule);
-    HOOKS.preempt_schedule_irq.set(switch::preempt_schedule_irq);
+    if config::PREEMPT.get() == "full" {
+        HOOKS.preempt_schedule.set(switch::preempt_schedule);
+        HOOKS.preempt_schedule_irq.set(switch::preempt_schedule_irq);
+    }
     HOOKS.irq_exit_softirq.set(softirq::run_pending);
     HOOKS.softirq_pending.set(softirq::pending);
     HOOKS.tick_runs.set(tick::runs_here);

@@ -247,7 +247,16 @@ mod tests {
         for cpus in [1, 8, 16, 100] {
             assert!(rcu().any(|file| file.cpus == Some(cpus)), "{cpus} CPUs");
         }
-        let shapes = ["fanout=2", "fanout=3", "fanout=4", "fanout=6", "fanout_leaf=2", "grange.hz=", "rcu_nocbs=all"];
+        let shapes = [
+            "fanout=2",
+            "fanout=3",
+            "fanout=4",
+            "fanout=6",
+            "fanout_leaf=2",
+            "grange.hz=",
+            "rcu_nocbs=all",
+            "preempt=none",
+        ];
         let disturbers = ["torture.onoff_", "torture.shuffle_", "torture.nmi_", "nocbs_toggle="];
         for word in shapes.into_iter().chain(disturbers) {
             assert!(rcu().any(|file| file.append.contains(word)), "{word}");

@@ -82,6 +82,8 @@ pub(crate) struct Torture {
     pub(crate) rounds: Rounds,
     pub(crate) progress: Progress,
     pub(crate) boosts: Boosts,
+    /// Switches that readers did not want, of those that are at their end.
+    pub(crate) preempted: AtomicU64,
     pub(crate) stalls: Stalls,
     pub(crate) read_exits: AtomicU64,
     pub(crate) toggles: AtomicU64,
@@ -152,6 +154,7 @@ impl Torture {
             rounds: Rounds::default(),
             progress: Progress::new(),
             boosts: Boosts::default(),
+            preempted: AtomicU64::new(0),
             stalls: Stalls::default(),
             read_exits: AtomicU64::new(0),
             toggles: AtomicU64::new(0),

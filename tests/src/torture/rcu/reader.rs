@@ -86,6 +86,7 @@ impl Torture {
                 rested_ns = clock::now_ns();
             }
         }
+        self.preempted.fetch_add(sched::current().involuntary_switches(), Ordering::Relaxed);
     }
 
     /// A section; false if there is nothing to be found.

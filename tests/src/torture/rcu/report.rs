@@ -121,6 +121,12 @@ impl Torture {
         self.stat_places(out);
         let rounds = &self.rounds;
         out.text("barrier", format_args!("{}/{}:{}", get(&rounds.good), get(&rounds.tried), get(&rounds.bad)));
+        let preempted = get(&self.preempted);
+        if sched::config::PREEMPT.get() == "none" {
+            out.error("preempted", preempted);
+        } else {
+            out.count("preempted", preempted);
+        }
         out.count("read-exits", get(&self.read_exits));
         out.count("nocb-toggles", get(&self.toggles));
         out.error("cookies", self.total(Flavour::cookie_errors));

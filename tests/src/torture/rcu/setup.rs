@@ -162,11 +162,13 @@ impl Setup {
             (0, _) => Some(StallWay::NoPreemption),
             _ => Some(StallWay::GpThread),
         };
+        // Where nobody is preempted, no reader loses its CPU to be boosted for.
+        let boosts = sched::config::PREEMPT.get() == "full";
         let stall_s = if STALL_GP_KTHREAD.get() != 0 { STALL_GP_KTHREAD.get() } else { STALL_CPU.get() };
         Setup {
             prodders: arch::cpu::online_count(),
             fwd_holdoff_ns: u64::from(FWD_PROGRESS_HOLDOFF.get()) * S,
-            boost_interval_ns: u64::from(TEST_BOOST_INTERVAL.get()) * S,
+            boost_interval_ns: if boosts { u64::from(TEST_BOOST_INTERVAL.get()) * S } else { 0 },
             toggle_ns: u64::from(NOCBS_TOGGLE.get()) * MS,
             // Its end would end a stall, too.
             gp_delay_ns: if stall.is_some() { 0 } else { u64::from(GP_DELAY.get()) * MS },
