@@ -61,6 +61,13 @@ impl InUse {
         self.pages = mm::stats::nodes().map(|node| node.in_use()).sum();
         self.workers = work::pools().fold((0, 0), |(all, ended), pool| (all + pool.workers as u64, ended + pool.ended));
     }
+
+    /// Whether nothing is in use that was not.
+    fn is_within(&self, before: &InUse) -> bool {
+        let same_caches = self.objects.iter().map(|(name, _)| name).eq(before.objects.iter().map(|(name, _)| name));
+        let counts = self.objects.iter().zip(&before.objects);
+        same_caches && self.pages <= before.pages && counts.into_iter().all(|((_, now), (_, then))| now <= then)
+    }
 }
 
 /// A sweep over work that allocates.
@@ -99,7 +106,8 @@ impl Sweep<'_> {
             return self.once(cx, &mut work);
         }
         let (mut before, mut after) = (InUse::new(), InUse::new());
-        // Again if there was a new worker, whose memory would look like lost.
+        // Again if there was a new worker, whose memory would look like lost; and if less is in use than before, because
+        // something was still on its way at the first look.
         for _ in 0..5 {
             before.look(cx);
             let met = self.once(cx, &mut work)?;
@@ -115,7 +123,7 @@ impl Sweep<'_> {
                 }
                 sched::sleep_ns(cx, 10_000_000);
             }
-            if before.workers == after.workers {
+            if before.workers == after.workers && !after.is_within(&before) {
                 break;
             }
         }
