@@ -31,6 +31,7 @@
 //! Ordering: ORD-2 in docs/rcu-ordering.md. Answers to Linux kernel/context_tracking.c; row R-15.
 
 use sync::atomic::{AtomicU64, Ordering, fence};
+use sync::{ATOMIC, IrqGuard};
 
 use crate::cpu::{Shared, shared_here};
 #[cfg(loom)]
@@ -113,7 +114,12 @@ pub(crate) fn irq_exit() {
 
 /// Whether RCU watches this CPU: whether readers are legal here. Context: any.
 pub(crate) fn watching_here() -> bool {
-    watches(shared_here().watching.load(Ordering::Relaxed))
+    let here = || watches(shared_here().watching.load(Ordering::Relaxed));
+    // A thread that is moved in the middle of a look sees the CPU that it has left, which may idle by now.
+    here() || {
+        let _stays = IrqGuard::new(ATOMIC);
+        here()
+    }
 }
 
 /// What a look at a CPU's counter from another CPU found.
