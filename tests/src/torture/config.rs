@@ -14,6 +14,11 @@ param! {
     pub static DURATION_MS: u32 = "torture.duration_ms", default 60_000, in 1..=86_400_000, unit "ms";
 }
 param! {
+    /// Milliseconds for which none of a kind's threads may end at the end, and which its last checks may take; a quarter of it
+    /// is how long a pipe of RCU may stand.
+    pub static PATIENCE: u32 = "torture.patience", default 60_000, in 1..=86_400_000, unit "ms";
+}
+param! {
     /// Seconds between two lines of statistics.
     pub static STAT_INTERVAL: u32 = "torture.stat_interval", default 15, in 1..=3_600, unit "s";
 }

@@ -14,14 +14,14 @@ use crate::run::seed_of;
 
 /// A kind that has begun. The frame asks it for figures now and then; when the run is at its end and the threads are joined, it
 /// stops it, asks for figures for the last time and drops it.
-pub trait Ongoing {
+pub trait Ongoing: Send {
     /// Says how it is getting on.
     ///
     /// Context: thread that may sleep; the threads of the kind run.
     fn stat(&self, out: &mut Stat);
 
     /// Ends what still goes on without threads (timers, callbacks), puts back what was changed, and looks whether all is
-    /// well: what [`stat`](Self::stat) says afterwards is final.
+    /// well: what [`stat`](Self::stat) says afterwards is final. A thread of its own does it, with a time limit.
     ///
     /// # Errors
     /// What is not well.
@@ -35,6 +35,11 @@ pub(super) struct Failed(SpinLock<Option<Failure>>);
 impl Failed {
     pub(super) fn new() -> Arc<Failed> {
         Arc::new(Failed(SpinLock::new(None, lock_class!("tests.torture_failed"))))
+    }
+
+    /// Whether there is one.
+    pub(super) fn is_some(&self) -> bool {
+        self.0.lock_irqsave(ATOMIC).is_some()
     }
 
     /// Keeps the failure if it is the first, and ends the run.

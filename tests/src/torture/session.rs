@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use core::{fmt, mem};
 
 use arch::clock;
-use sched::JoinHandle;
+use sched::{JoinHandle, Prio};
 use sync::MaySleep;
 
 use super::kind::{Kind, ROLE_LOAD, TORTURES, select};
@@ -202,17 +202,27 @@ impl Part {
 
     /// Waits for its threads, stops it, and says how it went.
     fn finish(mut self, end: Ending, cx: &mut MaySleep, out: &mut dyn Output) -> Result<(), Failure> {
-        let failure = self.failed.take();
-        if failure.is_some() && !self.threads_end_soon(cx) {
+        if let Err(left) = self.threads_end(cx) {
             // They are left as they are, with what they use.
             self.threads.into_iter().for_each(JoinHandle::detach);
             mem::forget(self.ongoing);
-            return failure.map_or(Ok(()), Err);
+            return Err(self.failed.take().unwrap_or(left));
         }
         self.threads.drain(..).for_each(|thread| thread.join(cx));
-        let stopped = match &mut self.ongoing {
-            Ok(ongoing) => ongoing.stop(cx),
-            Err(_) => Ok(()),
+        let failure = self.failed.take();
+        let stopped = match self.ongoing {
+            Ok(ongoing) => {
+                let (ongoing, stopped) = match stop(ongoing, cx) {
+                    Ok(both) => both,
+                    Err(stuck) => return Err(failure.unwrap_or(stuck)),
+                };
+                self.ongoing = Ok(ongoing);
+                stopped
+            }
+            Err(failure) => {
+                self.ongoing = Err(failure);
+                Ok(())
+            }
         };
         let stat = self.stat();
         self.print(&stat, end.begun_ns, true, out);
@@ -225,12 +235,51 @@ impl Part {
         Ok(())
     }
 
-    fn threads_end_soon(&self, cx: &mut MaySleep) -> bool {
-        let until = clock::now_ns() + LAST_WAIT_NS;
-        let all_ended = || self.threads.iter().all(JoinHandle::is_finished);
-        while !all_ended() && clock::now_ns() < until {
-            sched::sleep_ns(cx, 10 * MS);
+    /// Waits for its threads, as long as one of them ends now and then; not so long if it has failed. Who is left is a failure.
+    fn threads_end(&self, cx: &mut MaySleep) -> Result<(), Failure> {
+        let left = || self.threads.iter().filter(|thread| !thread.is_finished());
+        let (mut count, mut since_ns) = (left().count(), clock::now_ns());
+        while count != 0 {
+            sched::sleep_ns(cx, MS);
+            let (now, now_ns) = (left().count(), clock::now_ns());
+            if now != count {
+                (count, since_ns) = (now, now_ns);
+            }
+            let patience_ns = if self.failed.is_some() { LAST_WAIT_NS.min(patience_ns()) } else { patience_ns() };
+            if now_ns - since_ns > patience_ns {
+                let names: Vec<_> = left().map(|thread| thread.thread().name()).collect();
+                let names: Vec<_> = names.iter().map(|name| name.as_str()).collect();
+                let ms = patience_ns / MS;
+                return Err(crate::__failed!(
+                    "for {ms} ms no thread has ended of those that are left: {}",
+                    names.join(", ")
+                ));
+            }
         }
-        all_ended()
+        Ok(())
     }
+}
+
+/// How long what is to end may stand.
+fn patience_ns() -> u64 {
+    u64::from(config::PATIENCE.get()) * MS
+}
+
+/// A kind that was stopped, and what it says to that.
+type Stopped = (Box<dyn Ongoing>, Result<(), Failure>);
+
+/// Stops a kind whose threads have ended. An error if it says nothing.
+fn stop(mut ongoing: Box<dyn Ongoing>, cx: &mut MaySleep) -> Result<Stopped, Failure> {
+    let thread = sched::spawn(cx, "torture stop", Prio::CRITICAL, None, move |cx| {
+        let stopped = ongoing.stop(cx);
+        (ongoing, stopped)
+    });
+    let thread = thread.map_err(|error| crate::__failed!("stop: {error}"))?;
+    let until = clock::now_ns() + patience_ns();
+    while !thread.is_finished() && clock::now_ns() < until {
+        sched::sleep_ns(cx, MS);
+    }
+    // A thread that is stuck is left as it is, with what it uses.
+    ensure!(thread.is_finished(), "its last checks, barriers among them, are not done after {} ms", patience_ns() / MS);
+    Ok(thread.join(cx))
 }

@@ -1,10 +1,12 @@
 //! Barrier torture: several CPUs post a callback each at the same time, and all have run when the barrier returns.
 //!
 //! The posters wait for the next round, post, and say so. Whoever leads the round then calls the barrier, and looks.
+//! Now and then a poster posts a burst, whose end an offloaded CPU keeps off its list for a while.
 //! Every round is another flavour's, where a kind has several.
 //!
 //! Linux: `rcu_torture_barrier`, `rcu_torture_barrier_cbs` in kernel/rcu/rcutorture.c; rows C-2, C-6.
 
+use core::array;
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
@@ -17,6 +19,8 @@ use crate::torture::control;
 
 /// A millisecond in nanoseconds.
 const MS: u64 = 1_000_000;
+/// Callbacks of a burst: more than an offloaded CPU puts on its list in a tick.
+const BURST: usize = 24;
 
 /// A poster's callback.
 #[repr(C)]
@@ -48,14 +52,14 @@ pub(crate) struct Rounds {
 unsafe fn ran(head: *mut CallbackHead) {
     // SAFETY: by the caller; the head is the first field, and nobody writes `pending` otherwise than by its methods.
     let pending = unsafe { &(*head.cast::<Posted>()).pending };
-    // Release: pairs with the Acquire in `post_callbacks`, which posts the head again.
+    // Release: pairs with the Acquire in `is_pending`: who sees it may post the head again.
     pending.store(false, Ordering::Release);
 }
 
 impl Torture {
     /// The thread of one poster. `posted` is where its callback says that it runs; the leader looks there.
     pub(super) fn post_callbacks(&self, me: usize, mut rng: Rng, cx: &mut MaySleep) {
-        let mine = &self.posters[me].0;
+        let Poster(all) = &self.posters[me];
         let mut round = 0;
         while !control::should_stop() {
             let number = self.rounds.number.load(Ordering::Acquire);
@@ -71,16 +75,20 @@ impl Torture {
                 self.rounds.posted.fetch_add(1, Ordering::Relaxed);
                 continue;
             };
-            mine.pending.store(true, Ordering::Relaxed);
+            let mine = if rng.chance(1, 4) { &all[..] } else { &all[..1] };
+            for posted in mine {
+                posted.pending.store(true, Ordering::Relaxed);
+            }
             {
                 let _irqs = rng.chance(1, 2).then(|| IrqGuard::new(ATOMIC));
-                // SAFETY: it stays in `self`, which outlives the barrier at its end, and is not posted again until it ran.
-                unsafe { (call.queue)(mine.head.get(), ran) };
+                for posted in mine {
+                    // SAFETY: it stays in `self`, which outlives the barrier at its end, and is not posted again until it ran.
+                    unsafe { (call.queue)(posted.head.get(), ran) };
+                }
             }
             // Release: pairs with the Acquire in `lead_rounds`.
             self.rounds.posted.fetch_add(1, Ordering::Release);
-            // Acquire: pairs with the Release in `ran`.
-            while mine.pending.load(Ordering::Acquire) {
+            while mine.iter().any(Posted::is_pending) {
                 sched::sleep_ns(cx, MS / 4);
             }
         }
@@ -99,8 +107,12 @@ impl Torture {
                     return;
                 }
             }
+            if rng.chance(1, 4) {
+                // So that what is posted lies there for a while, whatever happens to its CPU.
+                sched::sleep_ns(cx, rng.below(4 * MS));
+            }
             (self.flavours[round % self.flavours.len()].ops.barrier)(cx);
-            let missing = self.posters.iter().filter(|poster| poster.0.pending.load(Ordering::Acquire)).count();
+            let missing = self.posters.iter().flat_map(|Poster(all)| all).filter(|posted| posted.is_pending()).count();
             rounds.tried.fetch_add(1, Ordering::Relaxed);
             if missing == 0 { &rounds.good } else { &rounds.bad }.fetch_add(1, Ordering::Relaxed);
             sched::sleep_ns(cx, rng.below(4 * MS));
@@ -113,11 +125,22 @@ impl Torture {
     }
 }
 
+impl Posted {
+    fn new() -> Posted {
+        Posted { head: UnsafeCell::new(CallbackHead::new()), pending: AtomicBool::new(false) }
+    }
+
+    fn is_pending(&self) -> bool {
+        // Acquire: pairs with the Release in `ran`.
+        self.pending.load(Ordering::Acquire)
+    }
+}
+
 /// A poster, as part of what is tortured.
-pub(crate) struct Poster(Posted);
+pub(crate) struct Poster([Posted; BURST]);
 
 impl Poster {
     pub(super) fn new() -> Poster {
-        Poster(Posted { head: UnsafeCell::new(CallbackHead::new()), pending: AtomicBool::new(false) })
+        Poster(array::from_fn(|_| Posted::new()))
     }
 }

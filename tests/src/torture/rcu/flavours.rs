@@ -15,6 +15,9 @@ use super::ops::{AnyCookie, Call, GetCookie, Ops, Readers, Section, Update, Way}
 use super::pipe;
 use super::updown::Up;
 
+/// A millisecond in nanoseconds.
+const MS: u64 = 1_000_000;
+
 const fn update(name: &'static str, way: Way) -> Update {
     Update { name, way }
 }
@@ -65,6 +68,7 @@ const RCU_READERS: Readers = Readers {
     begin: || Section::Rcu(rcu::read_lock(ATOMIC)),
     extendable: true,
     sleep: false,
+    long: (256, 20 * MS),
     in_interrupts: true,
     in_nmis: true,
     rest: sched::cond_resched,
@@ -161,6 +165,7 @@ macro_rules! srcu {
                     begin: || Section::$section(srcu_read_lock(&$domain)),
                     extendable: false,
                     sleep: true,
+                    long: (256, 20 * MS),
                     in_interrupts: true,
                     in_nmis: $nmi,
                     rest: sched::cond_resched,
@@ -223,6 +228,7 @@ const THREADS: Readers = Readers {
     begin: || Section::Unmarked,
     extendable: false,
     sleep: false,
+    long: (256, 20 * MS),
     in_interrupts: false,
     in_nmis: false,
     rest: rcu::cond_resched_tasks,
@@ -233,7 +239,8 @@ const THREADS: Readers = Readers {
 /// Tasks RCU: whatever a thread does between two voluntary switches.
 pub(crate) static TASKS: Ops = Ops {
     name: "tasks",
-    readers: THREADS,
+    // Its grace periods are long: two of RCU and what is between.
+    readers: Readers { long: (128, 100 * MS), ..THREADS },
     updates: &[update("gp_sync", Way::Wait(rcu::synchronize_rcu_tasks)), update("gp_normal", Way::Call(&CALL_TASKS))],
     exact: None,
     barrier: rcu::rcu_barrier_tasks,

@@ -12,6 +12,8 @@
 //! | [`barrier`] | barriers | C-2, C-6 |
 //! | [`fwd`] | floods, and readers without a pause | C-5 |
 //! | [`boost`], [`stall`], [`nocb`] | boosting; stalls and delays; offloading | C-7 |
+//! | [`stopped`] | readers of SRCU that are stopped before they count | C-4 |
+//! | [`watch`] | whether the pipes flow | C-5 |
 //! | [`setup`] | the parameters `rcutorture.*` | |
 //! | [`report`] | the line of statistics | C-2 |
 //!
@@ -32,8 +34,10 @@ pub(crate) mod report;
 pub(crate) mod segments;
 pub(crate) mod setup;
 pub(crate) mod stall;
+pub(crate) mod stopped;
 pub(crate) mod update;
 pub(crate) mod updown;
+pub(crate) mod watch;
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -69,6 +73,7 @@ pub(crate) struct Flavour {
     pub(crate) seen_there: SeenThere,
     pub(crate) seen_exiting: Seen,
     pub(crate) seen_handed: Seen,
+    pub(crate) seen_stopped: Seen,
     /// Sections that wait for their end.
     pub(crate) handed: Handed,
     pub(crate) errors: UpdateErrors,
@@ -90,6 +95,8 @@ pub(crate) struct Torture {
     pub(crate) gp_delays: AtomicU64,
     /// CPUs that were offloaded when it began.
     offloaded: CpuMask,
+    /// Whether readers are stopped: where they may sleep, and nobody else steps.
+    stops_readers: bool,
 }
 
 impl Flavour {
@@ -102,6 +109,7 @@ impl Flavour {
             seen_there: SeenThere::default(),
             seen_exiting: Seen::default(),
             seen_handed: Seen::default(),
+            seen_stopped: Seen::default(),
             handed: Handed::new(),
             errors: UpdateErrors::default(),
         }
@@ -110,7 +118,7 @@ impl Flavour {
     /// All that have seen something.
     fn all_seen(&self) -> impl Iterator<Item = &Seen> {
         let there = interrupts::Place::ALL.into_iter().map(|place| self.seen_there.at(place));
-        self.seen.iter().chain(there).chain([&self.seen_exiting, &self.seen_handed])
+        self.seen.iter().chain(there).chain([&self.seen_exiting, &self.seen_handed, &self.seen_stopped])
     }
 
     /// Waits until no reader can hold what was replaced before.
@@ -160,6 +168,7 @@ impl Torture {
             toggles: AtomicU64::new(0),
             gp_delays: AtomicU64::new(0),
             offloaded: rcu::nocb::offloaded(),
+            stops_readers: run.is_alone() && setup.ops.iter().all(|ops| ops.readers.sleep),
             setup,
         });
         interrupts::join(&this);
@@ -193,6 +202,11 @@ impl Torture {
             t.hand_over(rng, cx);
             Ok(())
         })?;
+        self.spawn(run, "srcu stopped", normal, times(self.stops_readers), some_bound, |t, _, rng, cx| {
+            t.read_after_a_stop(rng, cx);
+            Ok(())
+        })?;
+        self.spawn(run, "rcu watch", Prio::CRITICAL, 1, free, |t, _, _, cx| t.watch(cx))?;
         self.spawn(run, "rcu poster", normal, self.posters.len(), some_bound, |t, me, rng, cx| {
             t.post_callbacks(me, rng, cx);
             Ok(())

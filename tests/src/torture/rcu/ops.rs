@@ -79,6 +79,8 @@ pub(crate) struct Readers {
     pub(crate) extendable: bool,
     /// Sections sleep.
     pub(crate) sleep: bool,
+    /// One in so many times a section stays for so many nanoseconds: longer than a slice, and than a grace period takes.
+    pub(crate) long: (u64, u64),
     /// They are in interrupt handlers, too.
     pub(crate) in_interrupts: bool,
     /// And in NMI handlers.

@@ -213,6 +213,11 @@ impl Pipe {
         queue(element, call);
     }
 
+    /// Steps of all elements so far.
+    pub(crate) fn steps(&self) -> u64 {
+        self.figures.circulation.iter().map(|count| count.load(Ordering::Relaxed)).sum()
+    }
+
     /// Elements that callbacks have in hand.
     pub(crate) fn with_callbacks(&self) -> usize {
         // Acquire: pairs with the Release in `aged`: what the callbacks did is done.

@@ -8,6 +8,7 @@
 //! | whether the element was whole when it was found | it was not ([`Element::is_live`](super::pipe::Element::is_live)) | C-2 |
 //! | cookies that were made at its begin | they are over | C-3 |
 //! | the numbers of grace periods then and now | two of a kind have ended | C-1 |
+//! | after a sleep, whether RCU boosts it | it does | C-7 |
 //!
 //! Each reader counts for itself, in memory that no other CPU writes: a locked instruction at each section would order what is
 //! to be found unordered.
@@ -33,8 +34,8 @@ const MS: u64 = 1_000_000;
 const REST_EVERY_NS: u64 = 40 * MS;
 /// For so long.
 const REST_NS: u64 = MS / 2;
-/// A section that is longer than any slice.
-const LONG_NS: u64 = 20 * MS;
+/// For so long at most, a pointer that is leaked is used later.
+const LEAK_NS: u64 = 20 * MS;
 
 /// What one reader has seen. Written by one thread, or by interrupts of all CPUs with [`Seen::note_shared`].
 #[derive(Default)]
@@ -47,6 +48,8 @@ pub(crate) struct Seen {
     pub(crate) not_live: AtomicU64,
     /// Cookies that were over inside the section in which they were made.
     pub(crate) early_cookies: AtomicU64,
+    /// Rests after which the reader was boosted, though it had left its section long ago.
+    pub(crate) still_boosted: AtomicU64,
 }
 
 /// Adds one, for who is the only writer.
@@ -84,6 +87,9 @@ impl Torture {
             if clock::now_ns() - rested_ns > REST_EVERY_NS {
                 sched::sleep_ns(cx, REST_NS);
                 rested_ns = clock::now_ns();
+                if sched::current().rcu.boost.load(Ordering::Relaxed) != 0 {
+                    bump(&flavour.seen[me].still_boosted);
+                }
             }
         }
         self.preempted.fetch_add(sched::current().involuntary_switches(), Ordering::Relaxed);
@@ -113,7 +119,7 @@ impl Torture {
         if self.setup.leak_pointers {
             // On purpose: what was found is used when the section is over.
             segments.end(rng);
-            sched::sleep_ns(cx, rng.below(LONG_NS));
+            sched::sleep_ns(cx, rng.below(LEAK_NS));
             bump(&seen.ages[element.stage()]);
             return true;
         }
@@ -137,11 +143,11 @@ impl Torture {
 
 /// What a reader does inside: mostly little, at times so much that it loses its CPU, or sleeps if its flavour may.
 fn dwell(readers: &Readers, segments: &Segments<'_>, rng: &mut Rng, cx: &mut MaySleep) {
-    let dice = rng.next_u64();
+    let (dice, (long_in, long_ns)) = (rng.next_u64(), readers.long);
     let ns = if segments.is_preemptible() && readers.sleep && dice.is_multiple_of(16) {
         return sched::sleep_ns(cx, (dice >> 32) % (2 * MS));
-    } else if segments.is_preemptible() && dice.is_multiple_of(256) {
-        LONG_NS
+    } else if segments.is_preemptible() && dice.is_multiple_of(long_in) {
+        long_ns
     } else if !segments.has_interrupts_off() && dice.is_multiple_of(512) {
         // Some ticks without a reschedule.
         4 * MS

@@ -50,7 +50,8 @@ impl Flavour {
         self.all_seen().map(|seen| get(&seen.early_cookies)).sum()
     }
 
-    fn sections(&self) -> u64 {
+    /// Sections of readers' threads.
+    pub(super) fn sections(&self) -> u64 {
         self.seen.iter().map(Seen::sections).sum()
     }
 
@@ -67,6 +68,7 @@ impl Flavour {
         let errors = &self.errors;
         for (what, count) in [
             ("cookies over inside of the section that they were made in", self.early_cookies()),
+            ("rests of readers that were boosted", self.all_seen().map(|seen| get(&seen.still_boosted)).sum()),
             ("cookies not over when their callback ran", get(&self.pipe.figures.early_callbacks)),
             ("cookies not over after a wait", get(&errors.late_cookies)),
             ("cookies over and then not", get(&errors.reopened_cookies)),
@@ -150,6 +152,7 @@ impl Torture {
             ("gp-delays", setup.gp_delay_ns != 0, get(&self.gp_delays)),
             ("toggled", setup.toggle_ns != 0, get(&self.toggles)),
             ("boosted", setup.boost_interval_ns != 0 && rcu::boost_delay() != 0, get(&self.boosts.trials)),
+            ("stopped", self.stops_readers, self.total(|flavour| flavour.seen_stopped.sections())),
             ("flooded", setup.fwd_holdoff_ns != 0, get(&progress.floods) + get(&progress.stopped)),
             ("stalled", setup.stall.is_some(), get(&self.stalls.made)),
         ] {
