@@ -265,4 +265,14 @@ mod tests {
         assert!(rcu().any(|file| file.profile.is_empty()) && rcu().any(|file| file.profile == "release"));
         assert!(rcu().any(|file| file.thread == "multi") && rcu().any(without_memory));
     }
+
+    #[test]
+    fn the_default_list_tortures_calls_between_cpus_and_locks() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../torture");
+        let list = chosen(&all(&folder).unwrap(), &[]).unwrap();
+        for kind in ["scf", "lock"] {
+            let named = |scenario: &Scenario| scenario.file.kinds.iter().any(|name| name == kind);
+            assert!(list.iter().any(named), "{kind}");
+        }
+    }
 }
