@@ -79,6 +79,7 @@ impl Held {
 pub(crate) struct Yard {
     caches: [&'static RawCache; LAYOUTS.len()],
     slots: [SpinLock<Option<Held>>; SLOTS],
+    /// Objects with two holders, and sheaves that hold less than they promise.
     damaged: AtomicU64,
     /// Calls that found no memory.
     refused: AtomicU64,
@@ -111,7 +112,7 @@ impl Yard {
         self.refused.load(Relaxed)
     }
 
-    /// Objects with two holders.
+    /// Objects with two holders, and promises that were not kept.
     pub(crate) fn damaged(&self) -> u64 {
         self.damaged.load(Relaxed)
     }
@@ -148,10 +149,14 @@ impl Yard {
     /// An object of the thread's prefilled sheaf, which is refilled, exchanged for another or given back at times.
     fn take_prefilled(&self, sheaf: &mut Option<Prefilled>, which: usize, rng: &mut Rng) -> Option<Held> {
         let n = if rng.chance(1, 6) { rng.index(100) } else { rng.index(12) } + 1;
-        *sheaf = match sheaf.take() {
-            Some(sheaf) if rng.chance(3, 4) => Some(sheaf.refill(n, NOWAIT).unwrap_or_else(|old| old)),
-            _ => self.caches[which].prefill(n, NOWAIT),
+        let promised = match sheaf.take() {
+            Some(sheaf) if rng.chance(3, 4) => sheaf.refill(n, NOWAIT).map_err(Some),
+            _ => self.caches[which].prefill(n, NOWAIT).ok_or(None),
         };
+        if promised.as_ref().is_ok_and(|sheaf| sheaf.size() < n) {
+            self.damaged.fetch_add(1, Relaxed);
+        }
+        *sheaf = promised.map_or_else(|old| old, Some);
         let sheaf = sheaf.as_mut()?;
         let cache = sheaf.cache();
         sheaf.alloc(NOWAIT).map(|object| Held::new(object, cache.object_size(), Some(cache), rng))
@@ -216,7 +221,7 @@ impl Yard {
     pub(crate) fn close(&self, cx: &mut MaySleep, rng: &mut Rng) -> Result<(), Failure> {
         (0..SLOTS).filter_map(|slot| self.exchange(slot, None)).for_each(|held| self.free(held, rng));
         slab::deferred::flush(&sched::keep_cpus(cx), cx);
-        ensure_eq!(self.damaged.load(Relaxed), 0, "objects with two holders");
+        ensure_eq!(self.damaged.load(Relaxed), 0, "objects with two holders, and promises not kept");
         for cache in self.caches {
             account(cache)?;
             // SAFETY: nobody but this test knows the cache, and its threads have ended.

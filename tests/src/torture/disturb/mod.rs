@@ -2,6 +2,8 @@
 //! where it was asked for and never acted.
 
 mod failslab;
+#[cfg(feature = "mutants")]
+mod hooks;
 mod nmi;
 mod onoff;
 mod pressure;

@@ -5,8 +5,9 @@ use core::sync::atomic::Ordering::Relaxed;
 use kfree_rcu::backend::{self, BackEnd};
 use kfree_rcu::pending::{self, Keep};
 use kfree_rcu::{kvfree_rcu_barrier, kvfree_rcu_barrier_on_cache};
-use slab::rcu_bound;
 use slab::rcu_free::{self, Policy};
+use slab::rcu_return::MOST;
+use slab::{RawCache, rcu_bound};
 use sync::{MaySleep, Rng};
 
 use super::KfreeRcu;
@@ -14,6 +15,9 @@ use crate::kfree::{Way, cache, ensure_none_in_use, node};
 use crate::together::MS;
 use crate::torture::control;
 use crate::{Failure, ensure_eq};
+
+/// Capacity of a sheaf of which more comes back than a callback frees.
+const LARGE_SHEAF: usize = 3 * MOST;
 
 /// Settings of the machine.
 pub(super) struct Settings {
@@ -62,8 +66,8 @@ pub(super) fn change(shared: &KfreeRcu, mut rng: Rng, cx: &mut MaySleep) -> Resu
     Ok(())
 }
 
-/// Gives objects of a cache up and waits for them, again and again: then none is in use. At times the cache is destroyed at once,
-/// which waits itself.
+/// Gives objects of a cache up and waits for them, again and again: then none is in use. The last ones the end of the cache waits
+/// for.
 pub(super) fn wait(shared: &KfreeRcu, mut rng: Rng, cx: &mut MaySleep) -> Result<(), Failure> {
     while !control::stutter(cx) {
         // Without memory for a cache there is nothing to wait for.
@@ -71,26 +75,34 @@ pub(super) fn wait(shared: &KfreeRcu, mut rng: Rng, cx: &mut MaySleep) -> Result
             sched::sleep_ns(cx, MS);
             continue;
         };
-        for _ in 0..1 + rng.index(150) {
-            let Some(node) = node(short) else { continue };
-            // SAFETY: allocated above, and nobody else knows it.
-            unsafe { Way::any(&mut rng).give_up(node, cx) };
+        if rng.chance(1, 2) {
+            // A large sheaf that comes back is left to a worker. No memory for it is no error here.
+            _ = short.set_capacity(LARGE_SHEAF, cx);
         }
-        match rng.index(4) {
-            0 => {}
-            1 => {
-                kvfree_rcu_barrier_on_cache(short, cx);
-                ensure_none_in_use(short, cx)?;
+        for _ in 0..rng.index(4) {
+            give_up_some(short, &mut rng, cx);
+            if rng.chance(1, 4) {
+                backend::switch(BackEnd::ALL[rng.index(BackEnd::ALL.len())], cx);
             }
-            _ => {
-                kvfree_rcu_barrier(cx);
-                ensure_none_in_use(short, cx)?;
+            match rng.chance(1, 2) {
+                true => kvfree_rcu_barrier(cx),
+                false => kvfree_rcu_barrier_on_cache(short, cx),
             }
+            ensure_none_in_use(short, cx)?;
+            shared.barriers.fetch_add(1, Relaxed);
         }
+        give_up_some(short, &mut rng, cx);
         // SAFETY: nobody else knows the cache.
         ensure_eq!(unsafe { slab::flush::destroy(short, cx) }, Ok(()), "a cache whose objects were given to kfree_rcu");
-        shared.barriers.fetch_add(1, Relaxed);
         sched::sleep_ns(cx, rng.below(2_000_000));
     }
     Ok(())
+}
+
+fn give_up_some(cache: &'static RawCache, rng: &mut Rng, cx: &mut MaySleep) {
+    for _ in 0..1 + rng.index(150) {
+        let Some(node) = node(cache) else { continue };
+        // SAFETY: allocated above, and nobody else knows it.
+        unsafe { Way::any(rng).give_up(node, cx) };
+    }
 }

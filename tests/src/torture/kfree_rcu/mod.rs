@@ -6,11 +6,13 @@
 //! | `mod` | readers and updaters of a field on all CPUs, and acts in it from interrupts, timers, callbacks and NMIs |
 //! | [`fronts`] | many in one call, owners, callbacks' heads, objects that wait for SRCU, trackers that give objects back early |
 //! | [`changes`] | what changes at run time; barriers, after which nothing of what came before is in use |
+//! | [`late`] | at the end, what is given up and nobody waits for |
 //!
 //! At the end every object, sheaf, slab and byte that waited is back.
 
 mod changes;
 mod fronts;
+mod late;
 
 use alloc::sync::Arc;
 use core::ptr;
@@ -109,7 +111,7 @@ impl Ongoing for Arc<KfreeRcu> {
         ensure_eq!(self.cache.waiting().total().bytes, 0, "bytes that wait on RCU");
         // SAFETY: nobody uses the cache any more.
         ensure_eq!(unsafe { slab::flush::destroy(self.cache, cx) }, Ok(()));
-        Ok(())
+        late::come_back(cx)
     }
 }
 
@@ -141,7 +143,9 @@ torture! {
         thread("kfree_rcu fronts", None, fronts::give_up)?;
         thread("kfree_rcu sleeper", None, fronts::read_and_sleep)?;
         thread("kfree_rcu changes", None, changes::change)?;
-        thread("kfree_rcu barriers", None, changes::wait)?;
+        for _ in 0..2 {
+            thread("kfree_rcu barriers", None, changes::wait)?;
+        }
         Ok(kfree_rcu)
     }
 }
