@@ -1,8 +1,11 @@
 //! Plots as SVG: curves of named lines with a point at each figure, for `smp`, for `bench` and for the pages in docs/.
 //!
-//! An axis counts evenly, by doublings or by tens. The drawing library is given the logarithm and the labels are turned back,
-//! so that all kinds are one type.
+//! An axis counts evenly, by doublings or by tens, with marks at round numbers: [`Places`] tells the drawing library.
 
+use std::ops::Range;
+
+use plotters::coord::ranged1d::{KeyPointHint, NoDefaultFormatting, ValueFormatter};
+use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 
 /// Pixels.
@@ -51,23 +54,69 @@ impl Scale {
         }
     }
 
-    fn label(self, place: f64) -> String {
-        match self {
-            Scale::Even => short(place),
-            Scale::Doublings if (place - place.round()).abs() < 1e-6 => short(place.exp2()),
-            Scale::Doublings => String::new(),
-            Scale::Tens => short(10_f64.powf(place)),
-        }
-    }
-
-    /// From where to where the axis goes.
-    fn span(self, places: impl Iterator<Item = f64> + Clone) -> std::ops::Range<f64> {
-        let most = places.clone().fold(f64::NEG_INFINITY, f64::max);
+    /// From where to where an axis with these values goes.
+    fn span(self, values: impl Iterator<Item = f64>) -> Range<f64> {
+        let places: Vec<f64> = values.map(|value| self.place(value)).collect();
+        let most = places.iter().copied().fold(f64::NEG_INFINITY, f64::max);
         match self {
             Scale::Even => 0.0..most.max(1e-3) * 1.1,
             Scale::Doublings => -0.1..most.max(1.0) + 0.1,
-            Scale::Tens => places.fold(f64::INFINITY, f64::min) - 0.15..most + 0.15,
+            Scale::Tens => places.into_iter().fold(f64::INFINITY, f64::min) - 0.15..most + 0.15,
         }
+    }
+}
+
+/// An axis to the drawing library.
+struct Places {
+    scale: Scale,
+    /// Of places, not of values.
+    span: Range<f64>,
+}
+
+impl Places {
+    fn of(scale: Scale, values: impl Iterator<Item = f64>) -> Places {
+        Places { scale, span: scale.span(values) }
+    }
+
+    /// The round values by tens: 1, 2 and 5 of each ten, or 1 alone where there are many.
+    fn tens(&self) -> Vec<f64> {
+        let of_ten: &[f64] = if self.span.end - self.span.start > 2.5 { &[1.0] } else { &[1.0, 2.0, 5.0] };
+        let tens = self.span.start.floor() as i32..=self.span.end.floor() as i32;
+        let all = tens.flat_map(|ten| of_ten.iter().map(move |of| of * 10_f64.powi(ten)));
+        all.filter(|&value| self.span.contains(&self.scale.place(value))).collect()
+    }
+}
+
+impl Ranged for Places {
+    type FormatOption = NoDefaultFormatting;
+    type ValueType = f64;
+
+    fn map(&self, value: &f64, (from, to): (i32, i32)) -> i32 {
+        let part = (self.scale.place(*value) - self.span.start) / (self.span.end - self.span.start);
+        from + (f64::from(to - from) * part).round() as i32
+    }
+
+    fn key_points<Hint: KeyPointHint>(&self, hint: Hint) -> Vec<f64> {
+        match self.scale {
+            Scale::Even => RangedCoordf64::from(self.span.clone()).key_points(hint),
+            Scale::Doublings => (0..=self.span.end as i32).map(|doubling| 2_f64.powi(doubling)).collect(),
+            Scale::Tens => self.tens(),
+        }
+    }
+
+    fn range(&self) -> Range<f64> {
+        let value = |place: f64| match self.scale {
+            Scale::Even => place,
+            Scale::Doublings => place.exp2(),
+            Scale::Tens => 10_f64.powf(place),
+        };
+        value(self.span.start)..value(self.span.end)
+    }
+}
+
+impl ValueFormatter<f64> for Places {
+    fn format_ext(&self, value: &f64) -> String {
+        short(*value)
     }
 }
 
@@ -115,34 +164,23 @@ impl Plot {
     }
 
     fn draw(&self, text: &mut String) -> Result<(), Box<dyn std::error::Error>> {
-        let (x, y) = (self.x.1, self.y.1);
-        let place = |&(a, b): &(f64, f64)| (x.place(a), y.place(b));
-        let all: Vec<(f64, f64)> = self.lines.iter().flat_map(|(_, points)| points).map(place).collect();
+        let all = || self.lines.iter().flat_map(|(_, points)| points);
+        let x = Places::of(self.x.1, all().map(|point| point.0));
+        let y = Places::of(self.y.1, all().map(|point| point.1));
         let area = SVGBackend::with_string(text, SIZE).into_drawing_area();
         area.fill(&WHITE)?;
-        let width = x.span(all.iter().map(|point| point.0));
-        let marks = if x == Scale::Doublings { width.end as usize + 1 } else { 10 };
         let mut chart = ChartBuilder::on(&area)
             .caption(&self.title, ("sans-serif", 18))
             .margin(12)
             .margin_right(LEGEND)
             .x_label_area_size(36)
             .y_label_area_size(56)
-            .build_cartesian_2d(width, y.span(all.iter().map(|point| point.1)))?;
-        chart
-            .configure_mesh()
-            .x_desc(self.x.0)
-            .y_desc(self.y.0)
-            .x_labels(marks)
-            .x_label_formatter(&|&at| x.label(at))
-            .y_label_formatter(&|&at| y.label(at))
-            .light_line_style(TRANSPARENT)
-            .draw()?;
+            .build_cartesian_2d(x, y)?;
+        chart.configure_mesh().x_desc(self.x.0).y_desc(self.y.0).light_line_style(TRANSPARENT).draw()?;
         for (number, (name, points)) in self.lines.iter().enumerate() {
             let color = COLORS[number % COLORS.len()];
-            let points: Vec<(f64, f64)> = points.iter().map(place).collect();
-            chart.draw_series(LineSeries::new(points.clone(), color.stroke_width(2)))?;
-            chart.draw_series(points.into_iter().map(|at| Circle::new(at, 3, color.filled())))?;
+            chart.draw_series(LineSeries::new(points.iter().copied(), color.stroke_width(2)))?;
+            chart.draw_series(points.iter().map(|&at| Circle::new(at, 3, color.filled())))?;
             let (left, middle) = ((SIZE.0 - LEGEND) as i32 + 8, 50 + 18 * number as i32);
             area.draw(&PathElement::new([(left, middle), (left + 16, middle)], color.stroke_width(2)))?;
             area.draw(&Text::new(name.as_str(), (left + 22, middle - 6), ("sans-serif", 12)))?;
@@ -170,11 +208,15 @@ mod tests {
     }
 
     #[test]
-    fn labels_are_the_values_and_not_their_logarithms() {
-        assert_eq!(Scale::Doublings.label(4.0), "16");
-        assert_eq!(Scale::Doublings.label(4.5), "");
-        assert_eq!(Scale::Tens.label(3.0), "1000");
-        assert_eq!(Scale::Tens.label(-1.0), "0.1");
-        assert_eq!([0.0, 2.5, 12_000.0, 3e6].map(|value| Scale::Even.label(value)), ["0", "2.5", "12k", "3M"]);
+    fn marks_are_round_numbers() {
+        let marks = |scale, values: &[f64]| {
+            let axis = Places::of(scale, values.iter().copied());
+            axis.key_points(10).iter().map(|value| axis.format_ext(value)).collect::<Vec<_>>()
+        };
+        assert_eq!(marks(Scale::Doublings, &[1.0, 16.0]), ["1", "2", "4", "8", "16"]);
+        assert_eq!(marks(Scale::Tens, &[3.0, 40.0]), ["5", "10", "20", "50"]);
+        assert_eq!(marks(Scale::Tens, &[0.5, 2e4]), ["1", "10", "100", "1000", "10k"]);
+        assert_eq!(marks(Scale::Even, &[0.0, 25_000.0]), ["0", "5000", "10k", "15k", "20k", "25k"]);
+        assert_eq!([0.0, 2.5, 12_000.0, 3e6].map(short), ["0", "2.5", "12k", "3M"]);
     }
 }

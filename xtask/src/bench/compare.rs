@@ -2,7 +2,8 @@
 //!
 //! Instructions are exact, so any other figure has moved; where boots of one run differ among themselves, only one outside of
 //! what both runs have seen. Time has moved when each run has at least [`BOOTS`] boots, they have no figure in common, and
-//! their medians are further apart than the boots of either.
+//! their medians are further apart than the boots of either: by what factor, since a path that takes ten times as long varies ten
+//! times as much.
 
 use crate::spread::Spread;
 
@@ -40,7 +41,9 @@ fn change(before: &[f64], now: &[f64], exact: bool) -> Change {
     let tenths = |values: &[f64]| Spread::of(&values.iter().map(|v| (v * 10.0).round()).collect::<Vec<_>>());
     let (Some(before), Some(now)) = (tenths(before), tenths(now)) else { return Change::Unknown };
     let moved = !before.overlaps(&now);
-    let apart = (now.middle - before.middle).abs() > (now.most - now.least).max(before.most - before.least);
+    // A tenth stands for none of them, by which nothing can be divided.
+    let factor = |a: f64, b: f64| (a.max(1.0) / b.max(1.0)).ln().abs();
+    let apart = factor(now.middle, before.middle) > factor(now.most, now.least).max(factor(before.most, before.least));
     match () {
         () if exact && moved => Change::Times(now.middle / before.middle),
         () if exact => Change::None,
@@ -117,6 +120,9 @@ mod tests {
         assert_eq!(change(&[34.0], &[50.0], false), Change::Unknown);
         assert_eq!(change(&[10.0, 11.0, 12.0], &[11.5, 20.0, 30.0], false), Change::None);
         assert_eq!(change(&[10.0, 10.0, 20.0], &[21.0, 22.0, 23.0], false), Change::Times(2.2));
+        // What is slower varies more.
+        assert_eq!(change(&[36.0, 36.0, 37.0], &[5_400.0, 7_200.0, 16_000.0], false), Change::Times(200.0));
+        assert_eq!(change(&[0.0, 0.0, 0.0], &[0.1, 0.2, 0.3], false), Change::None);
         // No figure in common, but nearer than what one run differs by itself.
         assert_eq!(change(&[10.0, 19.0, 20.0], &[21.0, 22.0, 23.0], false), Change::None);
     }

@@ -8,6 +8,8 @@ use super::record::{Boots, Leg, Record, Row, Unit};
 use super::rows::{benches, medians};
 
 const CPUS: Axis = ("CPUs", Scale::Doublings);
+/// The same where time is taken.
+const TIMED_CPUS: Axis = ("CPUs; where the host has fewer, one host thread runs all", Scale::Doublings);
 
 /// The bench whose rows are one flood of each way.
 const SMALL: &str = "kfree_rcu_flood.small";
@@ -75,7 +77,12 @@ fn by_cpus(
             add(&mut lines, &row.of, (f64::from(leg.cpus), figure(row)));
         }
     }
-    Plot { name, title: title.to_owned(), x: CPUS, y: (unit, Scale::Even), lines }
+    Plot { name, title: title.to_owned(), x: cpus_of(unit), y: (unit, Scale::Even), lines }
+}
+
+/// The axis of machines for figures in `unit`.
+fn cpus_of(unit: &str) -> Axis {
+    if unit == Unit::Ns.name() { TIMED_CPUS } else { CPUS }
 }
 
 fn an_object(row: &Row) -> f64 {
@@ -96,7 +103,7 @@ fn of_suite(record: &Record, name: &'static str, title: &str, prefix: &str, suit
             add(&mut lines, &of, (f64::from(leg.cpus), figure.p50()));
         }
     }
-    Plot { name, title: title.to_owned(), x: CPUS, y: (unit.name(), Scale::Tens), lines }
+    Plot { name, title: title.to_owned(), x: cpus_of(unit.name()), y: (unit.name(), Scale::Tens), lines }
 }
 
 /// What rows of a bench say by what they are of, a name and a number with `/` between.
@@ -138,12 +145,12 @@ fn lengths(record: &Record) -> Plot {
             let mut below = 0.0;
             for row in buckets {
                 below += row["waits"];
-                add(&mut lines, &format!("{kind}, {} CPUs", leg.cpus), (row["up_to_ns"] / 1e6, below / all * 100.0));
+                add(&mut lines, &format!("{kind}, {} CPUs", leg.cpus), (row["up_to_ns"] / 1e3, below / all * 100.0));
             }
         }
     }
     let title = "How long a writer waits for a grace period, under load".to_owned();
-    Plot { name: "lengths", title, x: ("ms", Scale::Tens), y: ("% of waits not longer", Scale::Even), lines }
+    Plot { name: "lengths", title, x: ("µs", Scale::Tens), y: ("% of waits not longer", Scale::Even), lines }
 }
 
 /// Time to all CPUs online, a line for each number of nodes.
@@ -157,7 +164,7 @@ pub fn boots(all: &[Boots]) -> Plot {
     Plot {
         name: "smp",
         title: "From QEMU's start to all CPUs online".to_owned(),
-        x: CPUS,
+        x: TIMED_CPUS,
         y: ("ms", Scale::Even),
         lines,
     }
@@ -198,7 +205,7 @@ mod tests {
         let writer = row("rcu_latency.normal", "writer 0", "p50", 7.0);
         let legs = vec![leg("latency-2", 2, vec![], vec![writer, bucket(1e6, 1.0), bucket(2e6, 3.0)])];
         let record = Record { legs, ..Record::default() };
-        let line = ("normal, 2 CPUs".to_owned(), vec![(1.0, 25.0), (2.0, 100.0)]);
+        let line = ("normal, 2 CPUs".to_owned(), vec![(1e3, 25.0), (2e3, 100.0)]);
         assert_eq!(lines(&record), [("lengths", vec![line])]);
     }
 

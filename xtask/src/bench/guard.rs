@@ -85,8 +85,8 @@ pub fn guard(workspace: &Workspace, args: &GuardArgs) -> anyhow::Result<Exit> {
     if chosen.is_empty() {
         return Err(usage(format!("{FILE}: none of its benches is in the kernel")));
     }
-    let mut runner = Runner::new(workspace, "guard", &args.qemu, (&artifacts, &all), (1, true))?;
-    runner.boot("guard", &machine, &chosen)?;
+    let mut runner = Runner::new(workspace, "guard", &args.qemu, (&artifacts, &all), (None, true))?;
+    runner.boot("guard", &machine, &chosen, 1)?;
     let record = runner.record();
     let leg = record.leg("guard").ok_or_else(|| stop(Exit::Incomplete, "no figures".to_owned()))?;
     let words = judge(&bounds, leg, &record.rustc);
@@ -117,7 +117,14 @@ pub fn guard(workspace: &Workspace, args: &GuardArgs) -> anyhow::Result<Exit> {
 
 fn read(path: &PathBuf) -> anyhow::Result<Bounds> {
     let text = std::fs::read_to_string(path).map_err(|error| stop(Exit::Host, format!("{FILE}: {error}")))?;
-    toml::from_str(&text).map_err(|error| usage(format!("{FILE}: {}", error.message())))
+    parse(&text).map_err(usage)
+}
+
+fn parse(text: &str) -> Result<Bounds, String> {
+    toml::from_str(text).map_err(|error| {
+        let line = error.span().map_or(1, |span| text[..span.start].lines().count().max(1));
+        format!("{FILE}:{line}: {}", error.message())
+    })
 }
 
 /// Each bound with the figure, to a tenth, and what is to say of it.
@@ -188,6 +195,8 @@ mod tests {
         let text = format!("{HEAD}{}", toml::to_string(&all).unwrap());
         assert_eq!(toml::from_str::<Bounds>(&text).unwrap(), all);
         assert!(toml::from_str::<Bounds>(&format!("{text}\n[other]\n")).is_err());
+        let wrong = parse("rustc = \"1\"\n[instructions]\n\"a.x\" = \"34\"\n").unwrap_err();
+        assert!(wrong.starts_with("tests/guard.toml:3: ") && wrong.contains("\"34\""), "{wrong}");
         let kept = include_str!("../../../tests/guard.toml");
         assert!(kept.starts_with(HEAD) && toml::from_str::<Bounds>(kept).is_ok());
     }

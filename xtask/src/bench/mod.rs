@@ -31,6 +31,7 @@ pub mod run;
 pub mod table;
 pub mod waits;
 
+use crate::artifact::Artifacts;
 use crate::cli::{BenchArgs, BenchWhat, ExperimentArgs, FigureArgs, ReportArgs};
 use crate::exit::{Exit, usage};
 use crate::kernel_tests::{Filter, KernelBench};
@@ -94,6 +95,9 @@ fn experiment(workspace: &Workspace, which: Experiment, args: &ExperimentArgs) -
         return Err(usage("--write with --icount: the page tells of times where there are times"));
     }
     let mut plan = Plan::of(which, &args.cpus);
+    if args.figures.icount {
+        plan = plan.counted();
+    }
     if let Some(word) = args.only.as_deref() {
         let names = plan.names().join(", ");
         plan.keep(word);
@@ -101,9 +105,16 @@ fn experiment(workspace: &Workspace, which: Experiment, args: &ExperimentArgs) -
             return Err(usage(format!("--only {word}: bench {} has {names}", which.name())));
         }
     }
-    let (artifacts, all) = kernel(workspace, &args.figures.kernel)?;
+    let (artifacts, all) = if plan.boots_nothing() {
+        let (loader, kernel) = Default::default();
+        (Artifacts { loader, kernel, profile: "release" }, Vec::new())
+    } else {
+        kernel(workspace, &args.figures.kernel)?
+    };
     let how = (args.figures.runs, args.figures.icount);
     let mut runner = Runner::new(workspace, which.name(), &args.qemu, (&artifacts, &all), how)?;
+    let minutes = plan.minutes(args.figures.runs, image.is_some());
+    eprintln!("{} parts: about {minutes} min if nothing else runs on two cores", plan.names().len());
     let exit = runner.carry_out(&plan, image)?;
     runner.keep(&args.figures, against.as_ref())?;
     if args.write {
@@ -148,7 +159,7 @@ fn single(workspace: &Workspace, args: &BenchArgs) -> anyhow::Result<Exit> {
     let how = (args.figures.runs, args.figures.icount);
     let mut runner = Runner::new(workspace, "benches", &args.machine.qemu, (&artifacts, &all), how)?;
     for machine in &machines {
-        runner.boot(&format!("benches-{}", machine.shape.cpus()), machine, &chosen)?;
+        runner.boot(&format!("benches-{}", machine.shape.cpus()), machine, &chosen, 1)?;
     }
     runner.keep(&args.figures, against.as_ref())?;
     let legs = runner.record().legs.iter();

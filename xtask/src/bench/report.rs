@@ -59,11 +59,13 @@ pub fn text(record: &Record, against: Option<&Record>) -> String {
 /// What was measured, in a line.
 #[must_use]
 pub fn about(record: &Record) -> String {
-    let runs = record.legs.iter().map(|leg| leg.runs).max().unwrap_or(0);
-    let boots = if runs == 1 { "1 boot".to_owned() } else { format!("{runs} boots") };
+    let (commit, rustc) = (&record.commit, &record.rustc);
+    let runs = || record.legs.iter().map(|leg| leg.runs);
+    let Some((least, most)) = runs().min().zip(runs().max()) else { return format!("{commit}, {rustc}") };
+    let boots = if least == most { many(most, "boot") } else { format!("{least} to {most} boots") };
     format!(
-        "{}, {} kernel of {}, {}, {boots} of each machine; what one operation costs, measuring itself subtracted",
-        record.build, record.profile, record.commit, record.rustc
+        "{}, {} kernel of {commit}, {rustc}, {boots} of each machine; what one operation costs, measuring itself subtracted",
+        record.build, record.profile
     )
 }
 
@@ -136,16 +138,28 @@ fn spread(figure: &Figure) -> String {
     }
 }
 
+/// The median, with the boots' medians where they differ.
+fn middle(figure: &Figure) -> String {
+    let p50 = number(figure.p50());
+    let boots = spread(figure);
+    if figure.medians.len() == 1 || boots == format!("{p50}–{p50}") { p50 } else { format!("{p50} ({boots})") }
+}
+
 /// The medians, a column for each machine.
 fn over_machines(name: &str, legs: &[&Leg]) -> Option<Section> {
-    let sizes: Vec<String> = legs.iter().map(|leg| many(leg.cpus, "CPU")).collect();
+    let one_engine = legs.iter().all(|leg| leg.engine == legs[0].engine);
+    let size = |leg: &&Leg| match leg.engine.strip_prefix("tcg,").filter(|_| !one_engine) {
+        Some(engine) => format!("{} ({engine})", many(leg.cpus, "CPU")),
+        None => many(leg.cpus, "CPU"),
+    };
+    let sizes: Vec<String> = legs.iter().map(size).collect();
     let mut table = Table::new(["bench", "unit", "goal"].into_iter().chain(sizes.iter().map(String::as_str)));
     for bench in distinct(legs.iter().flat_map(|leg| &leg.figures).map(|figure| figure.bench.as_str())) {
         let Some(first) = legs.iter().find_map(|leg| leg.figure(bench)) else { continue };
         let mut row = vec![bench.to_owned(), first.unit.name().to_owned(), goal(first)];
         for leg in legs {
             let missed = |figure: &Figure| if figure.meets_goal() == Some(false) { " missed" } else { "" };
-            row.push(leg.figure(bench).map_or("-".to_owned(), |figure| number(figure.p50()) + missed(figure)));
+            row.push(leg.figure(bench).map_or("-".to_owned(), |figure| middle(figure) + missed(figure)));
         }
         table.rows.push(row);
     }
@@ -240,7 +254,25 @@ mod tests {
         let sections = sections(&both, None);
         assert_eq!(sections[0].table.heads[3..], ["2 CPUs", "4 CPUs"]);
         assert_eq!(sections[0].table.rows[0][3..], ["120.0", "180.0 missed"]);
+        assert!(about(&both).contains("1 boot of each machine"), "{}", about(&both));
         assert!(csv(&both).contains("\nx-4,4,sched.switch,instructions,1000,100.5,180,200,150,false\n"));
+    }
+
+    #[test]
+    fn columns_of_machines_that_are_emulated_differently_say_how() {
+        let of = |cpus, engine: &str| Leg { engine: engine.to_owned(), ..counted(&format!("x-{cpus}"), cpus, 1.0) };
+        let both = Record { legs: vec![of(2, "tcg,thread=multi"), of(4, "tcg,thread=single")], ..Record::default() };
+        assert_eq!(sections(&both, None)[0].table.heads[3..], ["2 CPUs (thread=multi)", "4 CPUs (thread=single)"]);
+    }
+
+    #[test]
+    fn boots_that_differ_are_told_with_the_median() {
+        let of = |medians: &[f64]| middle(&figure("a.x", Unit::Ns, medians));
+        assert_eq!([of(&[3.0]), of(&[3.0, 3.0]), of(&[3.0, 9.0, 4.0])], ["3.0", "3.0", "4.0 (3.0–9.0)"]);
+        let boots = |runs| Leg { runs, ..counted(&format!("x-{runs}"), 2, 1.0) };
+        let record = Record { legs: vec![boots(1), boots(3)], ..Record::default() };
+        assert!(about(&record).contains("1 to 3 boots of each machine"), "{}", about(&record));
+        assert_eq!(about(&Record { commit: "c".to_owned(), rustc: "r".to_owned(), ..Record::default() }), "c, r");
     }
 
     #[test]

@@ -40,8 +40,7 @@ pub struct Runner<'a> {
     qemu: &'a Path,
     artifacts: &'a Artifacts,
     all: &'a [KernelBench],
-    runs: u32,
-    icount: bool,
+    runs: Option<u32>,
     dir: RunDir,
     record: Record,
 }
@@ -56,7 +55,7 @@ impl<'a> Runner<'a> {
         what: &str,
         qemu: &'a Path,
         (artifacts, all): (&'a Artifacts, &'a [KernelBench]),
-        (runs, icount): (u32, bool),
+        (runs, icount): (Option<u32>, bool),
     ) -> anyhow::Result<Runner<'a>> {
         let dir = RunDir::create(workspace, "bench")?;
         let profile = artifacts.profile;
@@ -74,7 +73,7 @@ impl<'a> Runner<'a> {
             profile: profile.to_owned(),
             ..Record::default()
         };
-        Ok(Runner { workspace, qemu, artifacts, all, runs, icount, dir, record })
+        Ok(Runner { workspace, qemu, artifacts, all, runs, dir, record })
     }
 
     /// What was measured so far.
@@ -83,11 +82,12 @@ impl<'a> Runner<'a> {
         &self.record
     }
 
-    /// Boots `machine` for the benches that are chosen, so many times, and keeps the figures as a leg of that name.
+    /// Boots `machine` for the benches that are chosen, `boots` times if nothing was said, and keeps the figures as a leg of that
+    /// name.
     ///
     /// # Errors
     /// With the status of a boot that gave no figures.
-    pub fn boot(&mut self, name: &str, machine: &Machine, chosen: &[KernelBench]) -> anyhow::Result<()> {
+    pub fn boot(&mut self, name: &str, machine: &Machine, chosen: &[KernelBench], boots: u32) -> anyhow::Result<()> {
         let line = kernel_line(machine, self.all, chosen)?;
         let leg = record::Leg {
             name: name.to_owned(),
@@ -98,7 +98,7 @@ impl<'a> Runner<'a> {
             ..record::Leg::default()
         };
         let mut figures = Figures::new(leg, chosen);
-        for run in 0..self.runs {
+        for run in 0..self.runs.unwrap_or(boots) {
             if interrupted() {
                 return Err(stop(Exit::Interrupted, "interrupted".to_owned()));
             }
@@ -173,7 +173,7 @@ impl<'a> Runner<'a> {
             })?;
         }
         for &cpus in &plan.boots {
-            part(self, &format!("smp, {cpus} CPUs"), &mut |runner| runner.smp(cpus))?;
+            part(self, &format!("smp-{cpus}"), &mut |runner| runner.smp(cpus))?;
         }
         Ok(worst)
     }
@@ -190,7 +190,7 @@ impl<'a> Runner<'a> {
         };
         let defaults = Defaults { cpus: leg.cpus, nodes: leg.nodes };
         let mut machine = Machine::from_args(self.workspace, &asked, &[], defaults)?;
-        if leg.counted || self.icount {
+        if leg.counted {
             machine.engine = Engine::Counted;
         }
         Ok(machine)
@@ -200,13 +200,13 @@ impl<'a> Runner<'a> {
         let machine = self.machine(leg)?;
         let filter = Filter::new(&leg.benches.iter().map(|&word| word.to_owned()).collect::<Vec<_>>())?;
         let chosen: Vec<KernelBench> = self.all.iter().filter(|bench| filter.wants(&bench.test.id)).cloned().collect();
-        self.boot(&leg.name, &machine, &chosen)
+        self.boot(&leg.name, &machine, &chosen, leg.boots)
     }
 
     /// Boots the image on the leg's machine.
     fn linux(&mut self, leg: &plan::Leg, test: &LinuxTest, (bzimage, initrd): Image<'_>) -> anyhow::Result<()> {
         let machine = self.machine(&plan::Leg { append: String::new(), ..leg.clone() })?;
-        for run in 0..self.runs {
+        for run in 0..self.runs.unwrap_or(1) {
             let dir = self.dir.sub(&format!("linux-{}-{}-{run}", leg.name, test.name()))?;
             let said = linux::run(&machine, bzimage, initrd, test, &dir)?;
             let none = || stop(Exit::Incomplete, format!("Linux: no figures; see {}", dir.display()));
@@ -231,7 +231,7 @@ impl<'a> Runner<'a> {
             MachineArgs { cpus: Some(cpus), nodes: Some(1), qemu: self.qemu.to_owned(), ..MachineArgs::default() };
         let machine = Machine::from_args(self.workspace, &asked, &[], Defaults { cpus, nodes: 1 })?;
         let mut boots = Boots { cpus, nodes: 1, engine: machine.engine.name().to_owned(), online_ms: Vec::new() };
-        for run in 0..self.runs.max(3) {
+        for run in 0..plan::boots_of(self.runs) {
             let dir = self.dir.sub(&format!("smp-{cpus}-{run}"))?;
             let boot = measure::Boot { machine: &machine, artifacts: self.artifacts, dir: &dir };
             boots.online_ms.push(boot.measure()?.online_ms());

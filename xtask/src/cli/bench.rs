@@ -11,12 +11,13 @@ use super::{Accel, KernelArgs, MachineArgs, Thread};
 #[command(after_help = "\
 Examples:
   cargo xtask bench 'sched.*' --icount --check-goals
-  cargo xtask bench all --runs 3 --against before --html bench.html
+  cargo xtask bench all --against before --html bench.html
 
 Figures are medians of a single operation. With --icount they are instructions and exact: the same in
 every run of the same kernel. Without, they are nanoseconds under the emulator, and only their ratios
 mean something. A figure that moved against a saved run is marked: instructions when they differ, time
-when the boots of both runs, at least three each, have no figure in common.")]
+when the boots of both runs, at least three each, have no figure in common and differ by more than
+those of one run.")]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct BenchArgs {
     /// An experiment instead of single benches.
@@ -106,9 +107,10 @@ pub struct FigureArgs {
     /// Count instructions (-icount shift=0) on every machine instead of taking the time
     #[arg(long, alias = "count")]
     pub icount: bool,
-    /// Boots of each machine; the median of their medians is the figure
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
-    pub runs: u32,
+    /// Boots of each machine; the median of their medians is the figure [default: 1; of an experiment's machines that take the
+    /// time of short operations 3, from which on a later run can be compared]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub runs: Option<u32>,
     /// Keep the figures under this name, for --against
     #[arg(long, value_name = "NAME")]
     pub save: Option<String>,
@@ -152,6 +154,8 @@ pub enum BenchWhat {
 /// Arguments of an experiment.
 #[derive(Args, Clone, Debug, Default)]
 #[command(after_help = "\
+A run says at its beginning how long it takes, about: `all` takes half an hour on two cores.
+
 Examples:
   cargo xtask bench slab --icount --cpus 1,2,4 --html slab.html
   cargo xtask bench kfree-rcu --write --bzimage bzImage --initrd initrd")]
