@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 const PERIOD: Duration = Duration::from_millis(100);
 
 /// What CPU times in `/proc` are counted in: `USER_HZ` is 100 wherever QEMU and we run.
-const TICK: Duration = Duration::from_millis(10);
+pub const TICK: Duration = Duration::from_millis(10);
 
 /// A guest that got less than this of what it wanted was starved by the host.
 const STARVED_BELOW_PERCENT: u32 = 50;

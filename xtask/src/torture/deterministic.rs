@@ -4,16 +4,21 @@
 //! Machines with other seeds run beside it, as many as there are host cores. Of a seed that passed nothing is kept; of one
 //! that failed everything is, with the lines that show it once more.
 //!
+//! Who names scenarios has each of them run with each seed. Else the seeds go round through those that are made for this, which
+//! have all kinds of torture between them: one machine with all kinds would cost as much as twenty with some of them.
+//!
 //! With `--repeat` each seed runs so often, and both its serial lines have to hold the same bytes each time.
 
 use std::collections::HashMap;
 use std::fs;
 use std::time::Instant;
 
+use anyhow::Context as _;
 use serde_json::{Value, json};
 
 use crate::cli::{SeedRange, TortureArgs};
 use crate::exit::Exit;
+use crate::host_share::TICK;
 use crate::load::Load;
 use crate::process::interrupted;
 use crate::qemu::Engine;
@@ -25,8 +30,9 @@ use super::boot::Run;
 use super::pool;
 use super::results::Outcome;
 
-/// The scenario that is made for this.
-pub const SCENARIO: &str = "DET";
+/// The scenarios that are made for this, and what stands for all of them together.
+pub const SCENARIOS: &str = "DET*";
+const TOGETHER: &str = "DET";
 
 /// How many boots.
 #[derive(Clone, Copy, Debug)]
@@ -48,6 +54,15 @@ struct Round {
     trace: Option<Trace>,
 }
 
+/// What they cost.
+#[derive(Clone, Copy)]
+struct Took {
+    /// Of the host's clock.
+    seconds: f64,
+    /// Of CPU time, over all machines.
+    used_s: f64,
+}
+
 /// What came of all of them.
 #[derive(Debug, Default)]
 struct Tally {
@@ -60,7 +75,7 @@ struct Tally {
     alike: u64,
 }
 
-/// Runs the scenarios with all seeds.
+/// Runs each scenario with all seeds, or all scenarios in turn if the user has named none.
 ///
 /// # Errors
 /// `Host` when QEMU cannot be started or the disk does not let files be written.
@@ -75,8 +90,9 @@ pub fn command(workspace: &Workspace, args: &TortureArgs, runs: &[Run<'_>], jobs
     let _load = Load::start(args.load);
     let mut worst = Exit::Passed;
     let mut told = Vec::new();
-    for run in runs {
-        let (exit, about) = explore(run, plan, &dir)?;
+    let apart = if args.scenarios.is_empty() { runs.len() } else { 1 };
+    for runs in runs.chunks(apart) {
+        let (exit, about) = explore(runs, plan, &dir)?;
         worst = worst.worst(exit);
         told.push(about);
     }
@@ -86,27 +102,42 @@ pub fn command(workspace: &Workspace, args: &TortureArgs, runs: &[Run<'_>], jobs
     Ok(if interrupted() { worst.worst(Exit::Interrupted) } else { worst })
 }
 
-/// Runs one scenario with all seeds of the plan; prints a line for each failure and one at the end, and returns the figures.
-fn explore(run: &Run<'_>, plan: Plan, dir: &RunDir) -> anyhow::Result<(Exit, Value)> {
-    let begun = Instant::now();
+/// Runs all seeds of the plan, each with one of the scenarios, which depends on the seed alone; prints a line for each failure and
+/// one at the end, and returns the figures.
+fn explore(runs: &[Run<'_>], plan: Plan, dir: &RunDir) -> anyhow::Result<(Exit, Value)> {
+    let (begun, used_s) = (Instant::now(), used_by_machines_s()?);
+    let of = |seed: u64| &runs[(seed % runs.len() as u64) as usize];
     let (mut worst, mut tally, mut trouble) = (Exit::Passed, Tally::default(), None);
     let SeedRange { first, last } = plan.seeds;
     let boots = (last - first + 1) as usize * plan.repeat as usize;
-    let boot = |at: usize| boot(run, first + (at / plan.repeat as usize) as u64, at as u32 % plan.repeat, plan, dir);
-    pool::run(&vec![1; boots], plan.jobs, boot, |_, round| match round.and_then(|round| tally.take(run, round, dir)) {
+    let seed = |at: usize| first + (at / plan.repeat as usize) as u64;
+    let boot = |at: usize| boot(of(seed(at)), seed(at), at as u32 % plan.repeat, plan, dir);
+    let mut take = |round: Round| tally.take(of(round.seed), round, dir);
+    pool::run(&vec![1; boots], plan.jobs, boot, |_, round| match round.and_then(&mut take) {
         Ok(exit) => worst = worst.worst(exit),
         Err(error) => trouble = trouble.take().or(Some(error)),
     });
     if let Some(error) = trouble {
         return Err(error);
     }
-    let seconds = begun.elapsed().as_secs_f64();
-    println!("{}", tally.line(run.scenario, plan, seconds));
+    let took = Took { seconds: begun.elapsed().as_secs_f64(), used_s: used_by_machines_s()? - used_s };
+    println!("{}", tally.line(if let [run] = runs { run.scenario } else { TOGETHER }, plan, took));
+    let scenarios: Vec<&str> = runs.iter().map(|run| run.scenario).collect();
     let told = json!({
-        "scenario": run.scenario, "seeds": [first, last], "repeat": plan.repeat, "jobs": plan.jobs, "boots": tally.boots,
-        "failed": tally.failed, "repeated": tally.again, "alike": tally.alike, "seconds": seconds,
+        "scenarios": scenarios, "seeds": [first, last], "repeat": plan.repeat, "jobs": plan.jobs, "boots": tally.boots,
+        "failed": tally.failed, "repeated": tally.again, "alike": tally.alike, "seconds": took.seconds,
+        "cpu_seconds": took.used_s,
     });
     Ok((worst, told))
+}
+
+/// CPU time of the machines that have ended so far, in seconds: what our children used, who are nobody else while seeds run.
+fn used_by_machines_s() -> anyhow::Result<f64> {
+    let text = fs::read_to_string("/proc/self/stat").context("/proc/self/stat")?;
+    // From the state on: the name before it may hold anything. `cutime` and `cstime` are numbers 16 and 17 of all.
+    let fields = text.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace();
+    let ticks: u32 = fields.skip(13).take(2).filter_map(|field| field.parse::<u32>().ok()).sum();
+    Ok((ticks * TICK).as_secs_f64())
 }
 
 fn boot(run: &Run<'_>, seed: u64, nth: u32, plan: Plan, dir: &RunDir) -> anyhow::Result<Round> {
@@ -164,7 +195,7 @@ impl Tally {
         difference
     }
 
-    fn line(&self, scenario: &str, plan: Plan, seconds: f64) -> String {
+    fn line(&self, scenario: &str, plan: Plan, took: Took) -> String {
         let mut line = format!("{scenario}: {} seeds", plan.seeds.last - plan.seeds.first + 1);
         if plan.repeat > 1 {
             line += &format!(", {} of {} replays are bit-equal", self.alike, self.again);
@@ -174,8 +205,10 @@ impl Tally {
             0 => ", none failed".to_owned(),
             count => format!(", {count} failed:{failed}"),
         };
-        let an_hour = self.boots as f64 * 3600.0 / seconds.max(0.001);
-        line + &format!("; {} boots in {seconds:.0} s, {} at once: {an_hour:.0} an hour", self.boots, plan.jobs)
+        let Took { seconds, used_s } = took;
+        let (an_hour, each) = (self.boots as f64 * 3600.0 / seconds.max(0.001), used_s / self.boots.max(1) as f64);
+        line += &format!("; {} boots in {seconds:.0} s, {} at once: {an_hour:.0} an hour", self.boots, plan.jobs);
+        line + &format!(", {each:.2} s of a core each")
     }
 }
 
@@ -197,11 +230,11 @@ mod tests {
         let plan = Plan { seeds: SeedRange { first: 1, last: 10 }, repeat: 1, jobs: 2 };
         let tally = Tally { boots: 10, failed: vec![2, 16], ..Tally::default() };
         assert_eq!(
-            tally.line("DET", plan, 10.0),
-            "DET: 10 seeds, 2 failed: 0x2 0x10; 10 boots in 10 s, 2 at once: 3600 an hour"
+            tally.line("DET", plan, Took { seconds: 10.0, used_s: 5.5 }),
+            "DET: 10 seeds, 2 failed: 0x2 0x10; 10 boots in 10 s, 2 at once: 3600 an hour, 0.55 s of a core each"
         );
         let tally = Tally { boots: 20, again: 10, alike: 9, ..Tally::default() };
-        let line = tally.line("DET", Plan { repeat: 2, ..plan }, 1.0);
+        let line = tally.line("DET", Plan { repeat: 2, ..plan }, Took { seconds: 1.0, used_s: 1.0 });
         assert!(line.starts_with("DET: 10 seeds, 9 of 10 replays are bit-equal, none failed; 20 boots"), "{line}");
     }
 }

@@ -55,7 +55,7 @@ pub fn torture(workspace: &Workspace, args: &TortureArgs) -> anyhow::Result<Exit
         [] if args.mutants.is_some() => {
             all.iter().filter(|scenario| !scenario.file.finds.is_empty()).cloned().collect()
         }
-        [] if args.machine.deterministic => scenario::chosen(&all, &[deterministic::SCENARIO.to_owned()])?,
+        [] if args.machine.deterministic => scenario::chosen(&all, &[deterministic::SCENARIOS.to_owned()])?,
         _ => scenario::chosen(&all, &args.scenarios)?,
     };
     if args.list {
