@@ -5,7 +5,8 @@ use crate::spread::median;
 
 use super::kfree::tables::a_second;
 use super::record::{Boots, Leg, Record, Row, Unit};
-use super::rows::{benches, medians};
+use super::report::many;
+use super::rows::medians;
 
 const CPUS: Axis = ("CPUs", Scale::Doublings);
 /// The same where time is taken.
@@ -133,24 +134,38 @@ fn rates(record: &Record) -> Plot {
     Plot { name: "rates", title, x: ("mean KiB", Scale::Tens), y: ("grace periods a second", Scale::Tens), lines }
 }
 
-/// How many of all waits are not longer: a line for each kind of wait and machine.
+/// How many of all waits are not longer: a line for each kind of wait and machine, Linux's behind ours.
 fn lengths(record: &Record) -> Plot {
     let mut lines = Vec::new();
-    for leg in sizes(record, "latency-") {
-        for bench in benches(&leg.rows) {
-            let kind = bench.strip_prefix("rcu_latency.").unwrap_or(bench);
-            let rows = medians(&leg.rows, bench);
-            let buckets: Vec<&Row> = rows.iter().filter(|row| row.values.contains_key("up_to_ns")).collect();
-            let all: f64 = buckets.iter().map(|row| row["waits"]).sum();
-            let mut below = 0.0;
-            for row in buckets {
-                below += row["waits"];
-                add(&mut lines, &format!("{kind}, {} CPUs", leg.cpus), (row["up_to_ns"] / 1e3, below / all * 100.0));
-            }
+    for kind in super::waits::KINDS {
+        for leg in sizes(record, "latency-") {
+            let rows = medians(&leg.rows, &format!("rcu_latency.{kind}"));
+            let buckets = rows.iter().filter(|row| row.values.contains_key("up_to_ns"));
+            let buckets = buckets.map(|row| (row["up_to_ns"], row["waits"])).collect();
+            lines.extend(added_up(&format!("{kind}, {}", many(leg.cpus, "CPU")), buckets));
+            let linux = record.linux_waits.iter().filter(|waits| waits.leg == leg.name && waits.kind == kind);
+            let waits: Vec<f64> = linux.flat_map(|waits| waits.waits.iter().copied()).collect();
+            let buckets = (10..40).map(|doubling| {
+                let (from, to) = (2_f64.powi(doubling - 1), 2_f64.powi(doubling));
+                (to, waits.iter().filter(|wait| (from..to).contains(wait)).count() as f64)
+            });
+            let buckets = buckets.filter(|(_, waits)| *waits > 0.0).collect();
+            lines.extend(added_up(&format!("Linux {kind}, {}", many(leg.cpus, "CPU")), buckets));
         }
     }
     let title = "How long a writer waits for a grace period, under load".to_owned();
     Plot { name: "lengths", title, x: ("µs", Scale::Tens), y: ("% of waits not longer", Scale::Even), lines }
+}
+
+/// The line of that name, in µs and per cent, of how many waits were up to how long; none of none.
+fn added_up(name: &str, buckets: Vec<(f64, f64)>) -> Option<(String, Vec<(f64, f64)>)> {
+    let all: f64 = buckets.iter().map(|(_, waits)| waits).sum();
+    let mut below = 0.0;
+    let points = buckets.iter().map(|(up_to_ns, waits)| {
+        below += waits;
+        (up_to_ns / 1e3, below / all * 100.0)
+    });
+    (!buckets.is_empty()).then(|| (name.to_owned(), points.collect()))
 }
 
 /// Time to all CPUs online, a line for each number of nodes.
@@ -173,6 +188,7 @@ pub fn boots(all: &[Boots]) -> Plot {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bench::record::LinuxWaits;
     use crate::bench::record::tests::{figure, leg, row};
 
     type Line = (String, Vec<(f64, f64)>);
@@ -204,9 +220,12 @@ mod tests {
         };
         let writer = row("rcu_latency.normal", "writer 0", "p50", 7.0);
         let legs = vec![leg("latency-2", 2, vec![], vec![writer, bucket(1e6, 1.0), bucket(2e6, 3.0)])];
-        let record = Record { legs, ..Record::default() };
-        let line = ("normal, 2 CPUs".to_owned(), vec![(1e3, 25.0), (2e3, 100.0)]);
-        assert_eq!(lines(&record), [("lengths", vec![line])]);
+        let (leg, release, kind) = ("latency-2".to_owned(), "6.12.1".to_owned(), "normal".to_owned());
+        let linux_waits = vec![LinuxWaits { leg, release, kind, waits: vec![1_024.0, 1_025.0, 5_000.0, 1_000.0] }];
+        let record = Record { legs, linux_waits, ..Record::default() };
+        let ours = ("normal, 2 CPUs".to_owned(), vec![(1e3, 25.0), (2e3, 100.0)]);
+        let linux = ("Linux normal, 2 CPUs".to_owned(), vec![(1.024, 25.0), (2.048, 75.0), (8.192, 100.0)]);
+        assert_eq!(lines(&record), [("lengths", vec![ours, linux])]);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::record::Record;
 use super::report::{about, sections};
+use super::table::Section;
 use super::{curves, record};
 
 const STYLE: &str = "\
@@ -22,9 +23,10 @@ nav{columns:3;font-size:13px}.about{color:#666}.scroll{overflow-x:auto}";
 pub fn page(record: &Record, against: Option<&Record>) -> anyhow::Result<String> {
     let plots =
         curves::all(record).iter().map(|plot| Ok((plot.name, plot.svg()?))).collect::<anyhow::Result<Vec<_>>>()?;
-    let sections = sections(record, against);
+    let mut sections = sections(record, against);
+    name_apart(&mut sections);
     let (first, rest) = sections.split_at(sections.iter().take_while(|s| HEAD.contains(&s.name.as_str())).count());
-    let section = |section: &super::table::Section| -> Markup {
+    let section = |section: &Section| -> Markup {
         html! {
             h2 id=(section.name) { (section.title) }
             @if section.table.rows.is_empty() { p { "nothing" } } @else { div.scroll { (section.table.html()) } }
@@ -56,6 +58,17 @@ pub fn page(record: &Record, against: Option<&Record>) -> anyhow::Result<String>
     Ok(page.into_string())
 }
 
+/// Gives each section a name of its own, to be led to by: an experiment's figures and its table may be called the same.
+fn name_apart(sections: &mut [Section]) {
+    for at in 0..sections.len() {
+        let (before, rest) = sections.split_at_mut(at);
+        let section = &mut rest[0];
+        if before.iter().any(|other| other.name == section.name) {
+            section.name = format!("{}-{at}", section.name);
+        }
+    }
+}
+
 /// The sections that come before the plots.
 const HEAD: [&str; 2] = ["headline", "moved"];
 
@@ -64,6 +77,14 @@ mod tests {
     use super::*;
     use crate::bench::record::tests::{figure, leg, record};
     use crate::bench::record::{Boots, Unit};
+
+    #[test]
+    fn sections_of_one_name_can_be_told_apart() {
+        let section = |name: &str| Section { name: name.to_owned(), ..Section::default() };
+        let mut sections = ["flood", "rcu", "flood"].map(section);
+        name_apart(&mut sections);
+        assert_eq!(sections.map(|section| section.name), ["flood", "rcu", "flood-2"]);
+    }
 
     #[test]
     fn the_page_holds_tables_and_plots_and_asks_for_nothing() {

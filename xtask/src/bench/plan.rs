@@ -301,8 +301,13 @@ fn rcu(sizes: &[u32]) -> Vec<Leg> {
 
 fn latency(cpus: u32) -> Leg {
     let waits = |expedited| LinuxTest::Waits { writers: cpus, expedited };
-    let linux = if LINUX_WAITS.contains(&cpus) { vec![waits(false), waits(true)] } else { Vec::new() };
-    Leg { linux, boots: 1, seconds: 31, ..leg(format!("latency-{cpus}"), cpus, false, LATENCY) }
+    let (linux, thread) = if LINUX_WAITS.contains(&cpus) {
+        // rcuscale's readers never pause: one host thread for all CPUs would make Linux's waits its own turns.
+        (vec![waits(false), waits(true)], Thread::Multi)
+    } else {
+        (Vec::new(), Thread::Auto)
+    };
+    Leg { linux, thread, boots: 1, seconds: 31, ..leg(format!("latency-{cpus}"), cpus, false, LATENCY) }
 }
 
 fn rcuscale(scale: &Scale) -> Leg {

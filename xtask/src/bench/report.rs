@@ -27,12 +27,14 @@ pub fn sections(record: &Record, against: Option<&Record>) -> Vec<Section> {
     for leg in &record.legs {
         let others = rows::benches(&leg.rows).into_iter().filter(|bench| !tables::has_table_of(bench));
         sections.extend(others.flat_map(|bench| {
-            let title = format!("{bench} on {}, medians", machine(leg));
             let tables = rows::tables(&leg.rows, bench).into_iter().zip(1..);
-            tables.map(move |(table, kind)| Section {
-                name: format!("{}-{bench}-{kind}", leg.name),
-                title: title.clone(),
-                table,
+            tables.map(move |(table, kind)| {
+                let what = match table.rows.as_slice() {
+                    [only] => format!("{bench}, {}", only[0]),
+                    _ => bench.to_owned(),
+                };
+                let title = format!("{what}, on {}, medians", machine(leg));
+                Section { name: format!("{}-{bench}-{kind}", leg.name), title, table }
             })
         }));
     }
@@ -87,7 +89,9 @@ fn groups(record: &Record) -> Vec<Group<'_>> {
     groups
 }
 
-fn many(n: u32, what: &str) -> String {
+/// So many of them.
+#[must_use]
+pub fn many(n: u32, what: &str) -> String {
     format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 

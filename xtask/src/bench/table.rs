@@ -66,7 +66,7 @@ impl Table {
 }
 
 /// A table with its name.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Section {
     /// Its place in a page.
     pub name: String,

@@ -6,7 +6,8 @@ use super::record::{LinuxWaits, Record, Row};
 use super::rows::medians;
 use super::table::{Section, Table};
 
-const KINDS: [&str; 3] = ["normal", "expedited", "callbacks"];
+/// The kinds of wait.
+pub const KINDS: [&str; 3] = ["normal", "expedited", "callbacks"];
 
 /// The table, if anything was measured.
 #[must_use]
@@ -48,8 +49,9 @@ pub fn section(record: &Record) -> Option<Section> {
     (!table.rows.is_empty()).then_some(Section { name: "waits".to_owned(), title, table })
 }
 
+/// Milliseconds, with what an expedited one takes of them.
 fn ms(ns: f64) -> String {
-    format!("{:.2}", ns / 1e6)
+    if ns < 1e6 { format!("{:.3}", ns / 1e6) } else { format!("{:.2}", ns / 1e6) }
 }
 
 #[cfg(test)]
@@ -74,6 +76,7 @@ mod tests {
         let rows = section(&measured).unwrap().table.rows;
         assert_eq!(rows[0][2..], ["Grange", "20", "5.00", "5.00", "5.00", "6.00", "15", "0.10 %"]);
         assert_eq!(rows[1][2..], ["Linux 6.12.1", "3", "18.00", "18.00", "18.00", "20.00", "-", "-"]);
+        assert_eq!([47_600.0, 6_274_123.0].map(ms), ["0.048", "6.27"]);
         assert_eq!(section(&Record::default()), None);
     }
 }
