@@ -154,7 +154,7 @@ pub enum BenchWhat {
 /// Arguments of an experiment.
 #[derive(Args, Clone, Debug, Default)]
 #[command(after_help = "\
-A run says at its beginning how long it takes, about: `all` takes half an hour on two cores.
+A run says at its beginning how long it takes, about: `all` a quarter of an hour on two idle cores.
 
 Examples:
   cargo xtask bench slab --icount --cpus 1,2,4 --html slab.html
