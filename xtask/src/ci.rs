@@ -30,8 +30,9 @@ const DETERMINISTIC: [&str; 14] = [
 /// Schedules of all kinds of torture at once: minutes on two cores.
 const SEEDS: [&str; 4] = ["torture", "--deterministic", "--seeds", "1..=500"];
 
-/// One scenario a storey, for seconds.
-const TORTURE: [&str; 7] = ["torture", "--minutes", "0.1", "SCHED01", "SRCU-N", "SLAB01", "KFREE01"];
+/// One scenario a storey and more, for seconds.
+const TORTURE: [&str; 11] =
+    ["torture", "--minutes", "0.1", "SCHED01", "LOCK01", "TREE06", "TREE13", "SRCU-N", "TASKS02", "SLAB01", "KFREE01"];
 
 /// Runs the steps, all of them also when one fails; the tests come last, so that their counts are the last line.
 ///
