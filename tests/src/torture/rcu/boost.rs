@@ -94,8 +94,10 @@ impl Torture {
                 Err(_) => _ = self.boosts.no_threads.fetch_add(1, Ordering::Relaxed),
             }
         }
+        // Somebody else's grace period may have the reader raised before all compute. On its CPU nobody will begin to then.
+        let is_raised = || rcu::stats().boosts != before;
         let least = || steps.iter().map(|steps| steps.load(Ordering::Relaxed)).min().unwrap_or(0);
-        while least() == 0 && !control::should_stop() && hogs.len() == online.count() {
+        while least() == 0 && !is_raised() && !control::should_stop() && hogs.len() == online.count() {
             sched::sleep_ns(cx, MS);
         }
         trial.computing.store(true, Ordering::Relaxed);
