@@ -65,9 +65,10 @@ fn a_scenario_that_passes_is_one_line_and_leaves_its_files() {
 #[test]
 fn a_kind_that_fails_is_told_with_its_reason_its_folder_and_the_line_that_runs_it_again() {
     let machine = machine("fine\n", &["timers"], None, "35");
-    let run = machine.torture(&["SCHED01"]);
+    let run = machine.torture(&["SCHED01", "--memory", "256M"]);
     assert_eq!((run.code(), run.last_line().as_str()), (1, "0 scenarios passed, 1 failed"), "{}", run.out());
-    for part in ["!!! failed", "timers: fake.rs:1: 2 is 2, 3 is 3", "again: cargo xtask torture SCHED01 --seed 0x7"] {
+    let again = "again: cargo xtask torture SCHED01 --memory 256M --kernel ";
+    for part in ["!!! failed", "timers: fake.rs:1: 2 is 2, 3 is 3", again, " --seed 0x7\n"] {
         assert!(run.out().contains(part), "{}\nlacks {part}", run.out());
     }
     assert!(run.file("SCHED01/failure.txt").contains("timers: fake.rs:1"));

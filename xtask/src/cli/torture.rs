@@ -44,7 +44,8 @@ pub struct TortureArgs {
     #[arg(long, value_name = "A..B", value_parser = seed_range, requires = "deterministic", conflicts_with = "seed")]
     pub seeds: Option<SeedRange>,
     /// With --deterministic: boot each seed so often, and compare what it left byte by byte
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..),
+        requires = "deterministic")]
     pub repeat: u32,
     /// Keep so many busy loops running on the host meanwhile
     #[arg(long, value_name = "N", default_value_t = 0)]
@@ -52,7 +53,8 @@ pub struct TortureArgs {
     /// Make these bugs on purpose, one after the other, and see which scenarios notice: names or globs such as `rcu.*`;
     /// without any, all that the scenarios' files name
     #[arg(long, value_name = "NAME,NAME,…", value_delimiter = ',', num_args = 0..=1, default_missing_value = "all",
-        conflicts_with_all = ["shard", "seeds", "seed", "deterministic", "profile", "release", "debug", "kernel"])]
+        conflicts_with_all = ["shard", "seeds", "seed", "deterministic", "load", "dry_run", "print_qemu", "junit", "ledger",
+            "profile", "release", "debug", "kernel"])]
     pub mutants: Option<Vec<String>>,
     /// With --mutants: a few that show at once
     #[arg(long, requires = "mutants")]

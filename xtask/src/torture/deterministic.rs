@@ -19,7 +19,6 @@ use serde_json::{Value, json};
 use crate::cli::{SeedRange, TortureArgs};
 use crate::exit::Exit;
 use crate::host_share::TICK;
-use crate::load::Load;
 use crate::process::interrupted;
 use crate::qemu::Engine;
 use crate::replay::Trace;
@@ -87,7 +86,6 @@ pub fn command(workspace: &Workspace, args: &TortureArgs, runs: &[Run<'_>], jobs
     let builds: Vec<_> = runs.iter().map(|run| &*run.kernel.build_id).collect();
     dir.describe(workspace, "torture", &json!({ "seeds": [seeds.first, seeds.last], "build_id": builds.join(" ") }))?;
     println!("results in {}", workspace.short(dir.path()).display());
-    let _load = Load::start(args.load);
     let mut worst = Exit::Passed;
     let mut told = Vec::new();
     let apart = if args.scenarios.is_empty() { runs.len() } else { 1 };

@@ -5,11 +5,13 @@
 //! | [`scenario`], [`coverage`] | the files `torture/*.toml`, and a table of what they set |
 //! | [`kinds`] | what a kernel can torture, from its ELF |
 //! | [`boot`], [`bad`] | one boot, judged by the three witnesses and by its console |
+//! | [`again`] | the words of the line that runs it again |
 //! | [`deterministic`] | `--deterministic`: many seeds, and whether each repeats |
 //! | [`mutants`] | `--mutants`: whether scenarios find bugs that are made on purpose |
 //! | [`pool`] | as many boots at once as the host has cores for |
 //! | [`results`], [`shard`], [`ledger`] | what came of it, for people and machines; parts of it put together; long runs added up |
 
+pub mod again;
 pub mod bad;
 pub mod boot;
 pub mod coverage;
@@ -31,8 +33,9 @@ use serde_json::json;
 use crate::cli::{KernelArgs, MergeArgs, OutputArgs, Profile, TortureArgs, TortureWhat};
 use crate::exit::{Exit, of, usage};
 use crate::ledger as csv;
+use crate::load::Load;
 use crate::process::{interrupted, quoted};
-use crate::qemu::Machine;
+use crate::qemu::{Machine, Wiring, script};
 use crate::rundir::{self, RunDir, write};
 use crate::test::{random_seed, report};
 use crate::workspace::Workspace;
@@ -78,6 +81,15 @@ pub fn torture(workspace: &Workspace, args: &TortureArgs) -> anyhow::Result<Exit
     if due.is_empty() {
         return Err(usage(format!("--shard {shard}: the list has only {} scenarios", names.len())));
     }
+    if args.machine.deterministic {
+        for (option, given) in [("--junit", &args.reports.junit), ("--ledger", &args.reports.ledger)] {
+            if given.is_some() {
+                return Err(usage(format!(
+                    "{option} with --deterministic: what seeds come to is written by --json alone"
+                )));
+            }
+        }
+    }
     if args.dry_run {
         dry_run(&due, args.minutes, cores);
         return Ok(Exit::Passed);
@@ -89,6 +101,10 @@ pub fn torture(workspace: &Workspace, args: &TortureArgs) -> anyhow::Result<Exit
         let kernel = &kernels[&args.kernel.profile_or(scenario.profile).name()];
         runs.push(run_of(workspace, args, scenario, machine, kernel, seed.wrapping_add(time))?);
     }
+    if args.machine.print_qemu {
+        return print_qemu(workspace, &runs);
+    }
+    let _load = Load::start(args.load);
     if args.machine.deterministic {
         return deterministic::command(workspace, args, &runs, cores);
     }
@@ -150,14 +166,6 @@ pub fn run_of<'a>(
     seed: u64,
 ) -> anyhow::Result<Run<'a>> {
     let kinds = kinds::chosen(&kernel.kinds, &scenario.file.kinds, &format!("{}.toml", scenario.name))?;
-    let minutes = args.minutes.map_or_else(String::new, |minutes| format!(" --minutes {minutes}"));
-    let user = [
-        args.machine.cpus.map(|cpus| format!(" --cpus {cpus}")),
-        Some(args.machine.append.trim())
-            .filter(|words| !words.is_empty())
-            .map(|words| format!(" --append {}", quoted(words.as_ref()))),
-    ];
-    let user: String = user.into_iter().flatten().collect();
     let duration = scenario.duration(args.minutes);
     let run = Run {
         workspace,
@@ -169,10 +177,21 @@ pub fn run_of<'a>(
         limits: boot::limits(duration),
         seed,
         bug: None,
-        again: format!("cargo xtask torture {}{minutes}{user} --seed {seed:#x}", scenario.name),
+        again: format!("cargo xtask torture {}{} --seed {seed:#x}", scenario.name, again::options(args)),
     };
     run.kernel_line()?;
     Ok(run)
+}
+
+/// The QEMU line of each boot.
+fn print_qemu(workspace: &Workspace, runs: &[Run<'_>]) -> anyhow::Result<Exit> {
+    for run in runs {
+        let frames = workspace.target.join("grange/com2.log");
+        let wiring = Wiring { terminal: true, console: None, frames, qmp: None, reboots: false, memory: None };
+        println!("# {}", run.scenario);
+        print!("{}", script(&run.machine.command(&run.kernel.artifacts, &run.kernel_line()?, run.seed, &wiring)));
+    }
+    Ok(Exit::Passed)
 }
 
 /// Boots all, prints a line for each as it ends, and returns the outcomes in the order of the list.
