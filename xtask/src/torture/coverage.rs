@@ -1,26 +1,34 @@
-//! What each scenario sets: one row an option, one column a scenario.
+//! What scenarios set: a row for each value of an option, with the scenarios that give it.
 
 use std::collections::BTreeMap;
 
-use comfy_table::{Table, presets};
+use comfy_table::{ContentArrangement, Table, presets};
 
 use super::scenario::Scenario;
 
-/// The table. Options that no scenario sets have no row.
+/// Columns that the table may take.
+const WIDTH: u16 = 120;
+
+/// The table. What no scenario sets has no row.
 #[must_use]
 pub fn table(scenarios: &[Scenario]) -> Table {
-    let mut rows: BTreeMap<(u8, String), Vec<String>> = BTreeMap::new();
-    for (at, scenario) in scenarios.iter().enumerate() {
+    let mut rows: BTreeMap<(u8, String, Option<u64>, String), Vec<&str>> = BTreeMap::new();
+    for scenario in scenarios {
         for (group, option, value) in options(scenario) {
-            let row = rows.entry((group, option)).or_insert_with(|| vec![String::new(); scenarios.len()]);
-            row[at] = value;
+            let number = value.parse().ok();
+            rows.entry((group, option, number, value)).or_default().push(&scenario.name);
         }
     }
     let mut table = Table::new();
-    table.load_style(presets::ASCII_MARKDOWN);
-    table.set_header(std::iter::once("").chain(scenarios.iter().map(|scenario| scenario.name.as_str())));
-    for ((_, option), values) in rows {
-        table.add_row(std::iter::once(option).chain(values));
+    table.load_style(presets::NOTHING);
+    table.set_content_arrangement(ContentArrangement::Dynamic);
+    table.set_width(WIDTH);
+    table.set_header(["option", "value", "scenarios"]);
+    let mut last = String::new();
+    for ((_, option, _, value), names) in rows {
+        let shown = if option == last { "" } else { &option };
+        table.add_row([shown, &value, &names.join(" ")]);
+        last = option;
     }
     table
 }
@@ -53,18 +61,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_option_has_a_row_and_an_empty_cell_where_a_scenario_leaves_it_alone() {
+    fn each_value_of_an_option_has_a_row_with_those_that_set_it() {
         let scenario = |name: &str, more: &str| {
             let text = format!("covers = \"a\"\nkinds = [\"rcu\"]\nminutes = 1\n{more}");
             Scenario::parse(name, &text).unwrap()
         };
-        let text = table(&[scenario("A", "cpus = 8\n"), scenario("B", "append = \"hz=100 slab_debug\"\n")]).to_string();
-        let cells = |option: &str| {
-            let row = text.lines().find(|line| line.split('|').nth(1).is_some_and(|cell| cell.trim() == option));
-            row.unwrap().split('|').skip(2).take(2).map(|cell| cell.trim().to_owned()).collect::<Vec<_>>()
-        };
-        assert_eq!(cells("cpus"), ["8", ""]);
-        assert_eq!(cells("kind rcu"), ["x", "x"]);
-        assert_eq!((cells("hz"), cells("slab_debug")), (vec!["".into(), "100".into()], vec!["".into(), "x".into()]));
+        let (more, other) = ("cpus = 8\nappend = \"hz=25\"\n", "append = \"hz=100 slab_debug\"\n");
+        let text = table(&[scenario("A", more), scenario("B", other)]).to_string();
+        let rows: Vec<String> =
+            text.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+        assert_eq!(rows, ["cpus 8 A", "kind rcu x A B", "hz 25 A", "100 B", "slab_debug x B"]);
+    }
+
+    #[test]
+    fn many_scenarios_do_not_make_it_wider() {
+        let text = "covers = \"a\"\nkinds = [\"rcu\"]\nminutes = 1\n";
+        let many: Vec<_> = (0..100).map(|n| Scenario::parse(&format!("TREE{n:02}"), text).unwrap()).collect();
+        assert!(table(&many).to_string().lines().all(|line| line.chars().count() <= usize::from(WIDTH)));
     }
 }
