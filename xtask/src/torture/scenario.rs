@@ -17,6 +17,9 @@ use crate::workspace::Workspace;
 /// The machine where a file says nothing.
 const DEFAULTS: Defaults = Defaults { cpus: 4, nodes: 2 };
 
+/// The most boots of one scenario that a word asks for.
+const MOST_TIMES: u32 = 10_000;
+
 /// A scenario.
 #[derive(Clone, Debug)]
 pub struct Scenario {
@@ -183,6 +186,9 @@ pub fn chosen(all: &[Scenario], words: &[String]) -> anyhow::Result<Vec<Scenario
             Some((Ok(times), rest)) => (times, rest),
             _ => (1, word.as_str()),
         };
+        if !(1..=MOST_TIMES).contains(&times) {
+            return Err(usage(format!("{word}: {times} times, allowed are 1 to {MOST_TIMES}")));
+        }
         let glob = Glob::new(pattern).map_err(|error| usage(format!("{word}: {error}")))?.compile_matcher();
         let fits: Vec<&Scenario> = all.iter().filter(|scenario| glob.is_match(&scenario.name)).collect();
         if fits.is_empty() {
@@ -235,6 +241,10 @@ mod tests {
         assert_eq!(names(&["TREE*", "SLAB01"]).unwrap(), ["TREE01", "TREE100", "SLAB01"]);
         assert_eq!(names(&["2*TREE01"]).unwrap(), ["TREE01", "TREE01"]);
         assert_eq!(names(&["*1"]).unwrap(), ["SLAB01", "TREE01"]);
+        for (word, times) in [("0*TREE01", 0), ("4000000000*TREE01", 4_000_000_000_u32)] {
+            let told = names(&[word]).unwrap_err().to_string();
+            assert_eq!(told, format!("{word}: {times} times, allowed are 1 to 10000"));
+        }
         assert!(names(&["TREE02"]).unwrap_err().to_string().contains("did you mean TREE0"));
     }
 
