@@ -34,12 +34,21 @@ const SEEDS: [&str; 4] = ["torture", "--deterministic", "--seeds", "1..=500"];
 const TORTURE: [&str; 11] =
     ["torture", "--minutes", "0.1", "SCHED01", "LOCK01", "TREE06", "TREE13", "SRCU-N", "TASKS02", "SLAB01", "KFREE01"];
 
+/// What takes too long for every push, a night's work of an hour or more: each scenario in full, all bugs that are made on purpose,
+/// and the tests that take minutes.
+const NIGHTLY: [(CiStep, &str, &[&str]); 4] = [
+    (CiStep::Nightly, "torture in full", &["torture"]),
+    (CiStep::Nightly, "all mutants of torture", &["torture", "--mutants"]),
+    (CiStep::Nightly, "all mutants of the tests", &["test", "--mutant", "all"]),
+    (CiStep::Nightly, "slow tests", &["test", "--kernel-only", "--slow"]),
+];
+
 /// Runs the steps, all of them also when one fails; the tests come last, so that their counts are the last line.
 ///
 /// # Errors
 /// `Host` when something is missing and cannot be installed.
 pub fn ci(workspace: &Workspace, args: &CiArgs) -> anyhow::Result<Exit> {
-    let wanted = |step| args.step.is_none_or(|only| only == step);
+    let wanted = |step| args.step.map_or(step != CiStep::Nightly, |only| only == step);
     core::ensure(workspace)?;
     if !matches!(args.step, Some(CiStep::Lint | CiStep::Models)) {
         emulator::ensure(workspace, "qemu-system-x86_64".as_ref())?;
@@ -56,7 +65,7 @@ pub fn ci(workspace: &Workspace, args: &CiArgs) -> anyhow::Result<Exit> {
         (CiStep::Labs, "labs", &["lab", "check-all"]),
         (CiStep::Guard, "guard", &["bench", "guard"]),
     ];
-    for (which, name, words) in steps {
+    for (which, name, words) in steps.into_iter().chain(NIGHTLY) {
         if !wanted(which) || interrupted() {
             continue;
         }

@@ -45,7 +45,7 @@ pub enum ModelKind {
 #[command(after_help = "\
 Examples:
   cargo xtask ci
-  cargo xtask ci lint")]
+  cargo xtask ci nightly                once a night: without a name it is left out")]
 pub struct CiArgs {
     /// Only this step
     #[arg(value_enum)]
@@ -63,7 +63,7 @@ pub enum CiStep {
     Deterministic,
     /// 500 schedules of all kinds of torture at once
     Seeds,
-    /// The default scenarios of torture, for some seconds each
+    /// A scenario of torture for each storey, for some seconds
     Torture,
     /// Whether torture finds a few bugs that are made on purpose
     Mutants,
@@ -73,4 +73,6 @@ pub enum CiStep {
     Guard,
     /// `cargo xtask test`
     Test,
+    /// What takes an hour and more, and is no part of the others: all of torture, all bugs made on purpose, slow tests
+    Nightly,
 }

@@ -105,7 +105,7 @@ pub enum Command {
     Test(TestArgs),
     /// Torture the kernel: scenarios of many loads at once, for minutes or hours
     Torture(TortureArgs),
-    /// Run an earlier `test` or `run` again, and tell what is different now
+    /// Run an earlier `test`, `torture` or `run` again, and tell what is different now
     Rerun(RerunArgs),
     /// Measure what operations of the kernel cost, in instructions or in time
     Bench(Box<BenchArgs>),
@@ -123,7 +123,7 @@ pub enum Command {
     Lint(LintArgs),
     /// Check lock-less code beyond what a test can: loom's models, and tests under Miri
     Models(ModelsArgs),
-    /// What the project's CI runs: lint, models, labs, then test
+    /// What the project's CI runs: lint, models, a little torture, labs, the guard of fast paths, then test
     Ci(CiArgs),
     /// Say what this machine has and lacks, and with --fix install it
     Doctor(DoctorArgs),
