@@ -24,10 +24,10 @@ pub struct LabArgs {
     #[arg(value_name = "LAB")]
     pub lab: Option<String>,
     /// Grade the answer, point by point
-    #[arg(long)]
+    #[arg(long, requires = "lab")]
     pub check: bool,
     /// Begin anew: the starting point comes back, and what was there is kept beside it, with a `~` at its end
-    #[arg(long, conflicts_with = "check")]
+    #[arg(long, requires = "lab", conflicts_with = "check")]
     pub reset: bool,
     /// The marks as one JSON object instead of lines
     #[arg(long, requires = "check")]
