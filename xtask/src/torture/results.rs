@@ -17,6 +17,8 @@ use super::shard::Shard;
 const VERSION: u32 = 1;
 /// The part that stands for the time in which all ran.
 const TOGETHER: &str = "run";
+/// Counts that say most about how much a kind did: readers' sections, instructions that were stepped over, allocations that failed.
+const TELLING: [&str; 3] = ["sections", "boundaries", "points"];
 /// The file of a run's folder that holds it.
 pub const FILE: &str = "results.json";
 
@@ -205,10 +207,11 @@ impl Outcome {
         let rate = if seconds > 0.0 { gps as f64 / seconds } else { 0.0 };
         line.push_str(&format!("{gps} GPs ({rate:.1}/s) {seconds:.0} s"));
         for stats in self.stats.iter().filter(|stats| stats.part != TOGETHER && !stats.disturbs) {
-            // The first two counts that are not 0 say how much was done.
-            let counts =
-                stats.counts.as_object().into_iter().flatten().filter(|(_, value)| value.as_u64() > Some(0)).take(2);
-            let counts: Vec<String> = counts.map(|(name, value)| format!("{name}: {value}")).collect();
+            // Two counts that are not 0 say how much was done.
+            let counts = stats.counts.as_object().into_iter().flatten();
+            let mut counts: Vec<_> = counts.filter(|(_, value)| value.as_u64() > Some(0)).collect();
+            counts.sort_by_key(|(name, _)| !TELLING.contains(&name.as_str()));
+            let counts: Vec<String> = counts.iter().take(2).map(|(name, value)| format!("{name}: {value}")).collect();
             line.push_str(&format!(" [{} {}]", stats.part, counts.join(" ")));
         }
         if self.end() != Exit::Passed {
@@ -280,7 +283,7 @@ pub(super) mod tests {
             took_s: 12.0,
             parts: vec![Part { name: "rcu".to_owned(), outcome: "passed".to_owned(), detail: Vec::new() }],
             stats: vec![
-                stats("rcu", json!({ "rtc": 7, "note": "x", "ver": 3, "nt": 1 })),
+                stats("rcu", json!({ "rtc": "0x7", "ver": 3, "tfle": 0, "rta": 3, "sections": 9 })),
                 stats("nmi", json!({ "sent": 9 })),
                 stats("run", json!({ "GPs": 568 })),
             ],
@@ -291,7 +294,7 @@ pub(super) mod tests {
     #[test]
     fn a_scenario_is_one_line_with_its_grace_periods_first() {
         let line = outcome("TREE01", Exit::Passed).line();
-        assert_eq!(line, "TREE01 ------- 568 GPs (56.8/s) 10 s [rcu rtc: 7 ver: 3]");
+        assert_eq!(line, "TREE01 ------- 568 GPs (56.8/s) 10 s [rcu sections: 9 ver: 3]");
         assert!(outcome("TREE01", Exit::Hung).line().ends_with(" !!! hang"));
     }
 
