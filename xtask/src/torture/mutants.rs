@@ -288,6 +288,16 @@ mod tests {
     }
 
     #[test]
+    fn a_quick_look_is_for_bugs_that_scenarios_claim_to_find() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../torture");
+        let scenarios = crate::torture::scenario::all(&folder).unwrap();
+        let claims = |bug: &str| scenarios.iter().any(|scenario| scenario.file.finds.iter().any(|found| found == bug));
+        for bug in QUICK {
+            assert!(claims(bug), "{bug}");
+        }
+    }
+
+    #[test]
     fn a_scenario_claims_bugs_by_globs_that_must_fit() {
         let bugs = [bug("rcu.a"), bug("rcu.b"), bug("slab.a")];
         let names = |globs: &[&str]| {
