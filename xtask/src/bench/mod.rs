@@ -91,6 +91,13 @@ fn experiment(workspace: &Workspace, which: Experiment, args: &ExperimentArgs) -
         }
         None => {}
     }
+    if args.write && !matches!(which, Experiment::KfreeRcu | Experiment::Linux | Experiment::All) {
+        return Err(usage(format!("--write: docs/back-ends.md shows nothing of bench {}", which.name())));
+    }
+    if image.is_some() && !matches!(which, Experiment::KfreeRcu | Experiment::Linux | Experiment::Rcu | Experiment::All)
+    {
+        return Err(usage(format!("--bzimage: bench {} runs nothing on a Linux image", which.name())));
+    }
     if args.write && args.figures.icount {
         return Err(usage("--write with --icount: the page tells of times where there are times"));
     }
