@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `utc`, `commit`, `build_id` | when it ended; what was checked out, `+` for changed files; the kernels |
 //! | `command`, `seed` | as it was typed; the seed of all |
-//! | `scenarios`, `failures` | boots, and those that were no pass |
+//! | `scenarios`, `failures` | boots, and those that were no pass; without any that the user interrupted |
 //! | `guest_s`, `gps` | seconds that kernels were tortured, in their own time; grace periods meanwhile |
 //! | `seconds` | host time |
 //! | `causes` | for each failure which scenario, how it ended, and why: "cause not known yet" is for a person to replace |
@@ -31,11 +31,11 @@ const GUEST: usize = 7;
 /// # Errors
 /// When the disk does not let it.
 pub fn add(path: &Path, results: &Results, command: &str) -> anyhow::Result<String> {
-    let outcomes = &results.outcomes;
+    let outcomes: Vec<&Outcome> = results.outcomes.iter().filter(|it| it.end() != Exit::Interrupted).collect();
     let builds: BTreeSet<&str> = outcomes.iter().map(|outcome| outcome.build_id.as_str()).collect();
     let builds = builds.into_iter().collect::<Vec<_>>().join(" ");
     let together = |key: &str| outcomes.iter().filter_map(|outcome| outcome.together(key)).sum::<u64>();
-    let failed: Vec<&Outcome> = outcomes.iter().filter(|outcome| outcome.end() != Exit::Passed).collect();
+    let failed: Vec<_> = outcomes.iter().filter(|outcome| outcome.end() != Exit::Passed).collect();
     let told: Vec<String> =
         failed.iter().map(|outcome| format!("{} ({})", outcome.scenario, outcome.verdict)).collect();
     let fields = [
@@ -45,7 +45,7 @@ pub fn add(path: &Path, results: &Results, command: &str) -> anyhow::Result<Stri
         format!("{:#x}", results.seed),
         outcomes.len().to_string(),
         failed.len().to_string(),
-        format!("{:.0}", outcomes.iter().map(Outcome::guest_s).sum::<f64>()),
+        format!("{:.0}", outcomes.iter().map(|outcome| outcome.guest_s()).sum::<f64>()),
         together("GPs").to_string(),
         format!("{:.0}", results.took_s),
         causes(&told),
@@ -110,6 +110,8 @@ mod tests {
         let say = |exit| add(&path, &run(exit), "cargo xtask torture 'A, B'").unwrap();
         assert!(say(Exit::Passed).contains("0.01 h of torture without a failure"));
         assert!(say(Exit::Passed).ends_with("less than 270.00 an hour"));
+        // Who interrupts a run ends a machine that was well.
+        assert!(say(Exit::Interrupted).ends_with("less than 216.00 an hour"));
         assert_eq!(say(Exit::Hung), "1 failure in 0.02 h of torture on this build");
         let text = std::fs::read_to_string(&path).unwrap();
         assert!(text.lines().all(|line| fields(line).len() == HEADER.split(',').count()), "{text}");
