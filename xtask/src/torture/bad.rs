@@ -29,19 +29,26 @@ const SHOWN: usize = 20;
 /// How a kind announces one line that it provokes (`control::on_purpose`); what follows is in that line.
 const ON_PURPOSE: &str = "on purpose: ";
 
+/// Ends the first line of a report that somebody wanted.
+const DRILL: &str = "(drill)";
+
 /// The lines of a log that look bad. Those that a drill or a kind asked for do not count, nor do reports of watchdogs about a
 /// guest that the host starved.
 #[must_use]
 pub fn lines(log: &str, reports: &[Report]) -> Vec<String> {
     let mut announced: Vec<&str> = Vec::new();
     let mut bad = Vec::new();
+    // A report's further lines are indented, and are a drill's if its first one is.
+    let mut is_drill = false;
     for line in log.lines().map(str::trim_end) {
+        let goes_on = line.split_once("] ").is_some_and(|(_, text)| text.starts_with("  "));
+        is_drill = line.contains(DRILL) || (is_drill && goes_on);
         if let Some((_, text)) = line.split_once(ON_PURPOSE) {
             announced.push(text);
         } else if let Some(at) = announced.iter().position(|text| line.contains(text)) {
             announced.remove(at);
         } else if MARKS.iter().any(|mark| line.contains(mark))
-            && !line.contains("(drill)")
+            && !is_drill
             && !reports.iter().any(|report| report.starved && report.line == line)
         {
             bad.push(line.to_owned());
@@ -59,7 +66,8 @@ mod tests {
     fn what_looks_bad_is_found_unless_a_drill_or_the_host_is_to_blame() {
         let starved = "[ 7.1] watchdog: BUG: soft lockup - CPU#1 stuck for 5s!";
         let log = format!(
-            "[ 1.0] rcu-torture: rtc: 1\n[ 2.0] rcu: INFO: rcu_preempt detected stalls on CPUs/tasks (drill)\n{starved}\n\
+            "[ 1.0] rcu-torture: rtc: 1\n[ 2.0] rcu: INFO: rcu_preempt detected stalls on CPUs/tasks (drill)\n\
+             [ 2.0]   rcu_preempt kthread starved for 3997 ms!\n{starved}\n\
              [ 8.0] BUG: RCU: callback is queued again\n[ 9.0] rcu-torture: !!! rtmbe: 1\n"
         );
         let report = |starved_by_host| Report {

@@ -267,7 +267,8 @@ mod tests {
             "rcu_nocbs=all",
             "preempt=none",
         ];
-        let disturbers = ["torture.onoff_", "torture.shuffle_", "torture.nmi_", "nocbs_toggle="];
+        let disturbers =
+            ["torture.onoff_", "torture.shuffle_", "torture.nmi_", "nocbs_toggle=", "stall_cpu=", "stall_gp_kthread="];
         for word in shapes.into_iter().chain(disturbers) {
             assert!(rcu().any(|file| file.append.contains(word)), "{word}");
         }
