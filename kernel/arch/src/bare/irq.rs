@@ -94,10 +94,14 @@ global_asm!(
     ".pushsection .text.grange_halt, \"ax\"",
     ".globl grange_halt, grange_halt_hlt, grange_halt_done",
     "grange_halt:",
+    // A frame, without which a backtrace from the `hlt` would leave out who called.
+    "push rbp",
+    "mov rbp, rsp",
     "sti",
     "grange_halt_hlt:",
     "hlt",
     "grange_halt_done:",
+    "pop rbp",
     "ret",
     ".popsection",
 );
