@@ -154,7 +154,8 @@ fn before_there_are_threads_an_instant_is_a_grace_period() {
             let count = Arc::new(AtomicUsize::new(0));
             queue(&count);
             let cookie = rcu::get_state_full();
-            assert_eq!(passed(|| synchronize_rcu(cx)), (1, 0));
+            // Two, if the callback's has begun already and ends meanwhile.
+            assert!(matches!(passed(|| synchronize_rcu(cx)), (1 | 2, 0)));
             assert!(rcu::poll(cookie));
             rcu_barrier(cx);
             assert_eq!(count.load(Ordering::Relaxed), 1);
