@@ -192,9 +192,10 @@ pub fn chosen(all: &[Scenario], words: &[String]) -> anyhow::Result<Vec<Scenario
         let glob = Glob::new(pattern).map_err(|error| usage(format!("{word}: {error}")))?.compile_matcher();
         let fits: Vec<&Scenario> = all.iter().filter(|scenario| glob.is_match(&scenario.name)).collect();
         if fits.is_empty() {
-            let near =
-                all.iter().max_by(|a, b| strsim::jaro(&a.name, pattern).total_cmp(&strsim::jaro(&b.name, pattern)));
-            let near = near.map_or_else(String::new, |near| format!(", did you mean {}", near.name));
+            let likeness = |name: &str| strsim::jaro(name, &pattern.to_uppercase());
+            let near = all.iter().map(|scenario| (likeness(&scenario.name), &scenario.name));
+            let near = near.filter(|(likeness, _)| *likeness > 0.7).max_by(|a, b| a.0.total_cmp(&b.0));
+            let near = near.map_or_else(String::new, |(_, name)| format!(", did you mean {name}"));
             return Err(usage(format!("no scenario {pattern}{near}; `cargo xtask torture --list` names all")));
         }
         for _ in 0..times {
@@ -246,6 +247,8 @@ mod tests {
             assert_eq!(told, format!("{word}: {times} times, allowed are 1 to 10000"));
         }
         assert!(names(&["TREE02"]).unwrap_err().to_string().contains("did you mean TREE0"));
+        assert!(names(&["tree01"]).unwrap_err().to_string().contains("did you mean TREE01;"));
+        assert!(names(&["nosuch"]).unwrap_err().to_string().contains("no scenario nosuch; `cargo"));
     }
 
     #[test]
